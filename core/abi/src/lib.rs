@@ -1,0 +1,1 @@
+//! The plugin ABI; the only crate that names abi_stable.

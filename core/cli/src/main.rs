@@ -1,0 +1,3 @@
+//! The `drophammer` binary.
+
+fn main() {}

@@ -1,0 +1,104 @@
+//! Answers of the one-shot commands: `inspect`, `eval`, `bench`, `devices`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Device, Problem};
+
+/// Answer of `inspect`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct InspectReport {
+    /// Such as `gguf` or `safetensors`.
+    pub format: String,
+    /// Such as `llama`, when it is a known one.
+    pub architecture: Option<String>,
+    /// How many weights.
+    pub parameters: u64,
+    /// Size of all its files.
+    pub bytes: u64,
+    /// Every tensor.
+    pub tensors: Vec<InspectTensor>,
+    /// What is odd about it.
+    pub problems: Vec<Problem>,
+}
+
+/// One tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InspectTensor {
+    /// As in the file.
+    pub name: String,
+    /// How it is stored.
+    pub dtype: String,
+    /// Outermost dimension first.
+    pub shape: Vec<u64>,
+}
+
+/// Answer of `eval`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EvalReport {
+    /// What was evaluated.
+    pub artifact: String,
+    /// What it was compared with.
+    pub reference: Option<String>,
+    /// Who ran it.
+    pub backend: String,
+    /// Of the artifact.
+    pub perplexity: f64,
+    /// Of the reference.
+    pub reference_perplexity: Option<f64>,
+    /// Mean KL divergence from the reference, nats.
+    pub kl_mean: Option<f64>,
+    /// Its 99th percentile, nats.
+    pub kl_p99: Option<f64>,
+    /// How often the most likely token is the reference's, 0 to 1.
+    pub top1: Option<f64>,
+    /// Tokens scored.
+    pub tokens: u64,
+}
+
+/// Answer of `bench`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BenchReport {
+    /// In the order asked for.
+    pub artifacts: Vec<BenchArtifact>,
+}
+
+/// One artifact's speed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BenchArtifact {
+    /// Where it is.
+    pub path: String,
+    /// Who ran it.
+    pub backend: String,
+    /// Its scheme.
+    pub scheme: String,
+    /// Size of all its files.
+    pub bytes: u64,
+    /// Threads used.
+    pub threads: u32,
+    /// Time to load.
+    pub load_seconds: f64,
+    /// Prompt tokens per second.
+    pub prefill_tps: f64,
+    /// Generated tokens per second.
+    pub decode_tps: f64,
+    /// Peak resident memory.
+    pub peak_memory_bytes: u64,
+}
+
+/// Answer of `devices`: every device some plugin reaches, once per plugin.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Devices {
+    /// By plugin, then device.
+    pub devices: Vec<PluginDevice>,
+}
+
+/// A device and the plugin that reaches it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PluginDevice {
+    /// The plugin's id.
+    pub plugin: String,
+    /// The device.
+    #[serde(flatten)]
+    pub device: Device,
+}

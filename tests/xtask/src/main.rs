@@ -1,3 +1,35 @@
-//! Project tasks.
+//! Project tasks: `cargo xtask <task>`. Each task is one module; this file only dispatches.
 
-fn main() {}
+mod fetch;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Tasks of the Drophammer project")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Formatting, lints, documentation and every test.
+    Test(test::Options),
+    /// Fetch a real model into the cache outside the repository and print its path.
+    Fetch {
+        /// Which model.
+        model: fetch::Model,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Test(options) => test::run(&options),
+        Task::Fetch { model } => {
+            println!("{}", fetch::path(model)?.display());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `cargo xtask test`: what must be green before anything lands.
+
+use anyhow::Result;
+
+use crate::fetch;
+use crate::shell::{self, available, cargo};
+
+/// Options of the task.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only the quick part: formatting, lints and unit tests.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs every check; the first failure ends it.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    shell::run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    shell::run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    let mut tests = if available(&mut cargo(&["nextest", "--version"])) {
+        cargo(&["nextest", "run", "--workspace", "--no-fail-fast"])
+    } else {
+        cargo(&["test", "--workspace", "--lib", "--bins", "--tests"])
+    };
+    if !options.quick {
+        tests.env("DROPHAMMER_SMOLLM2", fetch::path(fetch::Model::Smollm2)?);
+        tests.env("DROPHAMMER_MINILM", fetch::path(fetch::Model::Minilm)?);
+    }
+    shell::run(&mut tests)?;
+    if options.quick {
+        return Ok(());
+    }
+    shell::run(&mut cargo(&["test", "--workspace", "--doc"]))?;
+    shell::run(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    licences()
+}
+
+/// `cargo deny` where it is installed; its advisory database needs the network and is left to releases.
+fn licences() -> Result<()> {
+    if available(&mut cargo(&["deny", "--version"])) {
+        return shell::run(&mut cargo(&["deny", "check", "licenses", "bans", "sources"]));
+    }
+    eprintln!("\ncargo-deny is not installed: licences were not checked (cargo install cargo-deny)");
+    Ok(())
+}

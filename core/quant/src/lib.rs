@@ -1,1 +1,27 @@
-//! Number formats.
+//! Number formats: how weights become few bits, and what that costs.
+//!
+//! - [`codec`] gives the [`Codec`] of a storage type; [`quantize`] and [`dequantize`] check lengths and values first.
+//!   [`gguf`] holds GGUF's block types, [`plain`] the types without blocks.
+//! - [`metrics`] measures what was lost.
+//! - [`simd`] chooses the vector instructions, [`lanes`] is what encoders are written in.
+//!
+//! Nothing here reads files, clocks or threads' identities: the same values give the same bytes everywhere.
+
+#![allow(clippy::needless_range_loop)] // lanes, weights and quants are walked in step by one index
+
+pub mod codec;
+pub mod gguf;
+mod half_float;
+pub mod lanes;
+pub mod metrics;
+pub mod plain;
+mod registry;
+mod search;
+pub mod simd;
+#[cfg(test)]
+mod testing;
+mod weights;
+
+pub use codec::{Codec, CodecError, dequantize, first_non_finite, quantize};
+pub use half_float::Half;
+pub use registry::codec;

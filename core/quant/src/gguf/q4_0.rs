@@ -1,0 +1,74 @@
+//! Q4_0: 32 weights of 4 bits with one scale.
+//!
+//! ```text
+//! d d | q0/q16 q1/q17 … q15/q31        18 bytes; weight j = d · (q[j] - 8)
+//! ```
+
+use bytemuck::{Pod, Zeroable};
+use drophammer_formats::DType;
+
+use crate::codec::BlockFormat;
+use crate::half_float::Half;
+use crate::lanes::{LANES, Lanes};
+use crate::search::symmetric;
+use crate::weights::{Tile, Weights};
+
+/// Weights in a block.
+const N: usize = 32;
+
+/// A block of Q4_0.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockQ4_0 {
+    /// Scale.
+    pub d: Half,
+    /// Quants plus 8: weight `j` in the low, weight `j + 16` in the high nibble.
+    pub qs: [u8; N / 2],
+}
+
+pub(crate) struct Q4_0;
+
+impl BlockFormat for Q4_0 {
+    const DTYPE: DType = DType::Q4_0;
+    type Block = BlockQ4_0;
+
+    #[inline(always)]
+    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4_0]) {
+        for (i, blocks) in out.chunks_mut(LANES).enumerate() {
+            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
+            let d = if weights.vary() {
+                symmetric::half_scale::<L, N, true>(&x, &w, 8.0)
+            } else {
+                symmetric::half_scale::<L, N, false>(&x, &w, 8.0)
+            };
+            let inverse = d.recip_or_zero();
+            let quant = |x: L| (x * inverse).round().clamp(-8.0, 7.0) + L::splat(8.0);
+            let scales = d.to_array();
+            for (block, d) in blocks.iter_mut().zip(scales) {
+                block.d = Half::from_f32(d);
+            }
+            for j in 0..N / 2 {
+                let pairs = (quant(x[j]) + quant(x[j + N / 2]) * L::splat(16.0)).to_bytes();
+                for (block, pair) in blocks.iter_mut().zip(pairs) {
+                    block.qs[j] = pair;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn decode(block: &BlockQ4_0, out: &mut [f32]) {
+        let d = block.d.to_f32();
+        let (low, high) = out.split_at_mut(N / 2);
+        for ((&q, low), high) in block.qs.iter().zip(low).zip(high) {
+            *low = f32::from((q & 0x0f) as i8 - 8) * d;
+            *high = f32::from((q >> 4) as i8 - 8) * d;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Q4_0;
+    crate::testing::codec_tests!(Q4_0);
+}

@@ -1,0 +1,131 @@
+//! Read-only memory maps: the one place of this crate with unsafe code.
+//!
+//! A mapped file that another process *shrinks* raises `SIGBUS` at the next access beyond its new end; no check
+//! made here can exclude that. Everything that maps user files therefore runs in worker processes, where a
+//! signal costs one job and is reported with its name; the daemon maps nothing and reads headers only. A file
+//! that is *overwritten* in place yields other bytes, not undefined behaviour in practice: every number is checked
+//! when it is read, and tensor data are plain bytes for which any value is valid.
+#![allow(unsafe_code)] // a memory map cannot be made without it; the reasons stand at each block
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::{Advice, Mmap, UncheckedAdvice};
+
+use crate::error::{Error, Fault, Result};
+
+/// A file mapped into memory, read-only.
+#[derive(Debug)]
+pub struct MappedFile {
+    path: PathBuf,
+    /// `None` for an empty file, which cannot be mapped.
+    map: Option<Mmap>,
+}
+
+impl MappedFile {
+    /// Maps the whole file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened or mapped, or is not a regular file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let metadata = file.metadata().map_err(Error::io(path, "examine"))?;
+        if !metadata.is_file() {
+            return Err(Error::NotAModel { path: path.to_owned(), found: "not a regular file".into() });
+        }
+        if usize::try_from(metadata.len()).is_err() {
+            return Err(Error::Malformed {
+                path: path.to_owned(),
+                fault: Fault::HeaderTooLarge { declared: metadata.len(), limit: usize::MAX as u64 },
+            });
+        }
+        let map = if metadata.len() == 0 {
+            None
+        } else {
+            // SAFETY: the map is read-only and only ever seen as bytes. The remaining hazard, another process
+            // shrinking the file, is a signal in this process; see the module's head.
+            Some(unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?)
+        };
+        Ok(Self { path: path.to_owned(), map })
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file's length in bytes when it was mapped.
+    pub fn len(&self) -> u64 {
+        self.bytes().len() as u64
+    }
+
+    /// Whether the file was empty.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_none()
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+
+    /// `len` bytes from `offset`, or `None` where the file does not hold them.
+    pub fn slice(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let begin = usize::try_from(offset).ok()?;
+        let end = begin.checked_add(usize::try_from(len).ok()?)?;
+        self.bytes().get(begin..end)
+    }
+
+    /// Tells the system that `len` bytes from `offset` will be read soon. A hint: failure is of no consequence.
+    pub fn prefetch(&self, offset: u64, len: u64) {
+        if let (Some(map), Some(_)) = (&self.map, self.slice(offset, len)) {
+            let _ = map.advise_range(Advice::WillNeed, offset as usize, len as usize);
+        }
+    }
+
+    /// Gives the pages inside `len` bytes from `offset` back, so that resident memory does not grow with the
+    /// file. Reading them again reads the file again.
+    pub fn release(&self, offset: u64, len: u64) {
+        const PAGE: u64 = 4096;
+        let (Some(map), Some(_)) = (&self.map, self.slice(offset, len)) else { return };
+        // Only whole pages inside the range: neighbours may still be in use by another thread.
+        let begin = offset.next_multiple_of(PAGE);
+        let end = (offset + len) / PAGE * PAGE;
+        if begin < end {
+            // SAFETY: the pages are clean, file-backed and mapped shared and read-only: dropping them loses
+            // nothing, and a later access maps the same bytes again.
+            let _ = unsafe {
+                map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin as usize, (end - begin) as usize)
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_outside_the_file_are_none_and_released_pages_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let content: Vec<u8> = (0..40_000u32).map(|i| i as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        assert_eq!(file.slice(0, 40_000), Some(&content[..]));
+        file.release(1, 39_999);
+        assert_eq!(file.slice(5, 30_000), Some(&content[5..30_005]));
+        assert_eq!(file.slice(39_999, 2), None);
+        assert_eq!(file.slice(u64::MAX, 1), None);
+        assert_eq!(file.slice(1, u64::MAX), None);
+    }
+
+    #[test]
+    fn an_empty_file_maps_to_no_bytes_and_a_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("empty");
+        std::fs::write(&path, b"").unwrap();
+        assert!(MappedFile::open(&path).unwrap().is_empty());
+        assert!(MappedFile::open(dir.path()).is_err());
+    }
+}

@@ -83,21 +83,20 @@ impl MappedFile {
         }
     }
 
-    /// Gives the pages inside `len` bytes from `offset` back, so that resident memory does not grow with the
-    /// file. Reading them again reads the file again.
+    /// Gives the memory of `len` bytes from `offset` back, so that resident memory does not grow with the file.
+    /// Reading them again reads the file again; neighbours within 64 KiB may have to be, too.
     pub fn release(&self, offset: u64, len: u64) {
-        const PAGE: u64 = 4096;
+        // The system maps up to this much around a page it is asked for; rounding inwards would leave a little
+        // behind at the edges of every range, which in the end is a share of the whole file.
+        const AROUND: u64 = 64 << 10;
         let (Some(map), Some(_)) = (&self.map, self.slice(offset, len)) else { return };
-        // Only whole pages inside the range: neighbours may still be in use by another thread.
-        let begin = offset.next_multiple_of(PAGE);
-        let end = (offset + len) / PAGE * PAGE;
-        if begin < end {
-            // SAFETY: the pages are clean, file-backed and mapped shared and read-only: dropping them loses
-            // nothing, and a later access maps the same bytes again.
-            let _ = unsafe {
-                map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin as usize, (end - begin) as usize)
-            };
-        }
+        let begin = offset / AROUND * AROUND;
+        let end = (offset + len).next_multiple_of(AROUND).min(self.len());
+        // SAFETY: the pages are clean, file-backed and mapped shared and read-only: dropping them loses nothing,
+        // and a later access, of any thread, maps the same bytes again.
+        let _ = unsafe {
+            map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin as usize, (end - begin) as usize)
+        };
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`codec`] gives the [`Codec`] of a storage type; [`quantize`] and [`dequantize`] check lengths and values first.
 //!   [`gguf`] holds GGUF's block types, [`plain`] the types without blocks.
 //! - [`metrics`] measures what was lost.
+//! - [`pass`] streams a whole model through encoders into its output files, once, resumably.
 //! - [`simd`] chooses the vector instructions, [`lanes`] is what encoders are written in.
 //!
 //! Nothing here reads files, clocks or threads' identities: the same values give the same bytes everywhere.
@@ -14,6 +15,7 @@ pub mod gguf;
 mod half_float;
 pub mod lanes;
 pub mod metrics;
+pub mod pass;
 pub mod plain;
 mod registry;
 mod search;

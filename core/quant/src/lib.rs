@@ -1,6 +1,6 @@
 //! Number formats: how weights become few bits, and what that costs.
 //!
-//! - [`codec`] gives the [`Codec`] of a storage type; [`quantize`] and [`dequantize`] check lengths and values first.
+//! - [`codec()`] gives the [`Codec`] of a storage type; [`quantize`] and [`dequantize`] check lengths and values first.
 //!   [`gguf`] holds GGUF's block types, [`plain`] the types without blocks.
 //! - [`metrics`] measures what was lost.
 //! - [`pass`] streams a whole model through encoders into its output files, once, resumably.

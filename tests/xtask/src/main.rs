@@ -1,6 +1,7 @@
 //! Project tasks: `cargo xtask <task>`. Each task is one module; this file only dispatches.
 
 mod fetch;
+mod generate_model;
 mod shell;
 mod test;
 
@@ -22,11 +23,14 @@ enum Task {
         /// Which model.
         model: fetch::Model,
     },
+    /// Make a large model of random weights, for measuring.
+    GenerateModel(generate_model::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Test(options) => test::run(&options),
+        Task::GenerateModel(options) => generate_model::run(&options),
         Task::Fetch { model } => {
             println!("{}", fetch::path(model)?.display());
             Ok(())

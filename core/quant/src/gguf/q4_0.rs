@@ -61,8 +61,8 @@ impl BlockFormat for Q4_0 {
         let d = block.d.to_f32();
         let (low, high) = out.split_at_mut(N / 2);
         for ((&q, low), high) in block.qs.iter().zip(low).zip(high) {
-            *low = f32::from((q & 0x0f) as i8 - 8) * d;
-            *high = f32::from((q >> 4) as i8 - 8) * d;
+            *low = (i32::from(q & 0x0f) - 8) as f32 * d;
+            *high = (i32::from(q >> 4) - 8) as f32 * d;
         }
     }
 }

@@ -67,9 +67,13 @@ pub(crate) fn fit<L: Lanes, const N: usize, const WEIGHTED: bool, const NEGATIVE
             }
         }
         for k in 0..ABREAST {
-            let inverse = (sw * sqq[k] - sq[k] * sq[k]).recip_or_zero();
-            let mut a = (sw * suq[k] - su * sq[k]) * inverse;
-            let mut b = (sqq[k] * su - sq[k] * suq[k]) * inverse;
+            let spread = sw * sqq[k] - sq[k] * sq[k];
+            let inverse = spread.recip_or_zero();
+            // Where all quants are one, only the slope through zero can be told.
+            let same = spread.lt(sw * sqq[k] * L::splat(1e-6));
+            let slope = suq[k] * sqq[k].recip_or_zero();
+            let mut a = L::select(same, slope, (sw * suq[k] - su * sq[k]) * inverse);
+            let mut b = L::select(same, L::zero(), (sqq[k] * su - sq[k] * suq[k]) * inverse);
             if NEGATIVE {
                 // Where the offset would be positive it is 0, that is -offset in u, and the slope is refitted.
                 let above = L::zero().lt(b + offset);

@@ -1,0 +1,239 @@
+//! Scales of K-quants: 256 weights share two half-precision numbers, and each sub-block's own scale is a small multiple
+//! of them.
+//!
+//! Sub-blocks are fitted alone first. Then the shared scale is set from the largest, every sub-block tries the
+//! multiples around its wish with its weights rounded anew, and the shared scale is refitted to the outcome; the last
+//! two steps repeat while they help.
+
+use super::affine::{self, Line};
+use super::symmetric;
+use crate::lanes::{LANES, Lanes};
+
+/// Times the shared scales are refitted.
+const REFITS: usize = 2;
+
+/// The scales of one tile of sub-blocks, each lane a sub-block, `LANES / SUBS` super-blocks side by side.
+#[derive(Clone, Copy)]
+pub(crate) struct Affine<L> {
+    /// The super-block's half-precision scale.
+    pub(crate) d: L,
+    /// The super-block's half-precision scale of offsets.
+    pub(crate) dmin: L,
+    /// The sub-block's multiple of `d`.
+    pub(crate) scale: L,
+    /// The sub-block's multiple of `dmin`.
+    pub(crate) min: L,
+}
+
+impl<L: Lanes> Affine<L> {
+    /// The line weights are rounded to, computed as the decoder does.
+    #[inline(always)]
+    pub(crate) fn line(&self) -> Line<L> {
+        Line { d: self.d * self.scale, m: L::zero() - self.dmin * self.min }
+    }
+
+    #[inline(always)]
+    fn select(mask: L::Mask, yes: Self, no: Self) -> Self {
+        Self {
+            d: L::select(mask, yes.d, no.d),
+            dmin: L::select(mask, yes.dmin, no.dmin),
+            scale: L::select(mask, yes.scale, no.scale),
+            min: L::select(mask, yes.min, no.min),
+        }
+    }
+}
+
+/// Applies `f` to the lanes of each super-block and spreads its result over them.
+#[inline(always)]
+fn per_superblock<L: Lanes, const SUBS: usize>(v: L, f: impl Fn(&[f32]) -> f32) -> L {
+    let mut lanes = v.to_array();
+    for lanes in lanes.chunks_exact_mut(SUBS) {
+        let result = f(lanes);
+        lanes.fill(result);
+    }
+    L::load(&lanes)
+}
+
+/// The largest value.
+#[inline(always)]
+fn largest(lanes: &[f32]) -> f32 {
+    lanes.iter().fold(0.0, |a, &b| if b > a { b } else { a })
+}
+
+/// The value of largest magnitude, with its sign.
+#[inline(always)]
+fn largest_magnitude(lanes: &[f32]) -> f32 {
+    lanes.iter().fold(0.0f32, |a, &b| if b.abs() > a.abs() { b } else { a })
+}
+
+/// The sum, left to right.
+#[inline(always)]
+fn total(lanes: &[f32]) -> f32 {
+    lanes.iter().fold(0.0, |a, &b| a + b)
+}
+
+/// Scales for `x ≈ d·scale·q - dmin·min` with `q` in `0..=n`, `scale` and `min` in `0..=levels`.
+#[inline(always)]
+pub(crate) fn affine<L: Lanes, const N: usize, const SUBS: usize, const WEIGHTED: bool>(
+    x: &[L; N],
+    w: &[L; N],
+    n: f32,
+    levels: f32,
+) -> Affine<L> {
+    let wish = affine::fit::<L, N, WEIGHTED, true>(x, w, n, &affine::LADDER);
+    let top = L::splat(1.0 / levels);
+    let d = (per_superblock::<L, SUBS>(wish.d, largest) * top).saturating_f16();
+    let dmin = (per_superblock::<L, SUBS>(L::zero() - wish.m, largest) * top).saturating_f16();
+    let start = Affine {
+        d,
+        dmin,
+        scale: (wish.d * d.recip_or_zero()).round().clamp(0.0, levels),
+        min: (L::zero() - wish.m * dmin.recip_or_zero()).round().clamp(0.0, levels),
+    };
+    let (mut best, mut error) = neighbours::<L, N, WEIGHTED>(x, w, n, levels, start);
+    let mut least = per_superblock::<L, SUBS>(error, total);
+    for _ in 0..REFITS {
+        let refitted = refit::<L, N, SUBS, WEIGHTED>(x, w, n, best);
+        let next;
+        (next, error) = neighbours::<L, N, WEIGHTED>(x, w, n, levels, refitted);
+        let sum = per_superblock::<L, SUBS>(error, total);
+        let better = sum.lt(least);
+        least = L::select(better, sum, least);
+        best = Affine::select(better, next, best);
+    }
+    best
+}
+
+/// The best of the multiples at and next to the given ones, and its error.
+#[inline(always)]
+fn neighbours<L: Lanes, const N: usize, const WEIGHTED: bool>(
+    x: &[L; N],
+    w: &[L; N],
+    n: f32,
+    levels: f32,
+    start: Affine<L>,
+) -> (Affine<L>, L) {
+    const STEPS: [f32; 3] = [0.0, -1.0, 1.0];
+    let (mut best, mut least) = (start, L::splat(f32::INFINITY));
+    for step in STEPS {
+        let scale = (start.scale + L::splat(step)).clamp(0.0, levels);
+        let d = start.d * scale;
+        let inverse = d.recip_or_zero();
+        let mut mins = [L::zero(); 3];
+        let mut offsets = [L::zero(); 3];
+        let mut errors = [L::zero(); 3];
+        for (k, step) in STEPS.iter().enumerate() {
+            mins[k] = (start.min + L::splat(*step)).clamp(0.0, levels);
+            offsets[k] = start.dmin * mins[k];
+        }
+        for j in 0..N {
+            for k in 0..3 {
+                let shifted = x[j] + offsets[k];
+                let q = (shifted * inverse).round().clamp(0.0, n);
+                let miss = shifted - d * q;
+                errors[k] = errors[k] + if WEIGHTED { w[j] * miss } else { miss } * miss;
+            }
+        }
+        for k in 0..3 {
+            let better = errors[k].lt(least);
+            least = L::select(better, errors[k], least);
+            best.scale = L::select(better, scale, best.scale);
+            best.min = L::select(better, mins[k], best.min);
+        }
+    }
+    (best, least)
+}
+
+/// The shared scales that least squares gives for the present quants and multiples.
+#[inline(always)]
+fn refit<L: Lanes, const N: usize, const SUBS: usize, const WEIGHTED: bool>(
+    x: &[L; N],
+    w: &[L; N],
+    n: f32,
+    scales: Affine<L>,
+) -> Affine<L> {
+    let trial = affine::try_line::<L, N, WEIGHTED>(x, w, n, scales.line());
+    let (scale, min) = (scales.scale, scales.min);
+    let products = [
+        scale * scale * trial.qq,
+        scale * min * trial.q,
+        min * min * trial.w,
+        scale * trial.xq,
+        min * trial.x,
+    ]
+    .map(L::to_array);
+    let (mut d, mut dmin) = (scales.d.to_array(), scales.dmin.to_array());
+    for start in (0..LANES).step_by(SUBS) {
+        let mut sums = [0.0f64; 5];
+        for (sum, product) in sums.iter_mut().zip(&products) {
+            for value in &product[start..start + SUBS] {
+                *sum += f64::from(*value);
+            }
+        }
+        let [aa, ab, bb, xa, xb] = sums;
+        let spread = aa * bb - ab * ab;
+        let (new_d, new_dmin) = if spread > 1e-9 * aa * bb {
+            ((xa * bb - xb * ab) / spread, (xa * ab - xb * aa) / spread)
+        } else if aa > 0.0 {
+            ((xa + f64::from(dmin[start]) * ab) / aa, f64::from(dmin[start]))
+        } else {
+            continue;
+        };
+        if new_d > 0.0 && new_dmin >= 0.0 {
+            d[start..start + SUBS].fill(new_d as f32);
+            dmin[start..start + SUBS].fill(new_dmin as f32);
+        }
+    }
+    Affine { d: L::load(&d).saturating_f16(), dmin: L::load(&dmin).saturating_f16(), ..scales }
+}
+
+/// The scales of one tile of sub-blocks without offsets.
+#[derive(Clone, Copy)]
+pub(crate) struct Symmetric<L> {
+    /// The super-block's half-precision scale.
+    pub(crate) d: L,
+    /// The sub-block's multiple of it.
+    pub(crate) scale: L,
+}
+
+/// Scales for `x ≈ d·scale·q` with `q` in `-n..=n-1` and `scale` in `-levels..=levels-1`.
+#[inline(always)]
+pub(crate) fn symmetric<L: Lanes, const N: usize, const SUBS: usize, const WEIGHTED: bool>(
+    x: &[L; N],
+    w: &[L; N],
+    n: f32,
+    levels: f32,
+) -> Symmetric<L> {
+    let wish = symmetric::fit::<L, N, WEIGHTED>(x, w, n, &symmetric::LADDER);
+    let d = (per_superblock::<L, SUBS>(wish, largest_magnitude) * L::splat(-1.0 / levels)).saturating_f16();
+    let start = (wish * d.recip_or_zero()).round().clamp(-levels, levels - 1.0);
+    let mut best = Symmetric { d, scale: start };
+    let mut next = best;
+    let mut least = L::splat(f32::INFINITY);
+    for round in 0..=REFITS {
+        let (mut error, mut xq, mut qq) = (L::splat(f32::INFINITY), L::zero(), L::zero());
+        let centre = next.scale;
+        for step in [0.0, -1.0, 1.0] {
+            let scale = (centre + L::splat(step)).clamp(-levels, levels - 1.0);
+            let trial = symmetric::try_scale::<L, N, WEIGHTED>(x, w, n, next.d * scale);
+            let better = trial.error.lt(error);
+            error = L::select(better, trial.error, error);
+            next.scale = L::select(better, scale, next.scale);
+            xq = L::select(better, scale * trial.xq, xq);
+            qq = L::select(better, scale * scale * trial.qq, qq);
+        }
+        let sum = per_superblock::<L, SUBS>(error, total);
+        let better = sum.lt(least);
+        least = L::select(better, sum, least);
+        best = Symmetric {
+            d: L::select(better, next.d, best.d),
+            scale: L::select(better, next.scale, best.scale),
+        };
+        if round < REFITS {
+            let (xq, qq) = (per_superblock::<L, SUBS>(xq, total), per_superblock::<L, SUBS>(qq, total));
+            let refitted = (xq * qq.recip_or_zero()).saturating_f16();
+            next.d = L::select(L::zero().lt(qq), refitted, next.d);
+        }
+    }
+    best
+}

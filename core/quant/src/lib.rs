@@ -2,6 +2,7 @@
 //!
 //! - [`codec()`] gives the [`Codec`] of a storage type; [`quantize`] and [`dequantize`] check lengths and values first.
 //!   [`gguf`] holds GGUF's block types, [`plain`] the types without blocks.
+//! - [`presets`] names mixtures (`q4_k_m`, …) and says which type each tensor gets.
 //! - [`metrics`] measures what was lost.
 //! - [`pass`] streams a whole model through encoders into its output files, once, resumably.
 //! - [`simd`] chooses the vector instructions, [`lanes`] is what encoders are written in.
@@ -17,6 +18,7 @@ pub mod lanes;
 pub mod metrics;
 pub mod pass;
 pub mod plain;
+pub mod presets;
 mod registry;
 mod search;
 pub mod simd;

@@ -1,1 +1,4 @@
 //! The daemon.
+
+pub mod worker;
+pub mod workers;

@@ -2,6 +2,7 @@
 
 mod fetch;
 mod generate_model;
+mod plugins;
 mod shell;
 mod test;
 
@@ -18,6 +19,8 @@ struct Arguments {
 enum Task {
     /// Formatting, lints, documentation and every test.
     Test(test::Options),
+    /// Build the `drophammer` binary and the plugins, and package the plugins beside it.
+    Plugins(plugins::Options),
     /// Fetch a real model into the cache outside the repository and print its path.
     Fetch {
         /// Which model.
@@ -31,6 +34,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Test(options) => test::run(&options),
         Task::GenerateModel(options) => generate_model::run(&options),
+        Task::Plugins(options) => plugins::run(&options),
         Task::Fetch { model } => {
             println!("{}", fetch::path(model)?.display());
             Ok(())

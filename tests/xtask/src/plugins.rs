@@ -1,0 +1,71 @@
+//! `cargo xtask plugins`: builds the plugin crates and packages each into an installable directory.
+//!
+//! `plugins/*` go to `target/<profile>/plugins/<id>/`, where the `drophammer` binary beside it finds them; the plugin
+//! that misbehaves goes to `target/<profile>/test-plugins/faulty/`, where only tests look.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use drophammer_sdk::manifest::{MANIFEST_FILE, package};
+
+use crate::shell::{self, cargo, root, target};
+
+/// Options of the task.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Optimized.
+    #[arg(long)]
+    release: bool,
+    /// Only these plugins, by folder name; all by default.
+    names: Vec<String>,
+}
+
+/// Builds the `drophammer` binary and the plugins, and packages the plugins.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let sources = sources(&options.names)?;
+    let mut build = cargo(&["build", "--package", "drophammer-cli"]);
+    for source in &sources {
+        build.args(["--package", &crate_name(source)?]);
+    }
+    if options.release {
+        build.arg("--release");
+    }
+    shell::run(&mut build)?;
+    let built = target().join(if options.release { "release" } else { "debug" });
+    for source in &sources {
+        let place = if source.starts_with(root().join("plugins")) { "plugins" } else { "test-plugins" };
+        let name = source.file_name().context("a plugin's folder has a name")?;
+        let dylib = built.join(library_name(&crate_name(source)?));
+        let directory = built.join(place).join(name);
+        let manifest = package(&dylib, &source.join(MANIFEST_FILE), &directory)
+            .with_context(|| format!("packaging {}", source.display()))?;
+        println!("{} {} → {}", manifest.id, manifest.version, directory.display());
+    }
+    Ok(())
+}
+
+/// Folders that hold a plugin's crate.
+fn sources(names: &[String]) -> Result<Vec<PathBuf>> {
+    let mut folders = vec![root().join("tests/faulty")];
+    for entry in std::fs::read_dir(root().join("plugins"))? {
+        folders.push(entry?.path());
+    }
+    folders.retain(|folder| folder.join(MANIFEST_FILE).is_file());
+    folders.retain(|folder| names.is_empty() || names.iter().any(|name| folder.ends_with(name)));
+    folders.sort();
+    Ok(folders)
+}
+
+/// The package name in a folder's `Cargo.toml`.
+fn crate_name(folder: &Path) -> Result<String> {
+    let path = folder.join("Cargo.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let name = text.lines().find_map(|line| line.strip_prefix("name = "));
+    Ok(name.with_context(|| format!("{} has no name", path.display()))?.trim_matches('"').to_owned())
+}
+
+/// File name of a crate's dylib on this system.
+fn library_name(package: &str) -> String {
+    let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    format!("{prefix}{}{suffix}", package.replace('-', "_"))
+}

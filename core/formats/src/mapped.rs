@@ -84,11 +84,12 @@ impl MappedFile {
     }
 
     /// Gives the memory of `len` bytes from `offset` back, so that resident memory does not grow with the file.
-    /// Reading them again reads the file again; neighbours within 64 KiB may have to be, too.
+    /// Reading them again reads the file again; neighbours within 2 MiB may have to be mapped anew, too.
     pub fn release(&self, offset: u64, len: u64) {
-        // The system maps up to this much around a page it is asked for; rounding inwards would leave a little
-        // behind at the edges of every range, which in the end is a share of the whole file.
-        const AROUND: u64 = 64 << 10;
+        // One page fault may map a whole large folio of the page cache: up to 2 MiB, aligned in the file (Linux
+        // 6.18 and later; 64 KiB before). Rounding less would leave a little behind at the edges of every range,
+        // in the end a share of the whole file.
+        const AROUND: u64 = 2 << 20;
         let (Some(map), Some(_)) = (&self.map, self.slice(offset, len)) else { return };
         let begin = offset / AROUND * AROUND;
         let end = (offset + len).next_multiple_of(AROUND).min(self.len());

@@ -1,5 +1,6 @@
 //! Project tasks: `cargo xtask <task>`. Each task is one module; this file only dispatches.
 
+mod demo;
 mod fetch;
 mod generate_model;
 mod plugins;
@@ -17,6 +18,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Forge two real models in a throw-away home, print what came out, ask one a question.
+    Demo(demo::Options),
     /// Formatting, lints, documentation and every test.
     Test(test::Options),
     /// Build the `drophammer` binary and the plugins, and package the plugins beside it.
@@ -32,6 +35,7 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
+        Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::GenerateModel(options) => generate_model::run(&options),
         Task::Plugins(options) => plugins::run(&options),

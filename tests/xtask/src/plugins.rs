@@ -20,18 +20,23 @@ pub(crate) struct Options {
     names: Vec<String>,
 }
 
-/// Builds the `drophammer` binary and the plugins, and packages the plugins.
+/// The task.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let sources = sources(&options.names)?;
+    build(options.release, &options.names)
+}
+
+/// Builds the `drophammer` binary and the plugins (all, where no names are given), and packages the plugins.
+pub(crate) fn build(release: bool, names: &[String]) -> Result<()> {
+    let sources = sources(names)?;
     let mut build = cargo(&["build", "--package", "drophammer-cli"]);
     for source in &sources {
         build.args(["--package", &crate_name(source)?]);
     }
-    if options.release {
+    if release {
         build.arg("--release");
     }
     shell::run(&mut build)?;
-    let built = target().join(if options.release { "release" } else { "debug" });
+    let built = target().join(if release { "release" } else { "debug" });
     for source in &sources {
         let place = if source.starts_with(root().join("plugins")) { "plugins" } else { "test-plugins" };
         let name = source.file_name().context("a plugin's folder has a name")?;

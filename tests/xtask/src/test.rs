@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use crate::fetch;
 use crate::shell::{self, available, cargo};
+use crate::{fetch, plugins};
 
 /// Options of the task.
 #[derive(clap::Args)]
@@ -17,6 +17,8 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     shell::run(&mut cargo(&["fmt", "--all", "--check"]))?;
     shell::run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    // End-to-end tests run the binary and load the plugins packaged beside it.
+    plugins::build(false, &[])?;
     let mut tests = if available(&mut cargo(&["nextest", "--version"])) {
         cargo(&["nextest", "run", "--workspace", "--no-fail-fast"])
     } else {

@@ -278,6 +278,7 @@ impl<'a> Config<'a> {
                 original: original()?,
             },
             "yarn" => RopeScaling::Yarn(yarn(own, factor()?, original()?)?),
+            "factors" => RopeScaling::Factors(pair_factors(own, "factors", width)?),
             "longrope" | "su" => self.long_rope(own, width, original()?, context()?)?,
             _ => {
                 return Err(Error::Unsupported {
@@ -289,20 +290,6 @@ impl<'a> Config<'a> {
     }
 
     fn long_rope(&self, own: Config<'_>, width: u32, original: u32, context: u32) -> Result<RopeScaling> {
-        let list = |key: &str| {
-            let value = own.get(key).ok_or_else(|| missing(key))?;
-            let items = value.as_array().ok_or_else(|| bad(key, value, "not a list"))?;
-            let factors =
-                items.iter().map(|item| Ok(finite(key, item)? as f32)).collect::<Result<Vec<_>>>()?;
-            if factors.len() != (width / 2) as usize || factors.iter().any(|&factor| factor <= 0.0) {
-                return Err(bad(
-                    key,
-                    &Json::from(factors.len()),
-                    &format!("must be {} positive numbers", width / 2),
-                ));
-            }
-            Ok(factors)
-        };
         // Hugging Face lets the ratio of lengths speak where the original one stands beside, not in, the rope's own object.
         let stretch = match own.number("factor")? {
             Some(factor) if self.get("original_max_position_embeddings").is_none() => factor,
@@ -311,12 +298,23 @@ impl<'a> Config<'a> {
         let usual = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / f64::from(original).ln()).sqrt() };
         let magnitude = own.number_or("attention_factor", usual)?;
         Ok(RopeScaling::Long {
-            short: list("short_factor")?,
-            long: list("long_factor")?,
+            short: pair_factors(own, "short_factor", width)?,
+            long: pair_factors(own, "long_factor", width)?,
             original,
             magnitude,
         })
     }
+}
+
+/// One positive factor for each rotated pair.
+fn pair_factors(own: Config<'_>, key: &str, width: u32) -> Result<Vec<f32>> {
+    let value = own.get(key).ok_or_else(|| missing(key))?;
+    let items = value.as_array().ok_or_else(|| bad(key, value, "not a list"))?;
+    let factors = items.iter().map(|item| Ok(finite(key, item)? as f32)).collect::<Result<Vec<_>>>()?;
+    if factors.len() != (width / 2) as usize || factors.iter().any(|&factor| factor <= 0.0) {
+        return Err(bad(key, &Json::from(factors.len()), &format!("must be {} positive numbers", width / 2)));
+    }
+    Ok(factors)
 }
 
 fn yarn(own: Config<'_>, factor: f64, original: u32) -> Result<Yarn> {
@@ -345,7 +343,8 @@ fn whole(key: &str, value: &Json) -> Result<u32> {
     }
 }
 
-fn finite(key: &str, value: &Json) -> Result<f64> {
+/// A finite number.
+pub(crate) fn finite(key: &str, value: &Json) -> Result<f64> {
     value.as_f64().filter(|number| number.is_finite()).ok_or_else(|| bad(key, value, "not a number"))
 }
 

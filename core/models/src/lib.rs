@@ -3,22 +3,29 @@
 //! - A [`Description`] is an architecture as data; [`families`] make one from a configuration, one file each.
 //! - [`build_decoder`] and [`build_encoder`] turn a description into operations of a [`Graph`], which a backend implements
 //!   once to get every architecture.
-//! - Weights are named by [`WeightId`]: their role, not what some file calls them.
+//! - Weights are named by [`WeightId`]: their role, not what some file calls them. A [`Checkpoint`] gives their rows, whatever the
+//!   source calls, fuses, packs or permutes.
 //!
 //! Nothing here knows a backend, a clock, a network or a process.
 
 pub mod builder;
+pub mod checkpoint;
 pub mod config;
 pub mod description;
 mod error;
 pub mod families;
+mod gguf_config;
 pub mod graph;
+mod inventory;
+pub mod names;
 pub mod rope;
 pub mod weight;
 
 pub use builder::{build_decoder, build_encoder};
+pub use checkpoint::{Blocks, Checkpoint, Weight};
 pub use description::Description;
 pub use error::{Error, Result};
 pub use families::describe;
 pub use graph::Graph;
+pub use inventory::{WeightShape, inventory};
 pub use weight::{Part, Role, WeightId};

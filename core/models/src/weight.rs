@@ -85,9 +85,6 @@ pub enum Role {
     SharedDown,
     /// `[1, hidden]`: how much of the shared expert a token takes, before the sigmoid.
     SharedScore,
-
-    /// `[hidden, hidden]`: encoders' pooler.
-    Pooler,
 }
 
 /// The matrix (or a norm's gain) or the vector added after it.
@@ -133,6 +130,26 @@ impl Role {
 }
 
 impl WeightId {
+    /// Whether it is a vector (or one per head or expert) rather than a matrix: biases, norms, sinks, corrections.
+    pub const fn is_vector(self) -> bool {
+        matches!(self.part, Part::Bias)
+            || matches!(
+                self.role,
+                Role::EmbeddingNorm
+                    | Role::FinalNorm
+                    | Role::AttentionNorm
+                    | Role::AttentionOutputNorm
+                    | Role::FeedForwardNorm
+                    | Role::FeedForwardOutputNorm
+                    | Role::QueryNorm
+                    | Role::KeyNorm
+                    | Role::QueryDownNorm
+                    | Role::LatentNorm
+                    | Role::AttentionSinks
+                    | Role::RouterCorrection
+            )
+    }
+
     /// The bias beside this weight.
     #[must_use]
     pub const fn bias(self) -> WeightId {

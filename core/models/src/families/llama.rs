@@ -1,11 +1,20 @@
 //! Llama 1–3.x, Code Llama, TinyLlama, SmolLM and everything that calls itself `llama`.
 
-use super::Family;
+use super::{Family, Gguf};
 use crate::config::Config;
 use crate::description::{Description, FeedForward};
 use crate::error::Result;
+use crate::names::hugging_face::LLAMA;
+use crate::rope::RopeLayout;
 
-pub(super) static FAMILY: Family = Family { name: "llama", model_types: &["llama"], describe };
+pub(super) static FAMILY: Family = Family {
+    name: "llama",
+    model_types: &["llama"],
+    describe,
+    names: &[LLAMA],
+    norm_offset: 0.0,
+    gguf: Some(Gguf { layout: RopeLayout::Pairs, ..Gguf::new("llama") }),
+};
 
 fn describe(config: &Config<'_>) -> Result<Description> {
     let mut description = config.decoder("llama")?;

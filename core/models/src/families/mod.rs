@@ -5,11 +5,19 @@
 
 mod llama;
 
+use drophammer_formats::Source;
+use drophammer_formats::gguf::Metadata;
+use serde_json::{Map, Value as Json};
+
 use crate::config::Config;
 use crate::description::Description;
 use crate::error::{Error, Result};
+use crate::gguf_config;
+use crate::names::Names;
+use crate::rope::RopeLayout;
 
 /// An architecture.
+#[derive(Debug)]
 pub struct Family {
     /// Its name here.
     pub name: &'static str,
@@ -17,31 +25,132 @@ pub struct Family {
     pub model_types: &'static [&'static str],
     /// Configuration → description.
     pub describe: fn(&Config<'_>) -> Result<Description>,
+    /// What Hugging Face calls its weights; the first table that knows a role counts.
+    pub names: &'static [Names],
+    /// What Hugging Face's norms store less than they mean: 1 where `x · (1 + w)` is computed.
+    pub norm_offset: f32,
+    /// How it lies in GGUF files; `None` where nobody has said.
+    pub gguf: Option<Gguf>,
 }
+
+/// How a family lies in GGUF files.
+#[derive(Debug, Clone, Copy)]
+pub struct Gguf {
+    /// `general.architecture`.
+    pub architecture: &'static str,
+    /// The order of rotated rows.
+    pub layout: RopeLayout,
+    /// Whether this family is meant, where several share an architecture.
+    pub is: fn(&Metadata) -> bool,
+    /// Names that differ from [`names::gguf`](crate::names::gguf).
+    pub names: Names,
+    /// Adds what the family's configuration needs beyond the usual keys.
+    pub config: fn(&GgufKeys<'_>, &mut Map<String, Json>),
+    /// Adds what llama.cpp needs beyond the usual keys.
+    pub metadata: fn(&Description, &mut GgufWriter<'_>),
+}
+
+impl Gguf {
+    /// An architecture like most: rotated halves, usual names and keys.
+    pub const fn new(architecture: &'static str) -> Self {
+        Self {
+            architecture,
+            layout: RopeLayout::Halves,
+            is: |_| true,
+            names: &[],
+            config: |_, _| {},
+            metadata: |_, _| {},
+        }
+    }
+}
+
+pub use gguf_config::{GgufKeys, GgufWriter};
 
 /// All of them.
 pub static FAMILIES: &[&Family] = &[&llama::FAMILY];
+
+/// The names of all families.
+pub fn supported() -> Vec<&'static str> {
+    FAMILIES.iter().map(|family| family.name).collect()
+}
 
 /// The family of a `model_type`.
 ///
 /// # Errors
 /// [`Error::UnknownArchitecture`] names it and what is supported.
 pub fn family(model_type: &str) -> Result<&'static Family> {
-    FAMILIES.iter().find(|family| family.model_types.contains(&model_type)).copied().ok_or_else(|| {
-        Error::UnknownArchitecture {
-            name: model_type.chars().take(80).collect(),
-            supported: FAMILIES.iter().map(|family| family.name).collect(),
-        }
-    })
+    FAMILIES
+        .iter()
+        .find(|family| family.model_types.contains(&model_type))
+        .copied()
+        .ok_or_else(|| unknown(model_type))
+}
+
+/// The family of a GGUF file.
+///
+/// # Errors
+/// [`Error::UnknownArchitecture`] names it and what is supported.
+pub fn gguf_family(metadata: &Metadata) -> Result<&'static Family> {
+    let architecture = metadata.str("general.architecture").unwrap_or("(none)");
+    let is = |family: &&Family| {
+        family.gguf.is_some_and(|gguf| gguf.architecture == architecture && (gguf.is)(metadata))
+    };
+    FAMILIES.iter().copied().find(|family| is(family)).ok_or_else(|| unknown(architecture))
+}
+
+fn unknown(name: &str) -> Error {
+    Error::UnknownArchitecture { name: name.chars().take(80).collect(), supported: supported() }
+}
+
+impl Family {
+    /// Describes a model of this family.
+    ///
+    /// # Errors
+    /// Which key is missing or makes no sense.
+    pub fn describe_config(&self, config: &Config<'_>) -> Result<Description> {
+        let description = (self.describe)(config)?;
+        description.check()?;
+        Ok(description)
+    }
 }
 
 /// Describes a model from its `config.json`.
 ///
 /// # Errors
 /// [`Error::UnknownArchitecture`], or which key is missing or makes no sense.
-pub fn describe(config: &serde_json::Value) -> Result<Description> {
-    let config = Config::new(config);
-    let description = (family(config.string("model_type")?)?.describe)(&config)?;
-    description.check()?;
-    Ok(description)
+pub fn describe(config: &Json) -> Result<Description> {
+    let config = Config::new(text_config(config));
+    family(config.string("model_type")?)?.describe_config(&config)
+}
+
+/// A source's configuration as Hugging Face writes it, its family, and the order in which its rotated rows lie.
+pub(crate) fn model_config(source: &Source) -> Result<(Json, &'static Family, RopeLayout)> {
+    if source.config().is_none() && source.metadata().get("general.architecture").is_some() {
+        let family = gguf_family(source.metadata())?;
+        let layout = family.gguf.map_or(RopeLayout::Halves, |gguf| gguf.layout);
+        return Ok((gguf_config::config(source, family)?, family, layout));
+    }
+    let no_config = || Error::NoConfig { path: source.root().display().to_string() };
+    let whole = source.config().ok_or_else(no_config)?;
+    let mut config = text_config(whole).clone();
+    if let (Some(config), Some(whole)) = (config.as_object_mut(), whole.as_object()) {
+        for key in ["quantization", "quantization_config", "compression_config"] {
+            if let (None, Some(value)) = (config.get(key), whole.get(key)) {
+                config.insert(key.to_owned(), value.clone());
+            }
+        }
+    }
+    let family = family(Config::new(&config).string("model_type")?)?;
+    Ok((config, family, RopeLayout::Halves))
+}
+
+/// The language model's part of a configuration of a model that also sees or hears.
+fn text_config(config: &Json) -> &Json {
+    let known = |config: &Json| {
+        config.get("model_type").and_then(Json::as_str).is_some_and(|name| family(name).is_ok())
+    };
+    match config.get("text_config") {
+        Some(text) if !known(config) && known(text) => text,
+        _ => config,
+    }
 }

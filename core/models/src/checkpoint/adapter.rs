@@ -1,0 +1,231 @@
+//! LoRA adapters (Hu et al., 2021): `W + scale · B · A`, added while rows are read.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use drophammer_formats::{DType, Source, TensorInfo};
+use serde_json::Value as Json;
+
+use super::locate::{Located, Piece};
+use super::stored::{Plain, Stored, Transposed};
+use crate::config::{Config, finite};
+use crate::error::{Error, Result};
+use crate::inventory::WeightShape;
+use crate::weight::Part;
+
+/// An adapter, ready to be merged.
+pub(super) struct Adapter {
+    source: Arc<Source>,
+    rank: f64,
+    alpha: f64,
+    root: bool,
+    rank_pattern: Vec<(String, f64)>,
+    alpha_pattern: Vec<(String, f64)>,
+    used: Mutex<HashSet<String>>,
+}
+
+/// What an adapter adds to a weight: one product per piece.
+#[derive(Debug)]
+pub(super) struct Delta {
+    source: Arc<Source>,
+    products: Vec<Option<Product>>,
+}
+
+#[derive(Debug)]
+struct Product {
+    down: Box<dyn Stored>,
+    up: Box<dyn Stored>,
+    scale: f32,
+}
+
+impl Adapter {
+    pub(super) fn new(source: Arc<Source>) -> Result<Self> {
+        let empty = Json::Null;
+        let config = Config::new(source.config().unwrap_or(&empty));
+        let unsupported = |what: &str| Error::Unsupported { family: "adapter".into(), what: what.into() };
+        let kind = config.text("peft_type")?.unwrap_or("LORA");
+        if !kind.eq_ignore_ascii_case("lora") {
+            return Err(unsupported(&format!(
+                "`{}` (only LoRA is)",
+                kind.chars().take(40).collect::<String>()
+            )));
+        }
+        if config.flag("use_dora")? {
+            return Err(unsupported("DoRA, whose magnitudes need whole columns of the merged weight"));
+        }
+        let rank = f64::from(config.positive(&["r"])?);
+        let alpha = config.number_or("lora_alpha", rank)?;
+        let root = config.flag("use_rslora")?;
+        let pattern = |key: &str| -> Result<Vec<(String, f64)>> {
+            let entries = config.get(key).and_then(Json::as_object);
+            let entries = entries.into_iter().flatten();
+            entries.map(|(name, value)| Ok((name.clone(), finite(key, value)?))).collect()
+        };
+        let (rank_pattern, alpha_pattern) = (pattern("rank_pattern")?, pattern("alpha_pattern")?);
+        let used = Mutex::new(HashSet::new());
+        Ok(Self { source, rank, alpha, root, rank_pattern, alpha_pattern, used })
+    }
+
+    /// Adds what the adapter holds for a weight to where it lies.
+    pub(super) fn apply(&self, weight: &WeightShape, located: &mut Located) -> Result<()> {
+        let suffix = located.place.suffix(weight.id.part);
+        if let Some(piece) = self.replacement(located, suffix)? {
+            located.pieces = piece;
+            return Ok(());
+        }
+        if weight.id.part == Part::Bias || weight.id.is_vector() {
+            return Ok(());
+        }
+        let products =
+            located.modules.iter().map(|module| self.product(module, located)).collect::<Result<Vec<_>>>()?;
+        if products.iter().any(Option::is_some) {
+            located.deltas.push(Delta { source: Arc::clone(&self.source), products });
+        }
+        Ok(())
+    }
+
+    /// A weight that was trained as a whole.
+    fn replacement(&self, located: &Located, suffix: &str) -> Result<Option<Vec<Piece>>> {
+        let [module] = located.modules.as_slice() else { return Ok(None) };
+        let names = [format!("{module}.modules_to_save{suffix}"), format!("{module}{suffix}")];
+        let Some((key, tensor)) = names.iter().find_map(|name| self.tensor(name)) else { return Ok(None) };
+        let Some(first) = located.pieces.first() else { return Ok(None) };
+        let mut plain = Plain::new(tensor, located.columns == 1);
+        let stored: Box<dyn Stored> = if located.place.transposed {
+            Box::new(Transposed(Box::new(plain)))
+        } else {
+            plain.flatten();
+            Box::new(plain)
+        };
+        let [_, height, width] = first.stored.extent();
+        if stored.extent() != [1, height, width] {
+            return Err(Error::Shape {
+                name: key,
+                found: tensor.shape.clone(),
+                expected: located.shape.clone(),
+            });
+        }
+        self.note(&key);
+        let stored = Arc::new(Replaced { source: Arc::clone(&self.source), stored });
+        Ok(Some(vec![Piece { stored, matrix: 0, rows: first.rows }]))
+    }
+
+    fn product(&self, module: &str, located: &Located) -> Result<Option<Product>> {
+        let Some((down_key, down)) = self.tensor(&format!("{module}.lora_A.weight")) else { return Ok(None) };
+        let up_name = format!("{module}.lora_B.weight");
+        let missing =
+            || Error::Tensor { name: up_name.clone(), problem: "is missing beside its lora_A".into() };
+        let (up_key, up) = self.tensor(&up_name).ok_or_else(missing)?;
+        let (rank, alpha) = (
+            matching(&self.rank_pattern, module).unwrap_or(self.rank),
+            matching(&self.alpha_pattern, module).unwrap_or(self.alpha),
+        );
+        let scale = if self.root { alpha / rank.sqrt() } else { alpha / rank };
+        let (down_plain, up_plain) = (Plain::new(down, false), Plain::new(up, false));
+        let height = located.pieces.first().map_or(0, |piece| piece.stored.extent()[1]);
+        let [_, rows, columns] = down_plain.extent();
+        let [_, up_rows, up_columns] = up_plain.extent();
+        let fits =
+            rows == up_columns && columns == located.columns && up_rows == height && rows == rank as u64;
+        if !fits {
+            return Err(Error::Shape {
+                name: up_key,
+                found: vec![up_rows, up_columns, columns],
+                expected: vec![height, rank as u64, located.columns],
+            });
+        }
+        self.note(&down_key);
+        self.note(&up_key);
+        Ok(Some(Product { down: Box::new(down_plain), up: Box::new(up_plain), scale: scale as f32 }))
+    }
+
+    /// The adapter's tensor for a name of the base model, and its own name for it.
+    fn tensor(&self, name: &str) -> Option<(String, &TensorInfo)> {
+        ["base_model.model.", "base_model.", ""].iter().find_map(|prefix| {
+            let key = format!("{prefix}{name}");
+            let tensor = self.source.tensor(&key)?;
+            Some((key, tensor))
+        })
+    }
+
+    fn note(&self, key: &str) {
+        if let Ok(mut used) = self.used.lock() {
+            used.insert(key.to_owned());
+        }
+    }
+
+    /// An adapter's tensor that belongs nowhere would silently be lost.
+    pub(super) fn check_all_used(&self) -> Result<()> {
+        let used = self.used.lock().map(|used| used.clone()).unwrap_or_default();
+        match self.source.tensors().iter().find(|tensor| !used.contains(&tensor.name)) {
+            None => Ok(()),
+            Some(tensor) => Err(Error::Tensor {
+                name: tensor.name.clone(),
+                problem: "of the adapter matches no weight of the base model".into(),
+            }),
+        }
+    }
+}
+
+/// The value of the longest pattern that a module's name ends with.
+fn matching(patterns: &[(String, f64)], module: &str) -> Option<f64> {
+    let ends = |pattern: &str| {
+        let pattern = pattern.trim_start_matches('^').trim_end_matches('$');
+        module == pattern || module.ends_with(&format!(".{pattern}"))
+    };
+    patterns.iter().filter(|(name, _)| ends(name)).max_by_key(|(name, _)| name.len()).map(|(_, value)| *value)
+}
+
+impl Delta {
+    /// Adds the rows' share. `rows` are inner rows of the weight.
+    pub(super) fn add(&self, rows: Range<u64>, located: &Located, out: &mut [f32]) -> Result<()> {
+        let columns = located.columns as usize;
+        let per_product = located.pieces.len() / self.products.len().max(1);
+        let mut down: Option<(usize, Vec<f32>)> = None;
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
+            let (piece, source_row) = located.source_row(row);
+            let number = piece / per_product.max(1);
+            let Some(Some(product)) = self.products.get(number) else { continue };
+            let rank = product.down.extent()[1];
+            if down.as_ref().is_none_or(|(held, _)| *held != number) {
+                let mut matrix = vec![0.0; rank as usize * columns];
+                product.down.read(&self.source, 0, 0..rank, &mut matrix)?;
+                down = Some((number, matrix));
+            }
+            let Some((_, matrix)) = &down else { continue };
+            let mut up = vec![0.0; rank as usize];
+            product.up.read(&self.source, 0, source_row..source_row + 1, &mut up)?;
+            for (factor, line) in up.iter().zip(matrix.chunks_exact(columns)) {
+                let factor = factor * product.scale;
+                out.iter_mut().zip(line).for_each(|(out, value)| *out += factor * value);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A weight that lies in the adapter instead of the base model.
+#[derive(Debug)]
+struct Replaced {
+    source: Arc<Source>,
+    stored: Box<dyn Stored>,
+}
+
+impl Stored for Replaced {
+    fn extent(&self) -> [u64; 3] {
+        self.stored.extent()
+    }
+
+    fn read(&self, _: &Source, matrix: u64, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
+        self.stored.read(&self.source, matrix, rows, out)
+    }
+
+    fn dtype(&self) -> DType {
+        self.stored.dtype()
+    }
+
+    fn tensors(&self) -> Vec<&TensorInfo> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,160 @@
+//! A source seen through a description: every canonical weight as rows of floats, or as the source's own blocks.
+//!
+//! Whatever a source calls its tensors, fuses, cuts, transposes, packs or permutes is undone here, while rows are read: no
+//! weight is ever held whole. A new way of storing weights is one more [`Stored`](stored::Stored).
+
+mod adapter;
+mod locate;
+mod packed;
+mod stored;
+mod weight;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use drophammer_formats::{Source, SourceKind};
+
+pub use weight::{Blocks, Weight};
+
+use crate::config::Config;
+use crate::description::Description;
+use crate::error::{Error, Result};
+use crate::families::{Family, model_config};
+use crate::inventory::{WeightShape, inventory};
+use crate::names::{self, Names};
+use crate::rope::RopeLayout;
+use crate::weight::{Role, WeightId};
+use locate::{Located, Locator};
+use weight::RopeOrder;
+
+/// A source, its description, and where each weight lies.
+#[derive(Debug)]
+pub struct Checkpoint {
+    source: Arc<Source>,
+    family: &'static Family,
+    description: Description,
+    weights: Vec<WeightShape>,
+    located: HashMap<WeightId, Located>,
+}
+
+impl Checkpoint {
+    /// Opens what lies at `path` and locates all its weights. Reads headers only.
+    ///
+    /// # Errors
+    /// Every [`Error`]: no model, an unsupported one, a missing tensor, a wrong shape.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::new(Arc::new(Source::open(path)?))
+    }
+
+    /// Locates all weights of a source.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn new(source: Arc<Source>) -> Result<Self> {
+        let (config, family, layout) = model_config(&source)?;
+        let config = Config::new(&config).with_layout(layout);
+        let mut description = family.describe_config(&config)?;
+        let gguf = family.gguf.filter(|_| source.kind() == SourceKind::Gguf);
+        let tables: Vec<Names> = match gguf {
+            Some(gguf) => vec![gguf.names, names::gguf::NAMES],
+            None => family.names.to_vec(),
+        };
+        let norm_offset = if gguf.is_some() { 0.0 } else { family.norm_offset };
+        let locator = Locator::new(&source, &tables, config.json(), norm_offset)?;
+        if let Some(head) = &mut description.head
+            && config.get("tie_word_embeddings").is_none()
+        {
+            head.tied = !locator.exists(Role::Head.global());
+        }
+        let weights = inventory(&description);
+        let mut located = HashMap::with_capacity(weights.len());
+        for weight in &weights {
+            let mut id = weight.id;
+            if id == Role::Head.global() && description.head.is_some_and(|head| head.tied) {
+                id = Role::TokenEmbedding.global();
+            }
+            located.insert(weight.id, locator.locate(id, &weight.shape, &description)?);
+        }
+        Ok(Self { source, family, description, weights, located })
+    }
+
+    /// The source.
+    pub fn source(&self) -> &Arc<Source> {
+        &self.source
+    }
+
+    /// Its family.
+    pub fn family(&self) -> &'static Family {
+        self.family
+    }
+
+    /// What it computes. Rotations have the layout that rows are read in.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// All weights, in the order in which they are used.
+    pub fn weights(&self) -> &[WeightShape] {
+        &self.weights
+    }
+
+    /// One weight.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] where the description has no such weight.
+    pub fn weight(&self, id: WeightId) -> Result<Weight<'_>> {
+        let located = self.located.get(&id);
+        let located =
+            located.ok_or_else(|| Error::Weight { id, problem: "this model has no such weight".into() })?;
+        Ok(Weight { source: &self.source, id, located })
+    }
+
+    /// The same model with rotated rows of queries and keys in another order. Rows move as wholes, so [`Blocks`] stay
+    /// available, row by row.
+    #[must_use]
+    pub fn with_layout(mut self, layout: RopeLayout) -> Self {
+        for (number, layer) in (0..).zip(&self.description.layers) {
+            let attention = &layer.attention;
+            let Some(rope) = attention.rope.and_then(|index| self.description.ropes.get(index)) else {
+                continue;
+            };
+            if rope.layout == layout {
+                continue;
+            }
+            let whole =
+                RopeOrder { head: attention.key_width, start: rope.start, width: rope.width, to: layout };
+            let bare = RopeOrder { head: rope.width, start: 0, width: rope.width, to: layout };
+            let (keys, other) =
+                if attention.latent.is_some() { (bare, Role::KeyRotary) } else { (whole, Role::Key) };
+            let orders =
+                [(Role::Query, whole), (Role::QueryNorm, whole), (other, keys), (Role::KeyNorm, keys)];
+            for (role, order) in orders {
+                for id in [role.of(number), role.of(number).bias()] {
+                    if let Some(located) = self.located.get_mut(&id) {
+                        located.reorder(order);
+                    }
+                }
+            }
+        }
+        for rope in &mut self.description.ropes {
+            rope.layout = layout;
+        }
+        self
+    }
+
+    /// The same model with a LoRA adapter added while rows are read.
+    ///
+    /// # Errors
+    /// Adapters of other models and variants that cannot be merged.
+    pub fn with_adapter(mut self, adapter: Source) -> Result<Self> {
+        let adapter = adapter::Adapter::new(Arc::new(adapter))?;
+        for weight in &self.weights {
+            if let Some(located) = self.located.get_mut(&weight.id) {
+                adapter.apply(weight, located)?;
+            }
+        }
+        adapter.check_all_used()?;
+        Ok(self)
+    }
+}

@@ -1,0 +1,259 @@
+//! One canonical weight, read by rows.
+
+use std::ops::Range;
+
+use drophammer_formats::{DType, Source, TensorInfo};
+
+use super::locate::{Located, Piece};
+use crate::error::{Error, Result};
+use crate::rope::RopeLayout;
+use crate::weight::WeightId;
+
+/// A weight of a [`Checkpoint`](super::Checkpoint). Rows are all dimensions but the innermost; a vector is one row.
+#[derive(Debug, Clone, Copy)]
+pub struct Weight<'a> {
+    pub(super) source: &'a Source,
+    pub(super) id: WeightId,
+    pub(super) located: &'a Located,
+}
+
+/// The order of rotated rows in heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RopeOrder {
+    /// Rows of a head.
+    pub(super) head: u32,
+    /// Its first rotated row.
+    pub(super) start: u32,
+    /// How many are rotated.
+    pub(super) width: u32,
+    /// The order wanted; the other one is there.
+    pub(super) to: RopeLayout,
+}
+
+impl RopeOrder {
+    fn source(self, row: u64) -> u64 {
+        let [head, start, width] = [self.head, self.start, self.width].map(u64::from);
+        let Some(turned) = (row % head).checked_sub(start).filter(|&turned| turned < width) else {
+            return row;
+        };
+        let from = match self.to {
+            RopeLayout::Pairs => turned % 2 * (width / 2) + turned / 2,
+            RopeLayout::Halves => turned % (width / 2) * 2 + turned / (width / 2),
+        };
+        row - turned + from
+    }
+}
+
+impl Located {
+    /// Which piece holds an inner row, and where in the piece's matrix.
+    pub(super) fn source_row(&self, row: u64) -> (usize, u64) {
+        let row = self.orders.iter().fold(row, |row, order| order.source(row));
+        let height = self.rows / self.pieces.len() as u64;
+        let piece = (row / height) as usize;
+        (piece, self.pieces[piece].rows.source(row % height))
+    }
+
+    pub(super) fn reorder(&mut self, order: RopeOrder) {
+        // The order applied last is the one a reader asks first.
+        self.orders.insert(0, order);
+    }
+}
+
+impl<'a> Weight<'a> {
+    /// Which one it is.
+    pub fn id(&self) -> WeightId {
+        self.id
+    }
+
+    /// Its dimensions, outermost first.
+    pub fn shape(&self) -> &'a [u64] {
+        &self.located.shape
+    }
+
+    /// The product of all dimensions but the innermost.
+    pub fn rows(&self) -> u64 {
+        self.located.shape.split_last().map_or(1, |(_, outer)| outer.iter().product())
+    }
+
+    /// The innermost dimension.
+    pub fn columns(&self) -> u64 {
+        self.located.shape.last().copied().unwrap_or(1)
+    }
+
+    /// The type that best says how precisely the source stores it.
+    pub fn dtype(&self) -> DType {
+        self.located.pieces.first().map_or(DType::F32, |piece| piece.stored.dtype())
+    }
+
+    /// Reads `rows` as floats; `out` holds exactly these rows.
+    ///
+    /// # Errors
+    /// Rows that do not exist, bytes that cannot be decoded.
+    pub fn read(&self, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
+        let problem = |problem: String| Error::Weight { id: self.id, problem };
+        if rows.end > self.rows() || rows.start > rows.end {
+            return Err(problem(format!("rows {rows:?} of {}", self.rows())));
+        }
+        if out.len() as u64 != (rows.end - rows.start) * self.columns() {
+            return Err(problem(format!(
+                "room for {} numbers for rows {rows:?} of {}",
+                out.len(),
+                self.columns()
+            )));
+        }
+        // Inside, vectors have one number per row.
+        let unit = self.columns() / self.located.columns.max(1);
+        let inner = rows.start * unit..rows.end * unit;
+        self.read_inner(inner.clone(), out)?;
+        for delta in &self.located.deltas {
+            delta.add(inner.clone(), self.located, out)?;
+        }
+        if self.located.offset != 0.0 {
+            for value in out {
+                *value += self.located.offset;
+            }
+        }
+        Ok(())
+    }
+
+    /// All of it as floats: for vectors.
+    ///
+    /// # Errors
+    /// As [`Weight::read`].
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; (self.rows() * self.columns()) as usize];
+        self.read(0..self.rows(), &mut values)?;
+        Ok(values)
+    }
+
+    fn read_inner(&self, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
+        let columns = self.located.columns as usize;
+        let (mut row, mut out) = (rows.start, out);
+        while row < rows.end {
+            let (piece, first) = self.located.source_row(row);
+            let stored = &self.located.pieces[piece];
+            let count = if stored.stored.is_column_major() {
+                let (now, rest) = self.read_covering(stored, piece, row..rows.end, out)?;
+                out = rest;
+                now
+            } else {
+                let together = |&next: &u64| self.located.source_row(row + next) == (piece, first + next);
+                let count = (1..rows.end - row).take_while(together).count() as u64 + 1;
+                let (now, rest) = out.split_at_mut(count as usize * columns);
+                stored.stored.read(self.source, stored.matrix, first..first + count, now)?;
+                out = rest;
+                count
+            };
+            row += count;
+        }
+        Ok(())
+    }
+
+    /// Reads the rows of one piece that `rows` begins with by reading everything between the first and the last of them:
+    /// in a column-major matrix neighbours cost next to nothing. Gives how many, and what is left to fill.
+    fn read_covering<'o>(
+        &self,
+        piece: &Piece,
+        number: usize,
+        rows: Range<u64>,
+        out: &'o mut [f32],
+    ) -> Result<(u64, &'o mut [f32])> {
+        const MOST: usize = 4096;
+        let columns = self.located.columns as usize;
+        let located = rows.take(MOST).map(|row| self.located.source_row(row));
+        let mut sources: Vec<u64> =
+            located.take_while(|&(piece, _)| piece == number).map(|(_, row)| row).collect();
+        let cover = loop {
+            let first = sources.iter().copied().min().unwrap_or(0);
+            let end = sources.iter().copied().max().unwrap_or(0) + 1;
+            // Rows far apart (a cut through a fused matrix) are read in shorter stretches.
+            if end - first <= 4 * sources.len() as u64 + 64 {
+                break first..end;
+            }
+            sources.truncate(sources.len() / 2);
+        };
+        let mut covered = vec![0.0; (cover.end - cover.start) as usize * columns];
+        piece.stored.read(self.source, piece.matrix, cover.clone(), &mut covered)?;
+        let (now, rest) = out.split_at_mut(sources.len() * columns);
+        for (source, row) in sources.iter().zip(now.chunks_exact_mut(columns)) {
+            row.copy_from_slice(&covered[(source - cover.start) as usize * columns..][..columns]);
+        }
+        Ok((sources.len() as u64, rest))
+    }
+
+    /// The source's own bytes of these rows, where it stores them unchanged (perhaps in another order).
+    pub fn blocks(&self) -> Option<Blocks<'a>> {
+        let located = self.located;
+        if located.offset != 0.0 || !located.deltas.is_empty() {
+            return None;
+        }
+        let dtype = self.dtype();
+        let plain = |piece: &Piece| piece.stored.plain().is_some_and(|tensor| tensor.dtype == dtype);
+        if !located.pieces.iter().all(plain) {
+            return None;
+        }
+        let row_bytes = usize::try_from(dtype.bytes_for(located.columns)?).ok()?;
+        Some(Blocks { source: self.source, located, dtype, row_bytes })
+    }
+
+    /// Gives the memory pages that reading the whole weight has mapped back to the system.
+    pub fn release(&self) {
+        for piece in &self.located.pieces {
+            for tensor in piece.stored.tensors() {
+                self.source.release(tensor, 0..tensor.byte_len());
+            }
+        }
+    }
+}
+
+/// A weight's rows as the source's bytes. For vectors, a row is one number.
+#[derive(Debug, Clone, Copy)]
+pub struct Blocks<'a> {
+    source: &'a Source,
+    located: &'a Located,
+    dtype: DType,
+    row_bytes: usize,
+}
+
+impl<'a> Blocks<'a> {
+    /// How they are stored.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// The bytes of one row; `None` beyond the last.
+    pub fn row(&self, row: u64) -> Option<&'a [u8]> {
+        if row >= self.located.rows {
+            return None;
+        }
+        let (piece, source_row) = self.located.source_row(row);
+        let (bytes, first) = self.piece_bytes(piece)?;
+        let begin = usize::try_from(first + source_row).ok()?.checked_mul(self.row_bytes)?;
+        bytes.get(begin..begin.checked_add(self.row_bytes)?)
+    }
+
+    /// The bytes of all rows, where they lie end to end in the source.
+    pub fn contiguous(&self) -> Option<&'a [u8]> {
+        let [piece] = self.located.pieces.as_slice() else { return None };
+        let rows = piece.rows;
+        if !self.located.orders.is_empty() || (rows.block != self.located.rows && rows.block != rows.stride) {
+            return None;
+        }
+        let (bytes, first) = self.piece_bytes(0)?;
+        let begin = usize::try_from(first + rows.offset).ok()?.checked_mul(self.row_bytes)?;
+        let len = usize::try_from(self.located.rows).ok()?.checked_mul(self.row_bytes)?;
+        bytes.get(begin..begin.checked_add(len)?)
+    }
+
+    /// A piece's tensor's bytes and the row in it where the piece's matrix begins.
+    fn piece_bytes(&self, piece: usize) -> Option<(&'a [u8], u64)> {
+        let piece = self.located.pieces.get(piece)?;
+        let tensor: &TensorInfo = piece.stored.plain()?;
+        Some((self.source.bytes(tensor), piece.matrix * piece.stored.extent()[1]))
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! - [`codec()`] gives the [`Codec`] of a storage type; [`quantize`] and [`dequantize`] check lengths and values first.
 //!   [`gguf`] holds GGUF's block types, [`plain`] the types without blocks.
+//! - [`grouped`] holds the formats of MLX, OpenVINO and ONNX, whose scales lie in tensors of their own.
 //! - [`presets`] names mixtures (`q4_k_m`, …) and says which type each tensor gets.
 //! - [`metrics`] measures what was lost.
 //! - [`pass`] streams a whole model through encoders into its output files, once, resumably.
@@ -13,6 +14,7 @@
 
 pub mod codec;
 pub mod gguf;
+pub mod grouped;
 mod half_float;
 pub mod lanes;
 pub mod metrics;

@@ -36,6 +36,34 @@ impl<'a> Weights<'a> {
         self.columns.is_some()
     }
 
+    /// Lays up to 16 groups of `length`, from element `start` on, into the lanes of `x` and their weights into those of
+    /// `w`. Missing groups are zero.
+    #[inline(always)]
+    pub(crate) fn gather<L: Lanes>(
+        &self,
+        rows: &[f32],
+        start: usize,
+        length: usize,
+        x: &mut [L],
+        w: &mut [L],
+    ) {
+        let count = LANES.min((rows.len() - start) / length);
+        for j in 0..length {
+            let mut lanes = [0.0; LANES];
+            for lane in 0..count {
+                lanes[lane] = rows[start + lane * length + j];
+            }
+            x[j] = L::load(&lanes);
+            if let Some(columns) = self.columns {
+                let mut lanes = [1.0; LANES];
+                for lane in 0..count {
+                    lanes[lane] = columns[(start + lane * length + j) % columns.len()] * self.gain + FLOOR;
+                }
+                w[j] = L::load(&lanes);
+            }
+        }
+    }
+
     /// Weight of the element at `index` of the rows.
     #[inline(always)]
     fn slice(&self, index: usize, length: usize) -> &'a [f32] {

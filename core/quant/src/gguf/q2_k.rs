@@ -56,9 +56,9 @@ impl BlockFormat for Q2K {
         for (i, block) in out.iter_mut().enumerate() {
             let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * N * SUBS);
             let fitted = if weights.vary() {
-                superblock::affine::<L, N, SUBS, true>(&x, &w, 3.0, 15.0)
+                superblock::affine::<L, SUBS, true>(&x, &w, 3.0, 15.0)
             } else {
-                superblock::affine::<L, N, SUBS, false>(&x, &w, 3.0, 15.0)
+                superblock::affine::<L, SUBS, false>(&x, &w, 3.0, 15.0)
             };
             let line = fitted.line();
             let inverse = line.d.recip_or_zero();

@@ -15,6 +15,7 @@ use super::q2_k::pack_two_bits;
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
 use crate::lanes::Lanes;
+use crate::search::grid::Centred;
 use crate::search::superblock;
 use crate::weights::{Tile, Weights};
 
@@ -57,9 +58,9 @@ impl BlockFormat for Q3K {
         for (i, block) in out.iter_mut().enumerate() {
             let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * N * SUBS);
             let fitted = if weights.vary() {
-                superblock::symmetric::<L, N, SUBS, true>(&x, &w, 4.0, 32.0)
+                superblock::symmetric::<L, SUBS, true>(&x, &w, Centred(4.0), 32.0)
             } else {
-                superblock::symmetric::<L, N, SUBS, false>(&x, &w, 4.0, 32.0)
+                superblock::symmetric::<L, SUBS, false>(&x, &w, Centred(4.0), 32.0)
             };
             let inverse = (fitted.d * fitted.scale).recip_or_zero();
             let mut quants = [0u8; N * SUBS];

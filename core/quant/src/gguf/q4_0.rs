@@ -10,6 +10,7 @@ use drophammer_formats::DType;
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
 use crate::lanes::{LANES, Lanes};
+use crate::search::grid::Centred;
 use crate::search::symmetric;
 use crate::weights::{Tile, Weights};
 
@@ -37,9 +38,9 @@ impl BlockFormat for Q4_0 {
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
             let d = if weights.vary() {
-                symmetric::half_scale::<L, N, true>(&x, &w, 8.0)
+                symmetric::half_scale::<L, true>(&x, &w, Centred(8.0))
             } else {
-                symmetric::half_scale::<L, N, false>(&x, &w, 8.0)
+                symmetric::half_scale::<L, false>(&x, &w, Centred(8.0))
             };
             let inverse = d.recip_or_zero();
             let quant = |x: L| (x * inverse).round().clamp(-8.0, 7.0) + L::splat(8.0);

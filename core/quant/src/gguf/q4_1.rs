@@ -39,9 +39,9 @@ impl BlockFormat for Q4_1 {
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
             let line = if weights.vary() {
-                affine::half_line::<L, N, true>(&x, &w, 15.0)
+                affine::half_line::<L, true>(&x, &w, 15.0)
             } else {
-                affine::half_line::<L, N, false>(&x, &w, 15.0)
+                affine::half_line::<L, false>(&x, &w, 15.0)
             };
             let inverse = line.d.recip_or_zero();
             let quant = |x: L| ((x - line.m) * inverse).round().clamp(0.0, 15.0);

@@ -77,9 +77,9 @@ pub(super) struct Rounded {
 pub(super) fn round_pair<L: Lanes>(rows: &[f32], weights: Weights<'_>, start: usize, n: f32) -> Rounded {
     let Tile { x, w } = Tile::<L, N>::load(rows, weights, start);
     let fitted = if weights.vary() {
-        superblock::affine::<L, N, SUBS, true>(&x, &w, n, 63.0)
+        superblock::affine::<L, SUBS, true>(&x, &w, n, 63.0)
     } else {
-        superblock::affine::<L, N, SUBS, false>(&x, &w, n, 63.0)
+        superblock::affine::<L, SUBS, false>(&x, &w, n, 63.0)
     };
     let line = fitted.line();
     let inverse = line.d.recip_or_zero();

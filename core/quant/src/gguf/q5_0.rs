@@ -11,6 +11,7 @@ use drophammer_formats::DType;
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
 use crate::lanes::{LANES, Lanes};
+use crate::search::grid::Centred;
 use crate::search::symmetric;
 use crate::weights::{Tile, Weights};
 
@@ -40,9 +41,9 @@ impl BlockFormat for Q5_0 {
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
             let d = if weights.vary() {
-                symmetric::half_scale::<L, N, true>(&x, &w, 16.0)
+                symmetric::half_scale::<L, true>(&x, &w, Centred(16.0))
             } else {
-                symmetric::half_scale::<L, N, false>(&x, &w, 16.0)
+                symmetric::half_scale::<L, false>(&x, &w, Centred(16.0))
             };
             let inverse = d.recip_or_zero();
             let mut quants = [[0u8; LANES]; N];

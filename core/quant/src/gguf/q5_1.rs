@@ -43,9 +43,9 @@ impl BlockFormat for Q5_1 {
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
             let line = if weights.vary() {
-                affine::half_line::<L, N, true>(&x, &w, 31.0)
+                affine::half_line::<L, true>(&x, &w, 31.0)
             } else {
-                affine::half_line::<L, N, false>(&x, &w, 31.0)
+                affine::half_line::<L, false>(&x, &w, 31.0)
             };
             let inverse = line.d.recip_or_zero();
             let mut quants = [[0u8; LANES]; N];

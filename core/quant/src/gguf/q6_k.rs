@@ -13,6 +13,7 @@ use drophammer_formats::DType;
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
 use crate::lanes::Lanes;
+use crate::search::grid::Centred;
 use crate::search::superblock;
 use crate::weights::{Tile, Weights};
 
@@ -45,9 +46,9 @@ impl BlockFormat for Q6K {
         for (i, block) in out.iter_mut().enumerate() {
             let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * N * SUBS);
             let fitted = if weights.vary() {
-                superblock::symmetric::<L, N, SUBS, true>(&x, &w, 32.0, 128.0)
+                superblock::symmetric::<L, SUBS, true>(&x, &w, Centred(32.0), 128.0)
             } else {
-                superblock::symmetric::<L, N, SUBS, false>(&x, &w, 32.0, 128.0)
+                superblock::symmetric::<L, SUBS, false>(&x, &w, Centred(32.0), 128.0)
             };
             let inverse = (fitted.d * fitted.scale).recip_or_zero();
             let mut quants = [0u8; N * SUBS];

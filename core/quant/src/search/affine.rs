@@ -24,9 +24,9 @@ pub(crate) struct Line<L> {
 
 /// The line that makes `Σ w (x - d·q - m)²` smallest over the ladder. With `NEGATIVE`, `m` is at most 0.
 #[inline(always)]
-pub(crate) fn fit<L: Lanes, const N: usize, const WEIGHTED: bool, const NEGATIVE: bool>(
-    x: &[L; N],
-    w: &[L; N],
+pub(crate) fn fit<L: Lanes, const WEIGHTED: bool, const NEGATIVE: bool>(
+    x: &[L],
+    w: &[L],
     n: f32,
     ladder: &Ladder,
 ) -> Line<L> {
@@ -42,14 +42,13 @@ pub(crate) fn fit<L: Lanes, const N: usize, const WEIGHTED: bool, const NEGATIVE
     let flat = range.lt(L::splat(NEGLIGIBLE));
     let unit = L::select(flat, L::zero(), range.recip_or_zero());
     // u runs over 0..=1; sums of it stay well conditioned wherever the block lies.
-    let mut u = [L::zero(); N];
     let (mut sw, mut su, mut suu) = (L::zero(), L::zero(), L::zero());
-    for j in 0..N {
-        u[j] = (x[j] - low) * unit;
-        let wu = if WEIGHTED { w[j] * u[j] } else { u[j] };
+    for j in 0..x.len() {
+        let u = (x[j] - low) * unit;
+        let wu = if WEIGHTED { w[j] * u } else { u };
         sw = sw + if WEIGHTED { w[j] } else { L::splat(1.0) };
         su = su + wu;
-        suu = suu + wu * u[j];
+        suu = suu + wu * u;
     }
     let offset = low * unit;
     let (mut best_a, mut best_b, mut best) = (L::splat(1.0 / n), L::zero(), L::splat(f32::MAX));
@@ -57,13 +56,14 @@ pub(crate) fn fit<L: Lanes, const N: usize, const WEIGHTED: bool, const NEGATIVE
         let mut sq = [L::zero(); ABREAST];
         let mut sqq = [L::zero(); ABREAST];
         let mut suq = [L::zero(); ABREAST];
-        for j in 0..N {
+        for j in 0..x.len() {
+            let u = (x[j] - low) * unit;
             for (k, rung) in rungs.iter().enumerate() {
-                let q = (u[j] * L::splat(n + rung)).round().min(L::splat(n));
+                let q = (u * L::splat(n + rung)).round().min(L::splat(n));
                 let wq = if WEIGHTED { w[j] * q } else { q };
                 sq[k] = sq[k] + wq;
                 sqq[k] = sqq[k] + wq * q;
-                suq[k] = suq[k] + wq * u[j];
+                suq[k] = suq[k] + wq * u;
             }
         }
         for k in 0..ABREAST {
@@ -127,15 +127,10 @@ impl<L: Lanes> Trial<L> {
 
 /// `Σ w (x - d·q - m)²` with every element rounded to the line.
 #[inline(always)]
-pub(crate) fn error<L: Lanes, const N: usize, const WEIGHTED: bool>(
-    x: &[L; N],
-    w: &[L; N],
-    n: f32,
-    line: Line<L>,
-) -> L {
+pub(crate) fn error<L: Lanes, const WEIGHTED: bool>(x: &[L], w: &[L], n: f32, line: Line<L>) -> L {
     let inverse = line.d.recip_or_zero();
     let mut error = L::zero();
-    for j in 0..N {
+    for j in 0..x.len() {
         let q = ((x[j] - line.m) * inverse).round().clamp(0.0, n);
         let miss = x[j] - (line.d * q + line.m);
         error = error + if WEIGHTED { w[j] * miss } else { miss } * miss;
@@ -145,16 +140,11 @@ pub(crate) fn error<L: Lanes, const N: usize, const WEIGHTED: bool>(
 
 /// All sums with every element rounded to the line.
 #[inline(always)]
-pub(crate) fn try_line<L: Lanes, const N: usize, const WEIGHTED: bool>(
-    x: &[L; N],
-    w: &[L; N],
-    n: f32,
-    line: Line<L>,
-) -> Trial<L> {
+pub(crate) fn try_line<L: Lanes, const WEIGHTED: bool>(x: &[L], w: &[L], n: f32, line: Line<L>) -> Trial<L> {
     let inverse = line.d.recip_or_zero();
     let zero = L::zero();
     let mut trial = Trial { error: zero, w: zero, x: zero, q: zero, qq: zero, xq: zero };
-    for j in 0..N {
+    for j in 0..x.len() {
         let q = ((x[j] - line.m) * inverse).round().clamp(0.0, n);
         let miss = x[j] - (line.d * q + line.m);
         let w = if WEIGHTED { w[j] } else { L::splat(1.0) };
@@ -169,29 +159,36 @@ pub(crate) fn try_line<L: Lanes, const N: usize, const WEIGHTED: bool>(
     trial
 }
 
-/// Half-precision step and offset for a block with its own: the fitted line, refitted once to the quants it gives, or the
-/// plain one from lowest to highest, whichever truly loses least.
+/// Step and offset for a block with its own, as `stored` rounds them: the fitted line, refitted once to the quants it
+/// gives, or the plain one from lowest to highest, whichever truly loses least.
 #[inline(always)]
-pub(crate) fn half_line<L: Lanes, const N: usize, const WEIGHTED: bool>(
-    x: &[L; N],
-    w: &[L; N],
+pub(crate) fn stored_line<L: Lanes, const WEIGHTED: bool>(
+    x: &[L],
+    w: &[L],
     n: f32,
+    stored: impl Fn(L) -> L,
 ) -> Line<L> {
     let (mut low, mut high) = (x[0], x[0]);
     for &x in x {
         low = low.min(x);
         high = high.max(x);
     }
-    let half = |line: Line<L>| Line { d: line.d.saturating_f16(), m: line.m.saturating_f16() };
-    let mut best = half(Line { d: (high - low) * L::splat(1.0 / n), m: low });
-    let mut least = error::<L, N, WEIGHTED>(x, w, n, best);
-    let mut line = half(fit::<L, N, WEIGHTED, false>(x, w, n, &LADDER));
+    let round = |line: Line<L>| Line { d: stored(line.d), m: stored(line.m) };
+    let mut best = round(Line { d: (high - low) * L::splat(1.0 / n), m: low });
+    let mut least = error::<L, WEIGHTED>(x, w, n, best);
+    let mut line = round(fit::<L, WEIGHTED, false>(x, w, n, &LADDER));
     for _ in 0..2 {
-        let trial = try_line::<L, N, WEIGHTED>(x, w, n, line);
+        let trial = try_line::<L, WEIGHTED>(x, w, n, line);
         let better = trial.error.lt(least);
         least = L::select(better, trial.error, least);
         best = Line { d: L::select(better, line.d, best.d), m: L::select(better, line.m, best.m) };
-        line = half(trial.refit());
+        line = round(trial.refit());
     }
     best
+}
+
+/// [`stored_line`] in half precision.
+#[inline(always)]
+pub(crate) fn half_line<L: Lanes, const WEIGHTED: bool>(x: &[L], w: &[L], n: f32) -> Line<L> {
+    stored_line::<L, WEIGHTED>(x, w, n, L::saturating_f16)
 }

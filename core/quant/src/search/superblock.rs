@@ -6,6 +6,7 @@
 //! two steps repeat while they help.
 
 use super::affine::{self, Line};
+use super::grid::Grid;
 use super::symmetric;
 use crate::lanes::{LANES, Lanes};
 
@@ -74,13 +75,13 @@ fn total(lanes: &[f32]) -> f32 {
 
 /// Scales for `x ≈ d·scale·q - dmin·min` with `q` in `0..=n`, `scale` and `min` in `0..=levels`.
 #[inline(always)]
-pub(crate) fn affine<L: Lanes, const N: usize, const SUBS: usize, const WEIGHTED: bool>(
-    x: &[L; N],
-    w: &[L; N],
+pub(crate) fn affine<L: Lanes, const SUBS: usize, const WEIGHTED: bool>(
+    x: &[L],
+    w: &[L],
     n: f32,
     levels: f32,
 ) -> Affine<L> {
-    let wish = affine::fit::<L, N, WEIGHTED, true>(x, w, n, &affine::LADDER);
+    let wish = affine::fit::<L, WEIGHTED, true>(x, w, n, &affine::LADDER);
     let top = L::splat(1.0 / levels);
     let d = (per_superblock::<L, SUBS>(wish.d, largest) * top).saturating_f16();
     let dmin = (per_superblock::<L, SUBS>(L::zero() - wish.m, largest) * top).saturating_f16();
@@ -90,12 +91,12 @@ pub(crate) fn affine<L: Lanes, const N: usize, const SUBS: usize, const WEIGHTED
         scale: (wish.d * d.recip_or_zero()).round().clamp(0.0, levels),
         min: (L::zero() - wish.m * dmin.recip_or_zero()).round().clamp(0.0, levels),
     };
-    let (mut best, mut error) = neighbours::<L, N, WEIGHTED>(x, w, n, levels, start);
+    let (mut best, mut error) = neighbours::<L, WEIGHTED>(x, w, n, levels, start);
     let mut least = per_superblock::<L, SUBS>(error, total);
     for _ in 0..REFITS {
-        let refitted = refit::<L, N, SUBS, WEIGHTED>(x, w, n, best);
+        let refitted = refit::<L, SUBS, WEIGHTED>(x, w, n, best);
         let next;
-        (next, error) = neighbours::<L, N, WEIGHTED>(x, w, n, levels, refitted);
+        (next, error) = neighbours::<L, WEIGHTED>(x, w, n, levels, refitted);
         let sum = per_superblock::<L, SUBS>(error, total);
         let better = sum.lt(least);
         least = L::select(better, sum, least);
@@ -106,9 +107,9 @@ pub(crate) fn affine<L: Lanes, const N: usize, const SUBS: usize, const WEIGHTED
 
 /// The best of the multiples at and next to the given ones, and its error.
 #[inline(always)]
-fn neighbours<L: Lanes, const N: usize, const WEIGHTED: bool>(
-    x: &[L; N],
-    w: &[L; N],
+fn neighbours<L: Lanes, const WEIGHTED: bool>(
+    x: &[L],
+    w: &[L],
     n: f32,
     levels: f32,
     start: Affine<L>,
@@ -126,7 +127,7 @@ fn neighbours<L: Lanes, const N: usize, const WEIGHTED: bool>(
             mins[k] = (start.min + L::splat(*step)).clamp(0.0, levels);
             offsets[k] = start.dmin * mins[k];
         }
-        for j in 0..N {
+        for j in 0..x.len() {
             for k in 0..3 {
                 let shifted = x[j] + offsets[k];
                 let q = (shifted * inverse).round().clamp(0.0, n);
@@ -146,13 +147,13 @@ fn neighbours<L: Lanes, const N: usize, const WEIGHTED: bool>(
 
 /// The shared scales that least squares gives for the present quants and multiples.
 #[inline(always)]
-fn refit<L: Lanes, const N: usize, const SUBS: usize, const WEIGHTED: bool>(
-    x: &[L; N],
-    w: &[L; N],
+fn refit<L: Lanes, const SUBS: usize, const WEIGHTED: bool>(
+    x: &[L],
+    w: &[L],
     n: f32,
     scales: Affine<L>,
 ) -> Affine<L> {
-    let trial = affine::try_line::<L, N, WEIGHTED>(x, w, n, scales.line());
+    let trial = affine::try_line::<L, WEIGHTED>(x, w, n, scales.line());
     let (scale, min) = (scales.scale, scales.min);
     let products = [
         scale * scale * trial.qq,
@@ -196,15 +197,15 @@ pub(crate) struct Symmetric<L> {
     pub(crate) scale: L,
 }
 
-/// Scales for `x ≈ d·scale·q` with `q` in `-n..=n-1` and `scale` in `-levels..=levels-1`.
+/// Scales for `x ≈ d·scale·q` with `q` on the grid and `scale` in `-levels..=levels-1`.
 #[inline(always)]
-pub(crate) fn symmetric<L: Lanes, const N: usize, const SUBS: usize, const WEIGHTED: bool>(
-    x: &[L; N],
-    w: &[L; N],
-    n: f32,
+pub(crate) fn symmetric<L: Lanes, const SUBS: usize, const WEIGHTED: bool>(
+    x: &[L],
+    w: &[L],
+    grid: impl Grid,
     levels: f32,
 ) -> Symmetric<L> {
-    let wish = symmetric::fit::<L, N, WEIGHTED>(x, w, n, &symmetric::LADDER);
+    let wish = symmetric::fit::<L, WEIGHTED>(x, w, grid);
     let d = (per_superblock::<L, SUBS>(wish, largest_magnitude) * L::splat(-1.0 / levels)).saturating_f16();
     let start = (wish * d.recip_or_zero()).round().clamp(-levels, levels - 1.0);
     let mut best = Symmetric { d, scale: start };
@@ -215,7 +216,7 @@ pub(crate) fn symmetric<L: Lanes, const N: usize, const SUBS: usize, const WEIGH
         let centre = next.scale;
         for step in [0.0, -1.0, 1.0] {
             let scale = (centre + L::splat(step)).clamp(-levels, levels - 1.0);
-            let trial = symmetric::try_scale::<L, N, WEIGHTED>(x, w, n, next.d * scale);
+            let trial = symmetric::try_scale::<L, WEIGHTED>(x, w, grid, next.d * scale);
             let better = trial.error.lt(error);
             error = L::select(better, trial.error, error);
             next.scale = L::select(better, scale, next.scale);

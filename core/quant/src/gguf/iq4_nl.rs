@@ -1,0 +1,78 @@
+//! IQ4_NL: 32 weights of 4 bits on sixteen uneven levels, with one scale.
+//!
+//! ```text
+//! d d | i0/i16 i1/i17 … i15/i31        18 bytes; weight j = d · level[i[j]]
+//! ```
+
+use bytemuck::{Pod, Zeroable};
+use drophammer_formats::DType;
+
+use crate::codec::BlockFormat;
+use crate::half_float::Half;
+use crate::lanes::{LANES, Lanes};
+use crate::search::grid::NonLinear;
+use crate::search::symmetric;
+use crate::weights::{Tile, Weights};
+
+/// Weights in a block.
+const N: usize = 32;
+
+/// The levels of IQ4_NL and IQ4_XS.
+pub const IQ4_LEVELS: [i8; 16] = NonLinear::LEVELS;
+
+/// A block of IQ4_NL.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockIq4Nl {
+    /// Scale.
+    pub d: Half,
+    /// Level indices: weight `j` in the low, weight `j + 16` in the high nibble.
+    pub qs: [u8; N / 2],
+}
+
+pub(crate) struct Iq4Nl;
+
+impl BlockFormat for Iq4Nl {
+    const DTYPE: DType = DType::Iq4Nl;
+    type Block = BlockIq4Nl;
+
+    #[inline(always)]
+    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockIq4Nl]) {
+        for (i, blocks) in out.chunks_mut(LANES).enumerate() {
+            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
+            let d = if weights.vary() {
+                symmetric::half_scale::<L, true>(&x, &w, NonLinear)
+            } else {
+                symmetric::half_scale::<L, false>(&x, &w, NonLinear)
+            };
+            let inverse = d.recip_or_zero();
+            for (block, d) in blocks.iter_mut().zip(d.to_array()) {
+                block.d = Half::from_f32(d);
+            }
+            for j in 0..N / 2 {
+                let (low, high) =
+                    (NonLinear::index(x[j] * inverse), NonLinear::index(x[j + N / 2] * inverse));
+                let pairs = (low + high * L::splat(16.0)).to_bytes();
+                for (block, pair) in blocks.iter_mut().zip(pairs) {
+                    block.qs[j] = pair;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn decode(block: &BlockIq4Nl, out: &mut [f32]) {
+        let d = block.d.to_f32();
+        let (low, high) = out.split_at_mut(N / 2);
+        for ((&q, low), high) in block.qs.iter().zip(low).zip(high) {
+            *low = d * f32::from(IQ4_LEVELS[usize::from(q & 0x0f)]);
+            *high = d * f32::from(IQ4_LEVELS[usize::from(q >> 4)]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Iq4Nl;
+    crate::testing::codec_tests!(Iq4Nl);
+}

@@ -191,6 +191,16 @@ impl Source {
         self.files.get(tensor.file).and_then(|file| file.slice(tensor.offset, tensor.len)).unwrap_or_default()
     }
 
+    /// Tells the system that a tensor's bytes `range` will be read soon; it may go past the tensor's end, into what
+    /// follows in the file. See [`MappedFile::prefetch`].
+    pub fn prefetch(&self, tensor: &TensorInfo, range: std::ops::Range<u64>) {
+        if let Some(file) = self.files.get(tensor.file) {
+            let begin = tensor.offset.saturating_add(range.start).min(file.len());
+            let end = tensor.offset.saturating_add(range.end).min(file.len());
+            file.prefetch(begin, end.saturating_sub(begin));
+        }
+    }
+
     /// Gives the memory pages of a tensor's bytes `range` back to the system; see [`MappedFile::release`].
     pub fn release(&self, tensor: &TensorInfo, range: std::ops::Range<u64>) {
         let end = range.end.min(tensor.len);

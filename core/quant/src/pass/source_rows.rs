@@ -8,6 +8,10 @@ use super::error::PassError;
 use super::item::{BoxError, ByteSource, RowSource};
 use crate::codec::Codec;
 
+/// How far ahead of what is being read the disk is asked to read, in bytes. Page faults alone would wait for the
+/// disk every few pages.
+const READ_AHEAD: u64 = 8 << 20;
+
 /// The rows of a tensor, decoded from its own type.
 pub struct SourceRows<'a> {
     source: &'a Source,
@@ -36,6 +40,7 @@ impl<'a> SourceRows<'a> {
 impl RowSource for SourceRows<'_> {
     fn read(&self, rows: Range<u64>, out: &mut [f32]) -> Result<(), BoxError> {
         let range = self.bytes(&rows);
+        self.source.prefetch(self.tensor, range.start..range.end + READ_AHEAD);
         let bytes = self.source.bytes(self.tensor).get(range.start as usize..range.end as usize);
         self.codec.decode(bytes.ok_or("rows outside the tensor")?, out);
         Ok(())
@@ -61,6 +66,7 @@ impl<'a> SourceBytes<'a> {
 
 impl ByteSource for SourceBytes<'_> {
     fn read(&self, bytes: Range<u64>, out: &mut [u8]) -> Result<(), BoxError> {
+        self.source.prefetch(self.tensor, bytes.start..bytes.end + READ_AHEAD);
         let slice = self.source.bytes(self.tensor).get(bytes.start as usize..bytes.end as usize);
         out.copy_from_slice(slice.ok_or("bytes outside the tensor")?);
         Ok(())

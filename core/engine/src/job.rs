@@ -151,7 +151,6 @@ impl Job {
         let to = |state| Ok(Self { state, cancelling: false, ..self });
         match (self.state, event) {
             (State::Queued, Event::Start) => to(State::Running),
-            (State::Queued, Event::Block) => to(State::Blocked),
             (State::Queued | State::Blocked, Event::Cancel) => to(State::Cancelled),
             (State::Queued, Event::Interrupted) => Ok(self),
             (State::Running, Event::StageDone) => Ok(self.advanced()),
@@ -164,7 +163,9 @@ impl Job {
                 Ok(Self { state: State::Queued, attempt, strikes, ..self })
             }
             (State::Running, Event::Failed(Cause::Broken | Cause::Transient)) => to(State::Failed),
-            (State::Running, Event::Failed(Cause::Blocked)) => to(State::Blocked),
+            (State::Queued, Event::Block) | (State::Running, Event::Failed(Cause::Blocked)) => {
+                to(State::Blocked)
+            }
             // The daemon's end says nothing against the job: no strike.
             (State::Running, Event::Interrupted) | (State::Blocked, Event::Unblock) => to(State::Queued),
             (State::Failed | State::Cancelled | State::Blocked, Event::Retry) => Ok(Self {

@@ -1,0 +1,98 @@
+//! The daemon's directory and what lies where in it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use drophammer_client::SOCKET_NAME;
+
+use crate::config::Config;
+
+/// Moves the home.
+pub const HOME_VARIABLE: &str = "DROPHAMMER_HOME";
+
+/// Where everything is.
+#[derive(Debug, Clone)]
+pub struct Home {
+    /// The home itself.
+    pub root: PathBuf,
+    /// The watched folder.
+    pub models: PathBuf,
+    /// Published artifacts, `<model>/<artifact>/`.
+    pub library: PathBuf,
+    /// Work in progress, `<job>/`.
+    pub staging: PathBuf,
+    /// Where plugins are looked for, in this order.
+    pub plugins: Vec<PathBuf>,
+}
+
+/// The home that the environment asks for: [`HOME_VARIABLE`], or `~/.drophammer`.
+///
+/// # Errors
+/// When neither variable is set.
+pub fn find() -> anyhow::Result<PathBuf> {
+    let named = std::env::var_os(HOME_VARIABLE).map(PathBuf::from);
+    let usual = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".drophammer"));
+    let path = named.or_else(usual).with_context(|| format!("neither {HOME_VARIABLE} nor HOME is set"))?;
+    std::path::absolute(&path).with_context(|| path.display().to_string())
+}
+
+impl Home {
+    /// Lays out the home: makes the directories that are not there yet.
+    ///
+    /// # Errors
+    /// When one cannot be made; the message names it.
+    pub fn prepare(root: &Path, config: &Config) -> anyhow::Result<Self> {
+        let root = std::path::absolute(root)?;
+        let home = Self {
+            models: root.join(&config.paths.models),
+            library: root.join(&config.paths.library),
+            staging: root.join(&config.paths.staging),
+            plugins: plugin_places(&root, config),
+            root,
+        };
+        for directory in [&home.root, &home.models, &home.library, &home.staging] {
+            std::fs::create_dir_all(directory).with_context(|| {
+                format!("{} cannot be made; set {HOME_VARIABLE} to a writable place", directory.display())
+            })?;
+        }
+        Ok(home)
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.root.join(SOCKET_NAME)
+    }
+
+    /// The database.
+    pub fn database(&self) -> PathBuf {
+        self.root.join("drophammer.db")
+    }
+
+    /// The lock that one daemon holds.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("daemon.lock")
+    }
+
+    /// Where installed runtimes are.
+    pub fn runtimes(&self) -> PathBuf {
+        self.root.join("runtimes")
+    }
+
+    /// What plugins may cache.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+}
+
+/// The configured places, the home's own, and those beside the program (installed or built).
+fn plugin_places(root: &Path, config: &Config) -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = config.paths.plugins.iter().map(|place| root.join(place)).collect();
+    places.push(root.join("plugins"));
+    if let Ok(program) = std::env::current_exe()
+        && let Some(directory) = program.parent()
+    {
+        places.push(directory.join("plugins"));
+        places.push(directory.join("../lib/drophammer/plugins"));
+    }
+    places
+}

@@ -1,0 +1,391 @@
+//! A forge job's stages. Each leaves what the next one needs in the ledger or in the job's staging directory, so that
+//! a new daemon takes up where the last one ended.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use drophammer_client::api::{self, LogLevel, WorkerRole};
+use drophammer_engine::job::{Cause, Event, Stage, State};
+use drophammer_formats::{Source, digest};
+use drophammer_sdk::{ErrorCode, ForgeRequest};
+use tokio_util::sync::CancellationToken;
+
+use super::{Pipeline, intake};
+use crate::ledger::{JobRecord, ModelRecord};
+use crate::library::{Maker, Manifest, PublishError, SourceRecord, Staged};
+use crate::plugins::goal;
+use crate::worker::protocol::{Limits, Outcome, Work};
+use crate::workers::{Ending, Finished, Task, WorkerEvent, WorkerFailure};
+
+/// Why a stage did not end well.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The job is to end; somebody said why.
+    Asked,
+    /// The stage failed.
+    Failed(Cause, api::ErrorReport),
+}
+
+impl Stop {
+    pub(super) fn broken(code: &str, message: impl Into<String>, help: &str) -> Self {
+        Self::Failed(Cause::Broken, api::ErrorReport::new(code, message).help(help))
+    }
+}
+
+impl From<WorkerFailure> for Stop {
+    fn from(failure: WorkerFailure) -> Self {
+        let cause = match (&failure.ending, failure.code()) {
+            (Ending::Cancelled, _) => return Self::Asked,
+            (_, ErrorCode::WorkerDied) | (Ending::NotStarted(_), _) => Cause::Transient,
+            (_, ErrorCode::MissingRuntime | ErrorCode::OutOfResources) => Cause::Blocked,
+            _ => Cause::Broken,
+        };
+        Self::Failed(cause, failure.report())
+    }
+}
+
+impl Pipeline {
+    /// Takes a running job through its stages.
+    pub(super) async fn forge(&self, job: JobRecord, token: CancellationToken) {
+        let id = job.id;
+        while let Some(job) = self.ledger.job(id).filter(|job| job.life.state == State::Running) {
+            let done = match job.life.stage {
+                Stage::Measure => self.measure(&job, &token).await,
+                Stage::Publish => self.publish(&job, &token).await,
+                Stage::Serve => self.settle_choice(&job),
+                Stage::Identify | Stage::Plan | Stage::Forge => self.make(&job, &token).await,
+            };
+            let happened = match done {
+                Ok(()) => self.ledger.happen(id, Event::StageDone).map(drop),
+                Err(stop) => self.stopped(id, stop),
+            };
+            if let Err(error) = happened {
+                tracing::error!(job = id, %error, "a job lost its way");
+                break;
+            }
+        }
+        let ended = self.ledger.job(id).is_none_or(|job| job.life.state.is_finished());
+        if ended {
+            remove(self.staging(id)).await;
+        }
+    }
+
+    fn stopped(&self, id: u64, stop: Stop) -> Result<(), crate::ledger::LedgerError> {
+        match (stop, self.why_asked(id)) {
+            // Somebody cancelled it.
+            (Stop::Asked, None) => {
+                self.journal.job(id, LogLevel::Warn, "cancelled");
+                self.ledger
+                    .happen(id, Event::Cancel)
+                    .and_then(|_| self.ledger.happen(id, Event::Stopped))
+                    .map(drop)
+            }
+            // Its source went away; the worker may have stumbled over that first.
+            (Stop::Asked | Stop::Failed(..), Some(why)) => {
+                self.fail(id, Cause::Broken, why);
+                Ok(())
+            }
+            (Stop::Failed(cause, error), None) => {
+                self.fail(id, cause, error);
+                Ok(())
+            }
+        }
+    }
+
+    /// The model a job works on, if it is still what the job was planned for.
+    pub(super) fn source_of(&self, job: &JobRecord) -> Result<ModelRecord, Stop> {
+        let model = self.ledger.model(&job.model).filter(|model| !model.missing);
+        let model = model.ok_or_else(|| {
+            let message = format!("the model {} is not in the models folder any more", job.model);
+            Stop::broken("source_removed", message, "put it back: it is then forged anew")
+        })?;
+        if model.fingerprint == Some(job.fingerprint) {
+            return Ok(model);
+        }
+        let message = format!("the files of {} changed after this job was planned", job.model);
+        Err(Stop::broken("source_changed", message, "use the newer jobs of the same model"))
+    }
+
+    /// Convert and quantize, in a worker.
+    async fn make(&self, job: &JobRecord, token: &CancellationToken) -> Result<(), Stop> {
+        let model = self.source_of(job)?;
+        let planned = self.plan_again(job, &model).await?;
+        let work = self.staging(job.id).join("work");
+        std::fs::create_dir_all(&work).map_err(|error| storage(&work, &error))?;
+        let request = ForgeRequest {
+            source: model.path.clone(),
+            goal: goal(&planned.target),
+            staging: work,
+            name: format!("{}-{}", job.model, planned.target.scheme),
+            ..ForgeRequest::default()
+        };
+        // Far above the estimate: it catches a plugin that runs away, not one that is a little off.
+        let limits = Limits {
+            threads: planned.needs.cores,
+            memory_bytes: planned.needs.memory.saturating_mul(2).saturating_add(256 << 20),
+            disk_bytes: planned.needs.disk.saturating_mul(2),
+            nice: self.config.workers.nice,
+        };
+        let order =
+            if is_plain(&planned.target.scheme) { Work::Convert(request) } else { Work::Quantize(request) };
+        let finished = self.work(job, &planned.backend, WorkerRole::Forge, limits, order, token).await?;
+        let Outcome::Forged(report) = finished.outcome else {
+            return Err(Stop::broken("failed", "the worker answered with something else", "report this"));
+        };
+        for note in &report.notes {
+            self.journal.job(job.id, LogLevel::Info, note.clone());
+        }
+        let _ = self.ledger.change_job(job.id, |job| job.forged = Some(report));
+        Ok(())
+    }
+
+    /// A job that was blocked or failed may have been planned on a machine that is different now.
+    async fn plan_again(
+        &self,
+        job: &JobRecord,
+        model: &ModelRecord,
+    ) -> Result<drophammer_engine::plan::Planned, Stop> {
+        let lost = || Stop::broken("failed", "the job has no plan", "forge the model again");
+        let planned = job.planned.clone().ok_or_else(lost)?;
+        if planned.supported && job.life.attempt == 1 {
+            return Ok(planned);
+        }
+        let mut plans = self.plan(&model.path, std::slice::from_ref(&planned.target)).await;
+        let planned = plans.pop().ok_or_else(lost)?;
+        let _ = self.ledger.change_job(job.id, |job| job.planned = Some(planned.clone()));
+        if planned.supported {
+            Ok(planned)
+        } else {
+            Err(Stop::Failed(Cause::Blocked, intake::cannot(&planned)))
+        }
+    }
+
+    /// Runs a worker for a job: its progress and lines go to the ledger and the journal, and it ends with the job.
+    pub(super) async fn work(
+        &self,
+        job: &JobRecord,
+        backend: &str,
+        role: WorkerRole,
+        limits: Limits,
+        work: Work,
+        token: &CancellationToken,
+    ) -> Result<Finished, Stop> {
+        let catalog = self.plugins.catalog();
+        let plugin = catalog.get(backend).ok_or_else(|| {
+            let report =
+                api::ErrorReport::new("missing_plugin", format!("the plugin {backend} is not installed"));
+            Stop::Failed(Cause::Blocked, report.help("install it, then retry the job"))
+        })?;
+        let task = Task { plugin: plugin.directory.clone(), host: self.host_info(backend), limits, work };
+        let running = self.supervisor.start(task).await?;
+        let pid = running.pid();
+        let _place = self.board.put(pid, role, backend, |worker| {
+            worker.model = Some(job.model.clone());
+            worker.job = Some(job.id.to_string());
+            worker.threads = Some(limits.threads);
+        });
+        self.ledger.live(job.id, |live| live.pid = Some(pid));
+        let cancel = running.canceller();
+        let followed = running.follow(|event| self.heard(job.id, event));
+        tokio::pin!(followed);
+        let finished = tokio::select! {
+            finished = &mut followed => finished,
+            () = token.cancelled() => {
+                cancel();
+                followed.await
+            }
+        };
+        Ok(finished?)
+    }
+
+    fn heard(&self, job: u64, event: WorkerEvent) {
+        match event {
+            WorkerEvent::Progress(progress) => self.ledger.live(job, |live| {
+                let activity = match (progress.stage.as_str(), progress.tensor.as_str()) {
+                    (stage, "") => stage.to_owned(),
+                    ("", tensor) => tensor.to_owned(),
+                    (stage, tensor) => format!("{stage} {tensor}"),
+                };
+                live.progress(activity, progress.done, progress.total);
+            }),
+            WorkerEvent::Log(level, message) => {
+                self.journal.line(job, log_level(level), api::LogSource::Plugin, message);
+            }
+            WorkerEvent::Output(source, line) => self.journal.line(job, LogLevel::Info, source, line),
+        }
+    }
+
+    /// Makes the artifact visible.
+    async fn publish(&self, job: &JobRecord, token: &CancellationToken) -> Result<(), Stop> {
+        let model = self.source_of(job)?;
+        let staged = self.staged(job, &model, token).await?;
+        let library = self.home.library.clone();
+        let ledger_job = job.id;
+        let (told, mut progress) = tokio::sync::mpsc::channel(8);
+        let publishing = tokio::task::spawn_blocking(move || {
+            staged.publish(&library, &mut |done, total| {
+                // Dropped when nobody is quick enough to read it.
+                let _ = told.try_send((done, total));
+            })
+        });
+        while let Some((done, total)) = progress.recv().await {
+            self.ledger.live(ledger_job, |live| live.progress("digests".to_owned(), done, total));
+        }
+        let published = publishing.await.map_err(|error| {
+            Stop::broken("panic", format!("publishing failed: {error}"), "please report it")
+        })?;
+        let published = published.map_err(|error| match &error {
+            PublishError::Io { path, source } => storage(path, source),
+            PublishError::NotAResult(_) | PublishError::Nothing => {
+                Stop::broken("invalid_result", error.to_string(), "this is a defect of the plugin: update it")
+            }
+        })?;
+        let (id, directory) = (published.manifest.id.clone(), published.directory.clone());
+        if let Some(replaced) = self.ledger.add_artifact(published) {
+            self.journal.job(job.id, LogLevel::Info, format!("replaces artifact {}", replaced.manifest.id));
+            if let Err(error) = replaced.delete(&self.home.staging) {
+                tracing::warn!(%error, "a replaced artifact cannot be removed");
+            }
+        }
+        self.journal.job(job.id, LogLevel::Info, format!("published as {}", directory.display()));
+        let _ = self.ledger.change_job(job.id, |job| job.artifact = Some(id));
+        Ok(())
+    }
+
+    async fn staged(
+        &self,
+        job: &JobRecord,
+        model: &ModelRecord,
+        token: &CancellationToken,
+    ) -> Result<Staged, Stop> {
+        let lost = || Stop::broken("failed", "the forged files are not known any more", "retry the job");
+        let planned = job.planned.as_ref().ok_or_else(lost)?;
+        let digest = self.source_digest(job, model, token).await?;
+        let catalog = self.plugins.catalog();
+        let plugin = catalog.get(&planned.backend);
+        let report = plugin.and_then(|plugin| plugin.report.as_ref()).and_then(|report| report.as_ref().ok());
+        let version = plugin.and_then(|plugin| plugin.manifest.as_ref().ok()).map(|m| m.version.clone());
+        Ok(Staged {
+            work: self.staging(job.id).join("work"),
+            bundle: self.staging(job.id).join("bundle"),
+            report: job.forged.clone().ok_or_else(lost)?,
+            model: job.model.clone(),
+            target: planned.target.clone(),
+            source: SourceRecord {
+                digest,
+                path: model.path.display().to_string(),
+                identity: model.identity.clone().unwrap_or_default(),
+            },
+            maker: Maker {
+                backend: planned.backend.clone(),
+                version: version.unwrap_or_default(),
+                runtime_version: report.and_then(|report| report.runtime_version.clone()),
+                drophammer: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+            measurements: job.measured.unwrap_or_default(),
+        })
+    }
+
+    /// The digest of a model's whole content; read once for all its jobs.
+    async fn source_digest(
+        &self,
+        job: &JobRecord,
+        model: &ModelRecord,
+        token: &CancellationToken,
+    ) -> Result<String, Stop> {
+        if let Some(digest) = &model.digest {
+            return Ok(digest.clone());
+        }
+        let (path, token) = (model.path.clone(), token.clone());
+        let reading = tokio::task::spawn_blocking(move || {
+            let source = Source::open(&path)?;
+            let go_on =
+                |_| if token.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            digest::source(&source, &mut { go_on })
+        });
+        let digest = match reading.await {
+            Ok(Ok(digest)) => digest.to_string(),
+            Ok(Err(drophammer_formats::Error::Cancelled { .. })) => return Err(Stop::Asked),
+            Ok(Err(error)) => {
+                return Err(Stop::broken(error.code(), error.to_string(), &error.help()));
+            }
+            Err(error) => return Err(Stop::broken("panic", error.to_string(), "please report it")),
+        };
+        self.ledger.change_model(&job.model, &model.path, |model| {
+            if model.fingerprint == Some(job.fingerprint) {
+                model.digest = Some(digest.clone());
+            }
+        });
+        Ok(digest)
+    }
+
+    /// The artifact is among those that requests choose from as soon as it is in the library; say who won.
+    #[allow(clippy::unnecessary_wraps)]
+    fn settle_choice(&self, job: &JobRecord) -> Result<(), Stop> {
+        if let Some(best) = self.ledger.artifact_named(&job.model) {
+            let Manifest { model, target, .. } = &best.manifest;
+            self.journal.job(
+                job.id,
+                LogLevel::Info,
+                format!("requests for {model} are answered by {}", target.name),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether a scheme stores plain floating-point numbers: these are converted, all others quantized.
+fn is_plain(scheme: &str) -> bool {
+    matches!(scheme, "f32" | "f16" | "bf16" | "fp32" | "fp16")
+}
+
+/// A failure to write. A full disk is somebody's to free; the job then goes on where it was.
+pub(super) fn storage(path: &std::path::Path, error: &std::io::Error) -> Stop {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let place = path.display().to_string();
+    let report = |code: &str, help: &str| {
+        api::ErrorReport::new(code, format!("{place}: {error}")).about(place.clone()).help(help)
+    };
+    match error.kind() {
+        StorageFull | QuotaExceeded => {
+            Stop::Failed(Cause::Blocked, report("disk_full", "free some disk space, then retry the job"))
+        }
+        ReadOnlyFilesystem => {
+            Stop::Failed(Cause::Blocked, report("read_only", "make it writable, then retry the job"))
+        }
+        _ => Stop::Failed(Cause::Broken, report("io", "check the disk, then retry the job")),
+    }
+}
+
+fn log_level(level: drophammer_sdk::LogLevel) -> LogLevel {
+    match level {
+        drophammer_sdk::LogLevel::Error => LogLevel::Error,
+        drophammer_sdk::LogLevel::Warning => LogLevel::Warn,
+        drophammer_sdk::LogLevel::Info => LogLevel::Info,
+        drophammer_sdk::LogLevel::Debug | drophammer_sdk::LogLevel::Trace => LogLevel::Debug,
+    }
+}
+
+async fn remove(directory: PathBuf) {
+    let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&directory)).await;
+    if let Ok(Err(error)) = removed
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "a staging directory cannot be removed now; the next start does it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_blocks_a_job_and_any_other_failure_to_write_ends_it() {
+        for (error, expected) in [(28, Cause::Blocked), (30, Cause::Blocked), (5, Cause::Broken)] {
+            let error = std::io::Error::from_raw_os_error(error);
+            let Stop::Failed(cause, report) = storage(std::path::Path::new("/s"), &error) else { panic!() };
+            assert_eq!(cause, expected, "{error}");
+            assert!(report.help.is_some() && report.message.contains("/s"));
+        }
+    }
+}

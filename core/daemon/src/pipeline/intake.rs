@@ -1,0 +1,123 @@
+//! The first two stages: what is this, and what can be made of it here?
+
+use std::path::Path;
+
+use drophammer_client::api::{self, LogLevel};
+use drophammer_engine::identify::Identity;
+use drophammer_engine::job::{Cause, Event, Kind};
+use drophammer_engine::plan::{Planned, Target, plan};
+use tokio_util::sync::CancellationToken;
+
+use super::Pipeline;
+use crate::facts;
+use crate::ledger::JobRecord;
+
+impl Pipeline {
+    /// Identifies and plans a model; the intake job then gives way to the jobs it planned.
+    pub(super) async fn intake(&self, job: JobRecord, token: CancellationToken) {
+        let Some(model) = self.ledger.model(&job.model) else {
+            self.ledger.remove_job(job.id);
+            return;
+        };
+        let identity = match identify(&model.path).await {
+            Ok(identity) => identity,
+            Err(error) => {
+                self.ledger.change_model(&job.model, &model.path, |model| model.error = Some(error.clone()));
+                self.fail(job.id, Cause::Broken, error);
+                return;
+            }
+        };
+        self.ledger.change_model(&job.model, &model.path, |model| {
+            (model.identity, model.error) = (Some(identity.clone()), None);
+        });
+        self.journal.job(job.id, LogLevel::Info, format!("identified: {}", describe(&identity)));
+        if self.ledger.happen(job.id, Event::StageDone).is_err() {
+            return;
+        }
+        let targets = self.default_targets();
+        let planned = tokio::select! {
+            planned = self.plan(&model.path, &targets) => planned,
+            () = token.cancelled() => {
+                self.ledger.remove_job(job.id);
+                return;
+            }
+        };
+        if self.ledger.model(&job.model).is_none_or(|now| now.fingerprint != Some(job.fingerprint)) {
+            // It changed or went while it was planned; its next settling starts over.
+            self.ledger.remove_job(job.id);
+            return;
+        }
+        for planned in planned {
+            self.add_forge_job(&job.model, job.fingerprint, planned);
+        }
+        self.ledger.remove_job(job.id);
+    }
+
+    /// What each target would take.
+    pub(crate) async fn plan(&self, source: &Path, targets: &[Target]) -> Vec<Planned> {
+        let offers = self.plugins.offers(self, source, targets).await;
+        let machine = self.machine();
+        targets.iter().zip(&offers).map(|(target, offers)| plan(target, offers, &machine)).collect()
+    }
+
+    /// The targets every dropped model gets.
+    pub(crate) fn default_targets(&self) -> Vec<Target> {
+        let named = &self.config.targets.default;
+        let wanted = |target: &&Target| {
+            if named.is_empty() { target.default } else { named.contains(&target.name) }
+        };
+        self.targets.iter().filter(wanted).cloned().collect()
+    }
+
+    /// Queues a planned job; one that cannot be done here is blocked from the start, with its reason.
+    pub(super) fn add_forge_job(&self, model: &str, fingerprint: u64, planned: Planned) -> u64 {
+        let id = self.ledger.add_job(model, Kind::Forge, |job| {
+            job.fingerprint = fingerprint;
+            if !planned.supported
+                && let Ok(life) = job.life.after(Event::Block)
+            {
+                job.life = life;
+                job.error = Some(cannot(&planned));
+            }
+            job.planned = Some(planned.clone());
+        });
+        for reason in &planned.reasons {
+            let level = if planned.supported { LogLevel::Info } else { LogLevel::Warn };
+            self.journal.job(id, level, reason.clone());
+        }
+        self.wake();
+        id
+    }
+}
+
+/// Why a plan cannot be carried out.
+pub(super) fn cannot(planned: &Planned) -> api::ErrorReport {
+    let reason = planned.reasons.first().cloned().unwrap_or_else(|| "it cannot be made here".to_owned());
+    api::ErrorReport {
+        code: "unsupported_target".to_owned(),
+        message: reason,
+        subject: Some(planned.target.name.clone()),
+        help: planned.help.clone(),
+        detail: planned.reasons.iter().skip(1).cloned().collect(),
+    }
+}
+
+/// Identifies a path, off the async threads.
+///
+/// # Errors
+/// Precisely why nothing can be made of it.
+pub(crate) async fn identify(path: &Path) -> Result<Identity, api::ErrorReport> {
+    let path = path.to_owned();
+    let task = tokio::task::spawn_blocking(move || facts::identify(&path));
+    task.await.unwrap_or_else(|_| {
+        Err(api::ErrorReport::new("panic", "the program made a mistake while it looked at the files")
+            .help("please report it, with the file"))
+    })
+}
+
+fn describe(identity: &Identity) -> String {
+    format!(
+        "{} of architecture {}, {} weights in {} tensors, mostly {}",
+        identity.format, identity.architecture, identity.parameters, identity.tensors, identity.scheme
+    )
+}

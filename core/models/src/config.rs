@@ -3,10 +3,11 @@
 use serde_json::Value as Json;
 
 use crate::description::{
-    Attention, Description, Embedding, FeedForward, Head, Layer, LayerNorms, ModelKind, NormRule, Wiring,
+    Attention, Description, Embedding, Experts, FeedForward, Head, Layer, LayerNorms, ModelKind, NormRule,
+    Wiring,
 };
 use crate::error::{Error, Result};
-use crate::graph::{Activation, Gating};
+use crate::graph::{Activation, Gating, Scoring};
 use crate::rope::{Rope, RopeLayout, RopeScaling, Yarn};
 
 /// No model of any known family comes near; a hostile file must not make us allocate.
@@ -153,14 +154,15 @@ impl<'a> Config<'a> {
     /// # Errors
     /// Which key is missing or makes no sense.
     pub fn decoder(&self, family: &'static str) -> Result<Description> {
-        let hidden = self.positive(&["hidden_size"])?;
-        let heads = self.positive(&["num_attention_heads"])?;
+        let hidden = self.positive(&["hidden_size", "n_embd"])?;
+        let heads = self.positive(&["num_attention_heads", "n_head"])?;
         let kv_heads = self.maybe_count("num_key_value_heads")?.unwrap_or(heads);
-        let width = match self.maybe_count("head_dim")? {
-            Some(width) => width,
-            None => hidden / heads,
+        let width = self.maybe_count("head_dim")?.unwrap_or(hidden / heads);
+        let inner = match self.first(&["intermediate_size", "n_inner", "ffn_hidden_size"]) {
+            Some(_) => self.positive(&["intermediate_size", "n_inner", "ffn_hidden_size"])?,
+            None => 4 * hidden,
         };
-        let norm = NormRule::rms(self.number_or("rms_norm_eps", 1e-6)? as f32);
+        let norm = NormRule::rms(self.epsilon()?);
         let layer = Layer {
             wiring: Wiring::Sequential,
             norms: LayerNorms { attention: Some(norm), feed_forward: Some(norm), ..LayerNorms::default() },
@@ -174,19 +176,19 @@ impl<'a> Config<'a> {
                 output_bias: false,
                 query_key_norm: None,
                 rope: Some(0),
-                scale: (f64::from(width).sqrt().recip()) as f32,
+                scale: Attention::usual_scale(width),
                 softcap: None,
                 window: None,
                 sinks: false,
                 latent: None,
             },
             feed_forward: FeedForward::Gated {
-                width: self.positive(&["intermediate_size"])?,
+                width: inner,
                 gating: Gating::By(self.activation(&["hidden_act", "hidden_activation"], Activation::Silu)?),
                 bias: false,
             },
         };
-        let layers = self.positive(&["num_hidden_layers"])?;
+        let layers = self.positive(&["num_hidden_layers", "n_layer"])?;
         if layers > MOST_LAYERS {
             return Err(bad("num_hidden_layers", &Json::from(layers), "more layers than any model has"));
         }
@@ -195,7 +197,7 @@ impl<'a> Config<'a> {
             kind: ModelKind::Decoder,
             vocabulary: self.positive(&["vocab_size"])?,
             hidden,
-            context: self.maybe_count("max_position_embeddings")?.unwrap_or(2048),
+            context: self.context()?,
             embedding: Embedding { scale: 1.0, positions: None, token_types: 0, norm: None },
             ropes: vec![self.rope(width, 10_000.0)?],
             layers: vec![layer; layers as usize],
@@ -208,6 +210,75 @@ impl<'a> Config<'a> {
             }),
             pooling: None,
         })
+    }
+
+    /// A mixture of experts of inner width `width`: softmax over all, then the best; no shared expert, no biases.
+    ///
+    /// # Errors
+    /// Which key is missing or makes no sense.
+    pub fn experts(&self, width: u32, gating: Gating) -> Result<Experts> {
+        Ok(Experts {
+            count: self.positive(&["num_local_experts", "num_experts", "n_routed_experts"])?,
+            used: self.positive(&["num_experts_per_tok", "experts_per_token"])?,
+            width,
+            gating,
+            scoring: Scoring::Softmax,
+            normalize: self.flag("norm_topk_prob")?,
+            scale: self.number_or("routed_scaling_factor", 1.0)? as f32,
+            correction: false,
+            groups: None,
+            bias: false,
+            shared: None,
+        })
+    }
+
+    /// The longest sequence the model was made for.
+    fn context(&self) -> Result<u32> {
+        let keys = ["max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx"];
+        if self.first(&keys).is_some() { self.positive(&keys) } else { Ok(2048) }
+    }
+
+    /// The norms' ε under any of its names.
+    ///
+    /// # Errors
+    /// If it is no finite number.
+    pub fn epsilon(&self) -> Result<f32> {
+        let keys = ["rms_norm_eps", "layer_norm_eps", "norm_epsilon", "layer_norm_epsilon", "norm_eps"];
+        let found = keys.iter().find_map(|key| Some((key, self.get(key)?)));
+        Ok(found.map_or(Ok(1e-5), |(key, value)| finite(key, value))? as f32)
+    }
+
+    /// Which layers slide, by `layer_types` or, where that is absent, by `usual`.
+    ///
+    /// # Errors
+    /// If `layer_types` is no list of one known name per layer.
+    pub fn sliding(&self, layers: usize, usual: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+        let Some(types) = self.get("layer_types") else { return Ok((0..layers).map(usual).collect()) };
+        let names = types.as_array().filter(|names| names.len() == layers);
+        let names = names.ok_or_else(|| bad("layer_types", types, "not one name per layer"))?;
+        names
+            .iter()
+            .map(|name| match name.as_str() {
+                Some("sliding_attention") => Ok(true),
+                Some("full_attention") => Ok(false),
+                _ => Err(bad("layer_types", name, "an attention that is not supported")),
+            })
+            .collect()
+    }
+
+    /// Gives the layers that slide their window.
+    ///
+    /// # Errors
+    /// As [`Config::sliding`], and if the window is no count.
+    pub fn slide(&self, description: &mut Description, usual: impl Fn(usize) -> bool) -> Result<()> {
+        let Some(window) = self.maybe_count("sliding_window")?.filter(|&window| window > 0) else {
+            return Ok(());
+        };
+        let sliding = self.sliding(description.layers.len(), usual)?;
+        for (layer, _) in description.layers.iter_mut().zip(sliding).filter(|(_, sliding)| *sliding) {
+            layer.attention.window = Some(window);
+        }
+        Ok(())
     }
 
     /// The rotation, from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old), of heads of `width`.
@@ -228,14 +299,20 @@ impl<'a> Config<'a> {
         let own = Config::new(parameters);
         let theta = match own.number("rope_theta")? {
             Some(theta) => theta,
-            None => self.number_or("rope_theta", default_theta)?,
+            None => match self.first(&["rope_theta", "rotary_emb_base"]) {
+                Some(theta) => finite("rope_theta", theta)?,
+                None => default_theta,
+            },
         };
         if theta <= 1.0 {
             return Err(bad("rope_theta", &Json::from(theta), "must be greater than 1"));
         }
         let partial = match own.number("partial_rotary_factor")? {
             Some(part) => part,
-            None => self.number_or("partial_rotary_factor", 1.0)?,
+            None => match self.first(&["partial_rotary_factor", "rotary_pct", "rope_pct"]) {
+                Some(part) => finite("partial_rotary_factor", part)?,
+                None => 1.0,
+            },
         };
         if !(0.0..=1.0).contains(&partial) {
             return Err(bad("partial_rotary_factor", &Json::from(partial), "must lie between 0 and 1"));
@@ -258,7 +335,7 @@ impl<'a> Config<'a> {
                 Ok(factor)
             }
         };
-        let context = || Ok::<_, Error>(self.maybe_count("max_position_embeddings")?.unwrap_or(2048).max(1));
+        let context = || self.context();
         let original = || {
             let key = "original_max_position_embeddings";
             let original = match own.maybe_count(key)? {

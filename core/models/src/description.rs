@@ -270,6 +270,101 @@ pub struct Head {
     pub softcap: Option<f32>,
 }
 
+impl Attention {
+    /// The usual scale of heads this wide.
+    pub fn usual_scale(key_width: u32) -> f32 {
+        f64::from(key_width).sqrt().recip() as f32
+    }
+}
+
+/// What families change in all layers at once.
+impl Description {
+    /// Other norms where there are norms.
+    #[must_use]
+    pub fn with_norms(mut self, rule: NormRule) -> Self {
+        for layer in &mut self.layers {
+            let norms = &mut layer.norms;
+            for norm in [
+                &mut norms.attention,
+                &mut norms.attention_output,
+                &mut norms.feed_forward,
+                &mut norms.feed_forward_output,
+            ] {
+                *norm = norm.map(|_| rule);
+            }
+        }
+        self.final_norm = self.final_norm.map(|_| rule);
+        self
+    }
+
+    /// Norms of both blocks' outputs, in addition or (`only`) instead.
+    #[must_use]
+    pub fn with_output_norms(mut self, only: bool) -> Self {
+        for layer in &mut self.layers {
+            let norms = &mut layer.norms;
+            norms.attention_output = norms.attention;
+            norms.feed_forward_output = norms.feed_forward;
+            if only {
+                (norms.attention, norms.feed_forward) = (None, None);
+            }
+        }
+        self
+    }
+
+    /// Biases of queries, keys and values; of attention's output; of the feed-forward block.
+    #[must_use]
+    pub fn with_biases(mut self, inputs: bool, output: bool, inner: bool) -> Self {
+        for layer in &mut self.layers {
+            layer.attention.input_bias = inputs;
+            layer.attention.output_bias = output;
+            match &mut layer.feed_forward {
+                FeedForward::Gated { bias, .. } | FeedForward::Plain { bias, .. } => *bias = inner,
+                FeedForward::Experts(experts) => experts.bias = inner,
+            }
+        }
+        self
+    }
+
+    /// A block without a gate.
+    #[must_use]
+    pub fn with_plain_feed_forward(mut self, activation: Activation) -> Self {
+        for layer in &mut self.layers {
+            if let FeedForward::Gated { width, bias, .. } = layer.feed_forward {
+                layer.feed_forward = FeedForward::Plain { width, activation, bias };
+            }
+        }
+        self
+    }
+
+    /// Blocks side by side; with one norm for both, or (`own_norm`) one each.
+    #[must_use]
+    pub fn with_parallel_blocks(mut self, own_norm: bool) -> Self {
+        for layer in &mut self.layers {
+            layer.wiring = Wiring::Parallel;
+            layer.norms.feed_forward = layer.norms.feed_forward.filter(|_| own_norm);
+        }
+        self
+    }
+
+    /// Norms of queries and keys.
+    #[must_use]
+    pub fn with_query_key_norm(mut self, rule: NormRule, span: NormSpan) -> Self {
+        for layer in &mut self.layers {
+            layer.attention.query_key_norm = Some(QueryKeyNorm { rule, span });
+        }
+        self
+    }
+
+    /// Whether logits come from the token embedding.
+    #[must_use]
+    pub fn with_tied_head(mut self, tied: bool) -> Self {
+        if let Some(head) = &mut self.head {
+            head.tied = tied;
+        }
+        self
+    }
+}
+
 impl Description {
     /// The window of sliding layers, where any has one.
     pub fn window(&self) -> Option<u32> {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::error::{Error, Result};
 use crate::families::Family;
+use crate::graph::Pooling;
 
 /// Keys (after `<architecture>.`) that mean the same as one of Hugging Face's.
 const SAME: &[(&str, &str)] = &[
@@ -62,6 +63,21 @@ impl<'a> GgufKeys<'a> {
     /// A count.
     pub fn count(&self, key: &str) -> Option<u64> {
         self.get(key)?.as_u64()
+    }
+
+    /// The architecture's name.
+    pub fn architecture(&self) -> &'static str {
+        self.architecture
+    }
+
+    /// Rows of a tensor.
+    pub fn rows(&self, name: &str) -> Option<u64> {
+        Some(self.source.tensor(name)?.rows())
+    }
+
+    /// How an encoder's hidden states become one embedding.
+    pub fn pooling(&self) -> Option<Pooling> {
+        Pooling::from_gguf(self.count("pooling_type")?)
     }
 
     /// Whether there is a tensor of this name.
@@ -195,6 +211,11 @@ impl<'a> GgufWriter<'a> {
     /// Sets `<architecture>.<key>`.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.metadata.set(format!("{}.{key}", self.architecture), value);
+    }
+
+    /// Sets a key of no architecture.
+    pub fn set_global(&mut self, key: &str, value: impl Into<Value>) {
+        self.metadata.set(key, value);
     }
 
     /// Removes `<architecture>.<key>`.

@@ -415,3 +415,21 @@ pub enum Pooling {
     /// Its last token.
     Last,
 }
+
+impl Pooling {
+    /// `<architecture>.pooling_type` in GGUF files.
+    pub const fn gguf_id(self) -> u32 {
+        match self {
+            Pooling::Mean => 1,
+            Pooling::First => 2,
+            Pooling::Last => 3,
+        }
+    }
+
+    /// The pooling of a GGUF file's number.
+    pub fn from_gguf(id: u64) -> Option<Self> {
+        [Pooling::Mean, Pooling::First, Pooling::Last]
+            .into_iter()
+            .find(|pooling| u64::from(pooling.gguf_id()) == id)
+    }
+}

@@ -73,6 +73,6 @@ fn every_fixture_gives_hugging_faces_numbers() {
             Err(error) => failures.push(format!("{name}: {error}")),
         }
     }
-    assert!(unseen.is_empty(), "families without a fixture: {unseen:?}");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(unseen.is_empty(), "families without a fixture: {unseen:?}");
 }

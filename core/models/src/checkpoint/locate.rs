@@ -186,7 +186,7 @@ impl<'a> Locator<'a> {
             });
         }
         let mut plain = Plain::new(tensor, id.is_vector());
-        if place.transposed {
+        if place.transposed && !id.is_vector() {
             return Ok(Arc::new(Transposed(Box::new(plain))));
         }
         if place.cut == Cut::Whole {
@@ -210,7 +210,7 @@ impl<'a> Locator<'a> {
                 *height = cut.total;
             }
         }
-        if place.transposed {
+        if place.transposed && !id.is_vector() {
             expected.reverse();
         }
         Error::Shape { name, found, expected }

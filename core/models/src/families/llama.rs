@@ -2,7 +2,7 @@
 
 use super::{Family, Gguf};
 use crate::config::Config;
-use crate::description::{Description, FeedForward};
+use crate::description::Description;
 use crate::error::Result;
 use crate::names::hugging_face::LLAMA;
 use crate::rope::RopeLayout;
@@ -17,14 +17,6 @@ pub(super) static FAMILY: Family = Family {
 };
 
 fn describe(config: &Config<'_>) -> Result<Description> {
-    let mut description = config.decoder("llama")?;
-    let (attention_bias, mlp_bias) = (config.flag("attention_bias")?, config.flag("mlp_bias")?);
-    for layer in &mut description.layers {
-        layer.attention.input_bias = attention_bias;
-        layer.attention.output_bias = attention_bias;
-        if let FeedForward::Gated { bias, .. } = &mut layer.feed_forward {
-            *bias = mlp_bias;
-        }
-    }
-    Ok(description)
+    let (attention, mlp) = (config.flag("attention_bias")?, config.flag("mlp_bias")?);
+    Ok(config.decoder("llama")?.with_biases(attention, attention, mlp))
 }

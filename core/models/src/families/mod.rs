@@ -3,7 +3,32 @@
 //! A family says only what is special about it; what most decoders share is in [`config`](crate::config) and
 //! [`names`](crate::names). To add one, follow `core/models/README.md`.
 
+mod bert;
+mod cohere;
+mod deepseek;
+mod falcon;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod gpt_neox;
+mod gpt_oss;
+mod granite;
 mod llama;
+mod mistral;
+mod mixtral;
+mod modernbert;
+mod olmo2;
+mod phi;
+mod phi3;
+mod qwen2;
+mod qwen2_moe;
+mod qwen3;
+mod qwen3_moe;
+mod roberta;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use drophammer_formats::Source;
 use drophammer_formats::gguf::Metadata;
@@ -14,6 +39,7 @@ use crate::description::Description;
 use crate::error::{Error, Result};
 use crate::gguf_config;
 use crate::names::Names;
+use crate::names::gguf::Fused;
 use crate::rope::RopeLayout;
 
 /// An architecture.
@@ -44,6 +70,8 @@ pub struct Gguf {
     pub is: fn(&Metadata) -> bool,
     /// Names that differ from [`names::gguf`](crate::names::gguf).
     pub names: Names,
+    /// Matrices that llama.cpp wants in one tensor.
+    pub fused: &'static [Fused],
     /// Adds what the family's configuration needs beyond the usual keys.
     pub config: fn(&GgufKeys<'_>, &mut Map<String, Json>),
     /// Adds what llama.cpp needs beyond the usual keys.
@@ -58,6 +86,7 @@ impl Gguf {
             layout: RopeLayout::Halves,
             is: |_| true,
             names: &[],
+            fused: &[],
             config: |_, _| {},
             metadata: |_, _| {},
         }
@@ -67,7 +96,40 @@ impl Gguf {
 pub use gguf_config::{GgufKeys, GgufWriter};
 
 /// All of them.
-pub static FAMILIES: &[&Family] = &[&llama::FAMILY];
+pub static FAMILIES: &[&Family] = &[
+    &mixtral::FAMILY,
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen2_moe::FAMILY,
+    &qwen3::FAMILY,
+    &qwen3_moe::FAMILY,
+    &phi::FAMILY,
+    &phi3::FAMILY,
+    &gemma::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::FAMILY,
+    &smollm3::FAMILY,
+    &olmo2::FAMILY,
+    &granite::FAMILY,
+    &starcoder2::FAMILY,
+    &gpt2::FAMILY,
+    &gpt_neox::FAMILY,
+    &stablelm::FAMILY,
+    &falcon::FAMILY,
+    &cohere::FAMILY,
+    &gpt_oss::FAMILY,
+    &deepseek::V2,
+    &deepseek::V3,
+    &bert::FAMILY,
+    &roberta::FAMILY,
+    &modernbert::FAMILY,
+];
+
+/// An [`Error::Unsupported`].
+fn unsupported(family: &str, what: &str) -> Error {
+    Error::Unsupported { family: family.to_owned(), what: what.to_owned() }
+}
 
 /// The names of all families.
 pub fn supported() -> Vec<&'static str> {

@@ -1,6 +1,6 @@
 //! Names in GGUF files, the same for every architecture. Source: llama.cpp's `gguf-py/gguf/constants.py`.
 
-use super::{Names, at};
+use super::{Names, Place, at};
 use crate::weight::Role;
 
 /// All roles. Where a fused tensor stands besides, the separate one is looked for first.
@@ -55,3 +55,20 @@ pub const NAMES: Names = &[
     (Role::ValueUp, at("blk.{l}.attn_v_b")),
     (Role::ValueUp, at("blk.{l}.attn_kv_b").grouped()),
 ];
+
+/// Several weights, one after another in one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fused {
+    /// The weights, in order.
+    pub roles: &'static [Role],
+    /// The tensor.
+    pub place: Place,
+}
+
+/// Queries, keys and values.
+pub const FUSED_QKV: Fused =
+    Fused { roles: &[Role::Query, Role::Key, Role::Value], place: at("blk.{l}.attn_qkv").stacked() };
+
+/// Gate and up.
+pub const FUSED_GATE_UP: Fused =
+    Fused { roles: &[Role::Gate, Role::Up], place: at("blk.{l}.ffn_up").stacked() };

@@ -21,6 +21,20 @@ pub const LLAMA: Names = &[
     (Role::Down, at("model.layers.{l}.mlp.down_proj")),
 ];
 
+/// Experts as Qwen and DeepSeek name them: one tensor each, or (newer and MLX) all in one.
+pub const EXPERTS: Names = &[
+    (Role::Router, at("model.layers.{l}.mlp.gate")),
+    (Role::ExpertGate, at("model.layers.{l}.mlp.experts.{e}.gate_proj")),
+    (Role::ExpertUp, at("model.layers.{l}.mlp.experts.{e}.up_proj")),
+    (Role::ExpertDown, at("model.layers.{l}.mlp.experts.{e}.down_proj")),
+    (Role::ExpertGate, at("model.layers.{l}.mlp.experts.gate_up_proj").stacked().exact()),
+    (Role::ExpertUp, at("model.layers.{l}.mlp.experts.gate_up_proj").stacked().exact()),
+    (Role::ExpertDown, at("model.layers.{l}.mlp.experts.down_proj").exact()),
+    (Role::ExpertGate, at("model.layers.{l}.mlp.switch_mlp.gate_proj")),
+    (Role::ExpertUp, at("model.layers.{l}.mlp.switch_mlp.up_proj")),
+    (Role::ExpertDown, at("model.layers.{l}.mlp.switch_mlp.down_proj")),
+];
+
 /// How wrappers and bare models rename a whole checkpoint: (what a name begins with, what stands there instead).
 /// The first that finds the token embedding counts.
 pub const RENAMES: &[(&str, &str)] = &[

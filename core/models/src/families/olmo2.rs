@@ -1,0 +1,30 @@
+//! OLMo 2: norms after the blocks instead of before, and over all queries and keys at once.
+
+use super::{Family, Gguf};
+use crate::config::Config;
+use crate::description::{Description, NormRule, NormSpan};
+use crate::error::Result;
+use crate::names::hugging_face::LLAMA;
+use crate::names::{Names, at};
+use crate::weight::Role;
+
+pub(super) static FAMILY: Family = Family {
+    name: "olmo2",
+    model_types: &["olmo2"],
+    describe,
+    names: &[NAMES, LLAMA],
+    norm_offset: 0.0,
+    gguf: Some(Gguf::new("olmo2")),
+};
+
+const NAMES: Names = &[
+    (Role::AttentionOutputNorm, at("model.layers.{l}.post_attention_layernorm")),
+    (Role::FeedForwardOutputNorm, at("model.layers.{l}.post_feedforward_layernorm")),
+];
+
+fn describe(config: &Config<'_>) -> Result<Description> {
+    let bias = config.flag("attention_bias")?;
+    let norm = NormRule::rms(config.epsilon()?);
+    let description = config.decoder("olmo2")?.with_biases(bias, bias, false);
+    Ok(description.with_output_norms(true).with_query_key_norm(norm, NormSpan::Whole))
+}

@@ -201,7 +201,7 @@ pub enum Fault {
         message: String,
     },
     /// A path in an index that leaves its directory.
-    #[error("{what} names the file `{name}`, which is not a plain file name")]
+    #[error("{what} names the file `{name}`, which is not a plain path inside its directory")]
     UnsafePath {
         /// Which document.
         what: &'static str,
@@ -341,6 +341,14 @@ pub enum Fault {
         begin: u64,
         /// Where they end.
         end: u64,
+    },
+    /// Bytes that are not protobuf.
+    #[error("not valid protobuf at byte {offset}: {problem}")]
+    Wire {
+        /// What is wrong.
+        problem: String,
+        /// Where.
+        offset: u64,
     },
     /// Split files that do not belong together.
     #[error("{problem}")]

@@ -363,7 +363,10 @@ fn what_is_not_a_model_is_told_precisely() {
             &[("config.json", b"{}"), ("model.safetensors.index.json", &missing)],
             "missing model-00001-of-00002.safetensors",
         ),
-        (&[("config.json", b"{}"), ("model.safetensors.index.json", &escaping)], "not a plain file name"),
+        (
+            &[("config.json", b"{}"), ("model.safetensors.index.json", &escaping)],
+            "not a plain path inside its directory",
+        ),
         (
             &[
                 ("config.json", b"{}"),

@@ -6,7 +6,7 @@ mod document;
 mod identify;
 mod tokenizer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,9 @@ pub use tokenizer::TokenizerFiles;
 use crate::error::{Error, Fault, Result};
 use crate::gguf::{self, Metadata};
 use crate::mapped::MappedFile;
+use crate::onnx::{self, InitializerData};
 use crate::safetensors;
-use crate::tensor::TensorInfo;
+use crate::tensor::{TensorInfo, checked_byte_len};
 
 /// What a source is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -73,6 +74,7 @@ pub struct Source {
     metadata: Metadata,
     annotations: Vec<(String, String)>,
     tokenizer: TokenizerFiles,
+    onnx: Option<onnx::Model>,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
 }
@@ -103,6 +105,7 @@ impl Source {
             metadata: Metadata::new(),
             annotations: Vec::new(),
             tokenizer: found.tokenizer,
+            onnx: None,
             tensors: Vec::new(),
             by_name: HashMap::new(),
         };
@@ -110,10 +113,7 @@ impl Source {
             let map = MappedFile::open(path)?;
             match found.kind {
                 SourceKind::Gguf => source.add_gguf(map, found.weights.len())?,
-                SourceKind::Onnx => {
-                    source.headers.push(map.len());
-                    source.files.push(map);
-                }
+                SourceKind::Onnx => source.add_onnx(map)?,
                 _ => source.add_safetensors(map)?,
             }
         }
@@ -174,6 +174,12 @@ impl Source {
     /// The tokenizer's and chat template's files, where they lie beside the weights.
     pub fn tokenizer(&self) -> &TokenizerFiles {
         &self.tokenizer
+    }
+
+    /// The graph of an ONNX source. [`Self::tensors`] holds those of its initializers whose data lie in a file and
+    /// whose type is at least a byte wide.
+    pub fn onnx(&self) -> Option<&onnx::Model> {
+        self.onnx.as_ref()
     }
 
     /// All tensors, file by file in the order of their data.
@@ -267,6 +273,53 @@ impl Source {
             self.metadata = parsed.metadata;
         }
         self.add_file(map, parsed.data_begin, parsed.tensors)
+    }
+
+    fn add_onnx(&mut self, map: MappedFile) -> Result<()> {
+        let path = map.path().to_owned();
+        let model = onnx::parse(map.bytes()).map_err(Error::malformed(&path))?;
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let mut external: BTreeMap<&str, Vec<TensorInfo>> = BTreeMap::new();
+        let mut inside = Vec::new();
+        for tensor in &model.graph.initializers {
+            let Some(dtype) = tensor.element_type.dtype() else { continue };
+            let len =
+                checked_byte_len(&tensor.name, dtype, &tensor.shape).map_err(Error::malformed(&path))?;
+            let info = |offset| TensorInfo {
+                name: tensor.name.clone(),
+                dtype,
+                shape: tensor.shape.clone(),
+                file: 0,
+                offset,
+                len,
+            };
+            match &tensor.data {
+                InitializerData::Inline(_) => {}
+                InitializerData::InFile(range) => inside.push(info(range.start)),
+                InitializerData::External { location, offset, .. } => {
+                    external.entry(location).or_default().push(info(*offset));
+                }
+            }
+        }
+        let header = map.len();
+        self.add_file(map, header, inside)?;
+        for (location, tensors) in external {
+            let data_path = directory.join(location);
+            if !data_path.is_file() {
+                return Err(Error::MissingShard { path, missing: vec![location.to_owned()] });
+            }
+            let data = MappedFile::open(&data_path)?;
+            if let Some(tensor) =
+                tensors.iter().find(|tensor| data.slice(tensor.offset, tensor.len).is_none())
+            {
+                let (begin, end) = (tensor.offset, tensor.offset.saturating_add(tensor.len));
+                let fault = Fault::Beyond { tensor: tensor.name.clone(), begin, end, len: data.len() };
+                return Err(Error::malformed(&data_path)(fault));
+            }
+            self.add_file(data, 0, tensors)?;
+        }
+        self.onnx = Some(model);
+        Ok(())
     }
 
     fn add_file(&mut self, map: MappedFile, header: u64, tensors: Vec<TensorInfo>) -> Result<()> {

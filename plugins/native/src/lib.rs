@@ -1,1 +1,58 @@
-//! The native CPU backend.
+//! The native CPU backend: the engine that needs nothing installed, and the reference that measures all others.
+//!
+//! Above the [`drophammer_sdk::Backend`] contract this crate is three rooms:
+//! - [`model`] records an architecture once, as a list of steps over buffers, and runs the list on all threads;
+//! - [`kernels`] is the arithmetic, written once over vectors of sixteen numbers and compiled for each instruction set;
+//! - [`cache`] holds keys and values in pages that sequences share.
+//!
+//! Weights stay in the mapped file. *Reference mode* multiplies by them in float32, row by row. *Fast mode* lays quantized
+//! weights out in tiles and multiplies in integers, with activations in eight bits.
+
+mod cache;
+mod failure;
+mod kernels;
+mod model;
+mod probe;
+mod session;
+mod threads;
+
+use drophammer_sdk::{
+    Backend, BackendError, ErrorCode, ForgeReport, ForgeRequest, HostInfo, JobContext, LoadRequest,
+    ProbeReport, ProbeRequest, Result, Session,
+};
+
+/// The backend.
+pub struct Native;
+
+impl Native {
+    /// Opens the backend; it needs nothing of the host.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn open(_host: HostInfo) -> Result<Self> {
+        Ok(Self)
+    }
+}
+
+impl Backend for Native {
+    fn probe(&self, request: &ProbeRequest) -> Result<ProbeReport> {
+        Ok(probe::report(request))
+    }
+
+    fn convert(&self, request: &ForgeRequest, _job: &dyn JobContext) -> Result<ForgeReport> {
+        Err(BackendError::new(
+            ErrorCode::UnsupportedInput,
+            format!("{}: cannot be converted yet", request.source.display()),
+        ))
+    }
+
+    fn quantize(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+        self.convert(request, job)
+    }
+
+    fn load(&self, request: &LoadRequest, job: Box<dyn JobContext>) -> Result<Box<dyn Session>> {
+        Ok(Box::new(session::NativeSession::load(request, job.as_ref())?))
+    }
+}
+
+drophammer_sdk::export_backend!(Native::open);

@@ -1,0 +1,71 @@
+//! Prefill and decode speed of a model: `speed MODEL [THREADS] [PREFILL] [DECODE] [SEQUENCES]`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use drophammer_native::Native;
+use drophammer_sdk::{Backend, Batch, Budgets, HostInfo, JobContext, LoadRequest, LogLevel};
+
+struct Job(u32);
+
+impl JobContext for Job {
+    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
+    fn log(&self, _level: LogLevel, message: &str) {
+        eprintln!("{message}");
+    }
+    fn cancelled(&self) -> bool {
+        false
+    }
+    fn budgets(&self) -> Budgets {
+        Budgets { threads: self.0, memory_bytes: 0, disk_bytes: 0 }
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let path =
+        PathBuf::from(arguments.next().ok_or("usage: speed MODEL [THREADS] [PREFILL] [DECODE] [SEQUENCES]")?);
+    let mut number = |usual: u32| arguments.next().map_or(Ok(usual), |word| word.parse());
+    let (threads, prefill, decode, sequences) = (number(2)?, number(512)?, number(64)?, number(1)?);
+    let begun = Instant::now();
+    let request = LoadRequest {
+        path,
+        context: Some(prefill + decode + 1),
+        max_sequences: sequences,
+        ..LoadRequest::default()
+    };
+    let mut session = Native::open(HostInfo::default())?.load(&request, Box::new(Job(threads)))?;
+    let width = session.limits().output_width as usize;
+    println!("load {:.3} s", begun.elapsed().as_secs_f64());
+    let tokens: Vec<u32> = (0..prefill).map(|i| i * 31 % 1999 + 5).collect();
+    let positions: Vec<u32> = (0..prefill).collect();
+    let mut out = vec![0.0; width * sequences as usize];
+    let mut best = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..5 {
+        let mut seconds = 0.0;
+        for sequence in 0..sequences {
+            session.remove(sequence, 0, u32::MAX)?;
+            let begun = Instant::now();
+            let batch = Batch {
+                tokens: &tokens,
+                positions: &positions,
+                sequences: &vec![sequence; tokens.len()],
+                outputs: &[prefill - 1],
+            };
+            session.forward(batch, &mut out[..width])?;
+            seconds += begun.elapsed().as_secs_f64();
+        }
+        best.0 = f64::min(best.0, seconds);
+        let ids: Vec<u32> = (0..sequences).collect();
+        let begun = Instant::now();
+        for i in 0..decode {
+            let (next, position) = (vec![i % 1000 + 7; ids.len()], vec![prefill + i; ids.len()]);
+            let batch = Batch { tokens: &next, positions: &position, sequences: &ids, outputs: &ids };
+            session.forward(batch, &mut out)?;
+        }
+        best.1 = f64::min(best.1, begun.elapsed().as_secs_f64());
+    }
+    let rate = |tokens: u32, seconds: f64| f64::from(tokens * sequences) / seconds;
+    println!("prefill {:.1} tok/s, decode {:.1} tok/s", rate(prefill, best.0), rate(decode, best.1));
+    Ok(())
+}

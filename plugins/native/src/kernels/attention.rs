@@ -1,0 +1,510 @@
+//! Attention over pages of keys and values, with a running softmax: memory for one page of scores, whatever the length.
+//!
+//! A page holds [`PAGE`] positions of one key/value head. Keys lie *across*, `[key width][PAGE]`, so that a vector holds
+//! one component of sixteen keys and scores need no horizontal sums; values lie along, `[PAGE][value stride]`.
+//! (Running softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.)
+
+use super::isa::{self, Isa, Kernel, LANES, Path};
+
+/// Positions per page: as many as a validity mask has bits.
+pub(crate) const PAGE: usize = 64;
+const VECTORS: usize = PAGE / LANES;
+/// Queries that are worked on together.
+pub(crate) const QUERIES: usize = 16;
+
+/// How cached numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// float32.
+    Float,
+    /// binary16.
+    Half,
+}
+
+impl Stored {
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Stored::Float => 4,
+            Stored::Half => 2,
+        }
+    }
+}
+
+/// One page of one head, as attention reads it.
+#[derive(Clone, Copy)]
+pub(crate) struct PageOfHead {
+    /// `[key width][PAGE]`.
+    pub(crate) keys: *const u8,
+    /// `[PAGE][value stride]`.
+    pub(crate) values: *const u8,
+    /// Position of its first slot.
+    pub(crate) first: u32,
+    /// Which slots hold something.
+    pub(crate) valid: u64,
+}
+
+/// What a query may see.
+#[derive(Clone, Copy)]
+pub(crate) struct Sight {
+    /// First visible position.
+    pub(crate) from: u32,
+    /// Last visible position.
+    pub(crate) to: u32,
+}
+
+impl Sight {
+    /// The visible slots of a page that begins at `first`.
+    fn of_page(self, first: u32) -> u64 {
+        let below = |position: u32| {
+            // Slots before `position`.
+            let n = position.saturating_sub(first);
+            if n >= PAGE as u32 { u64::MAX } else { (1u64 << n) - 1 }
+        };
+        below(self.to.saturating_add(1)) & !below(self.from)
+    }
+}
+
+/// Shape of an attention and where its operands lie.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadTask<'a> {
+    pub(crate) stored: Stored,
+    pub(crate) key_width: usize,
+    pub(crate) value_width: usize,
+    /// Elements between the values of neighbouring slots; a multiple of 16.
+    pub(crate) value_stride: usize,
+    pub(crate) scale: f32,
+    pub(crate) softcap: Option<f32>,
+    pub(crate) sink: Option<f32>,
+    /// First query of this head.
+    pub(crate) q: *const f32,
+    pub(crate) q_stride: usize,
+    /// One per query; at most [`QUERIES`].
+    pub(crate) sights: &'a [Sight],
+    /// First output of this head.
+    pub(crate) out: *mut f32,
+    pub(crate) out_stride: usize,
+}
+
+/// Room for one block of queries. One per thread.
+pub(crate) struct Scratch {
+    scores: Vec<f32>,
+    sums: Vec<f32>,
+    stride: usize,
+}
+
+impl Scratch {
+    /// For values of up to `value_width` numbers.
+    pub(crate) fn new(value_width: usize) -> Self {
+        let stride = value_width.next_multiple_of(LANES);
+        Self { scores: vec![0.0; QUERIES * PAGE], sums: vec![0.0; QUERIES * stride], stride }
+    }
+}
+
+struct Attend<'a, P> {
+    task: HeadTask<'a>,
+    pages: P,
+    scratch: &'a mut Scratch,
+}
+
+#[inline(always)]
+unsafe fn load<I: Isa, const HALF: bool>(p: *const u8, index: usize) -> I::F {
+    // SAFETY: the caller promises 16 elements at `index`.
+    unsafe {
+        if HALF { I::load_half(p.cast::<u16>().add(index)) } else { I::load(p.cast::<f32>().add(index)) }
+    }
+}
+
+impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
+    /// Scores of `Q` queries from `row` against `V` vectors of keys from `vector`.
+    #[inline(always)]
+    unsafe fn scores<I: Isa, const HALF: bool, const Q: usize, const V: usize>(
+        &mut self,
+        page: &PageOfHead,
+        row: usize,
+        vector: usize,
+    ) {
+        let task = &self.task;
+        // SAFETY: rows below the number of queries, vectors below a page's.
+        unsafe {
+            let mut acc = [[I::splat(0.0); V]; Q];
+            for d in 0..task.key_width {
+                let mut keys = [I::splat(0.0); V];
+                for (v, key) in keys.iter_mut().enumerate() {
+                    *key = load::<I, HALF>(page.keys, d * PAGE + (vector + v) * LANES);
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let q = I::splat(*task.q.add((row + r) * task.q_stride + d));
+                    for (acc, key) in acc.iter_mut().zip(keys) {
+                        *acc = I::fma(q, key, *acc);
+                    }
+                }
+            }
+            for (r, acc) in acc.into_iter().enumerate() {
+                for (v, mut s) in acc.into_iter().enumerate() {
+                    s = I::mul(s, I::splat(task.scale));
+                    if let Some(cap) = task.softcap {
+                        s = I::mul(I::splat(cap), I::tanh(I::div(s, I::splat(cap))));
+                    }
+                    I::store(
+                        self.scratch.scores.as_mut_ptr().add((row + r) * PAGE + (vector + v) * LANES),
+                        s,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Adds the page's values, weighed, to the sums of `Q` queries, for `V` vectors of the value from `vector`.
+    #[inline(always)]
+    unsafe fn values<I: Isa, const HALF: bool, const Q: usize, const V: usize>(
+        &mut self,
+        page: &PageOfHead,
+        slots: std::ops::Range<usize>,
+        row: usize,
+        vector: usize,
+    ) {
+        // SAFETY: rows below the number of queries; vectors below the value's stride; slots below a page's.
+        unsafe {
+            let weights = self.scratch.scores.as_ptr();
+            let stride = self.scratch.stride;
+            let sums = self.scratch.sums.as_mut_ptr().add(row * stride + vector * LANES);
+            let mut acc = [[I::splat(0.0); V]; Q];
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = I::load(sums.add(r * stride + v * LANES));
+                }
+            }
+            for slot in slots {
+                let mut values = [I::splat(0.0); V];
+                for (v, value) in values.iter_mut().enumerate() {
+                    *value =
+                        load::<I, HALF>(page.values, slot * self.task.value_stride + (vector + v) * LANES);
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let p = I::splat(*weights.add((row + r) * PAGE + slot));
+                    for (acc, value) in acc.iter_mut().zip(values) {
+                        *acc = I::fma(p, value, *acc);
+                    }
+                }
+            }
+            for (r, acc) in acc.into_iter().enumerate() {
+                for (v, acc) in acc.into_iter().enumerate() {
+                    I::store(sums.add(r * stride + v * LANES), acc);
+                }
+            }
+        }
+    }
+
+    /// Turns a row of scores into weights; returns the factor that earlier sums are to be multiplied by.
+    #[inline(always)]
+    unsafe fn soften<I: Isa>(&mut self, row: usize, visible: u64, largest: &mut f32, total: &mut f32) -> f32 {
+        // SAFETY: a row of the scratch.
+        unsafe {
+            let scores = self.scratch.scores.as_mut_ptr().add(row * PAGE);
+            if visible != u64::MAX {
+                for slot in 0..PAGE {
+                    if visible >> slot & 1 == 0 {
+                        *scores.add(slot) = f32::NEG_INFINITY;
+                    }
+                }
+            }
+            let mut top = I::load(scores);
+            for v in 1..VECTORS {
+                top = I::max(top, I::load(scores.add(v * LANES)));
+            }
+            let top = I::largest(top).max(*largest);
+            let factor = if *largest == top { 1.0 } else { (*largest - top).exp() };
+            *largest = top;
+            let mut sum = I::splat(0.0);
+            for v in 0..VECTORS {
+                let weight = I::exp(I::sub(I::load(scores.add(v * LANES)), I::splat(top)));
+                I::store(scores.add(v * LANES), weight);
+            }
+            if visible != u64::MAX {
+                // `exp` of −∞ is clamped to a tiny number: what is hidden weighs nothing at all.
+                for slot in 0..PAGE {
+                    if visible >> slot & 1 == 0 {
+                        *scores.add(slot) = 0.0;
+                    }
+                }
+            }
+            for v in 0..VECTORS {
+                sum = I::add(sum, I::load(scores.add(v * LANES)));
+            }
+            *total = *total * factor + I::sum(sum);
+            factor
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn page<I: Isa, const HALF: bool, const Q: usize, const V: usize>(
+        &mut self,
+        page: PageOfHead,
+        largest: &mut [f32; QUERIES],
+        totals: &mut [f32; QUERIES],
+    ) {
+        let queries = self.task.sights.len();
+        let mut visible = [0u64; QUERIES];
+        for (visible, sight) in visible.iter_mut().zip(self.task.sights) {
+            *visible = sight.of_page(page.first) & page.valid;
+        }
+        let any = visible.iter().fold(0, |any, v| any | v);
+        if any == 0 {
+            return;
+        }
+        let slots = any.trailing_zeros() as usize..PAGE - any.leading_zeros() as usize;
+        let vectors = slots.start / LANES..slots.end.div_ceil(LANES);
+        // SAFETY: rows, vectors and slots stay below their bounds.
+        unsafe {
+            let mut row = 0;
+            while row + Q <= queries {
+                let mut vector = 0;
+                while vector < VECTORS {
+                    if vector + V > vectors.start && vector < vectors.end {
+                        self.scores::<I, HALF, Q, V>(&page, row, vector);
+                    }
+                    vector += V;
+                }
+                row += Q;
+            }
+            while row < queries {
+                for vector in vectors.clone() {
+                    self.scores::<I, HALF, 1, 1>(&page, row, vector);
+                }
+                row += 1;
+            }
+            let stride = self.scratch.stride;
+            for row in 0..queries {
+                if visible[row] == 0 {
+                    // Nothing new for this query: its weights of this page are zero.
+                    self.scratch.scores[row * PAGE..(row + 1) * PAGE].fill(0.0);
+                    continue;
+                }
+                let factor = self.soften::<I>(row, visible[row], &mut largest[row], &mut totals[row]);
+                if factor != 1.0 {
+                    let sums = self.scratch.sums.as_mut_ptr().add(row * stride);
+                    for v in 0..stride / LANES {
+                        let p = sums.add(v * LANES);
+                        I::store(p, I::mul(I::load(p), I::splat(factor)));
+                    }
+                }
+            }
+            let width = self.task.value_width.div_ceil(LANES);
+            let mut row = 0;
+            while row < queries {
+                let block = if row + Q <= queries { Q } else { 1 };
+                let mut vector = 0;
+                while vector < width {
+                    match (block == Q, vector + V <= width) {
+                        (true, true) => self.values::<I, HALF, Q, V>(&page, slots.clone(), row, vector),
+                        (true, false) => self.values::<I, HALF, Q, 1>(&page, slots.clone(), row, vector),
+                        (false, true) => self.values::<I, HALF, 1, V>(&page, slots.clone(), row, vector),
+                        (false, false) => self.values::<I, HALF, 1, 1>(&page, slots.clone(), row, vector),
+                    }
+                    vector += if vector + V <= width { V } else { 1 };
+                }
+                row += block;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn all<I: Isa, const HALF: bool, const Q: usize, const V: usize>(&mut self) {
+        let queries = self.task.sights.len();
+        let mut largest = [f32::NEG_INFINITY; QUERIES];
+        let mut totals = [0f32; QUERIES];
+        let stride = self.scratch.stride;
+        self.scratch.sums[..queries * stride].fill(0.0);
+        // SAFETY: the caller's promise.
+        unsafe {
+            while let Some(page) = self.pages.next() {
+                self.page::<I, HALF, Q, V>(page, &mut largest, &mut totals);
+            }
+            for row in 0..queries {
+                let mut total = totals[row];
+                let mut factor = 1.0;
+                if let Some(sink) = self.task.sink {
+                    // The sink takes part in the sum alone.
+                    let top = largest[row].max(sink);
+                    factor = (largest[row] - top).exp();
+                    total = total * factor + (sink - top).exp();
+                }
+                // A query that sees nothing gets zeros.
+                let factor = if total > 0.0 { factor / total } else { 0.0 };
+                let out = self.task.out.add(row * self.task.out_stride);
+                let mut at = 0;
+                while at < self.task.value_width {
+                    let sum = I::load(self.scratch.sums.as_ptr().add(row * stride + at));
+                    I::store_first(
+                        out.add(at),
+                        (self.task.value_width - at).min(LANES),
+                        I::mul(sum, I::splat(factor)),
+                    );
+                    at += LANES;
+                }
+            }
+        }
+    }
+}
+
+impl<P: Iterator<Item = PageOfHead>> Kernel for Attend<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(mut self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (self.task.stored, I::FLOAT_ROWS >= 12) {
+                (Stored::Half, true) => self.all::<I, true, 4, 4>(),
+                (Stored::Half, false) => self.all::<I, true, 2, 2>(),
+                (Stored::Float, true) => self.all::<I, false, 4, 4>(),
+                (Stored::Float, false) => self.all::<I, false, 2, 2>(),
+            }
+        }
+    }
+}
+
+/// Attends for one head and up to [`QUERIES`] queries over `pages`.
+///
+/// # Safety
+/// `task.q` holds `task.sights.len()` rows of `key_width` floats, `task.out` has room for as many of `value_width` that
+/// no other thread uses meanwhile; the pages hold what their documentation says.
+///
+/// # Panics
+/// If there are more queries than [`QUERIES`] or values are wider than the scratch.
+pub(crate) unsafe fn attend(
+    path: Path,
+    task: HeadTask<'_>,
+    pages: impl Iterator<Item = PageOfHead>,
+    scratch: &mut Scratch,
+) {
+    assert!(
+        task.sights.len() <= QUERIES
+            && task.value_width <= scratch.stride
+            && task.value_stride <= scratch.stride
+    );
+    // SAFETY: the caller's promise.
+    unsafe { isa::run(path, Attend { task, pages, scratch }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sights_cover_the_positions_they_name() {
+        let sight = Sight { from: 70, to: 130 };
+        assert_eq!(sight.of_page(0), 0);
+        assert_eq!(sight.of_page(64), u64::MAX << 6);
+        assert_eq!(sight.of_page(128), 0b111);
+        assert_eq!(Sight { from: 0, to: u32::MAX }.of_page(64), u64::MAX);
+    }
+
+    /// Softmax attention by its definition, in double precision.
+    fn exact(
+        q: &[f32],
+        keys: &[Vec<f32>],
+        values: &[Vec<f32>],
+        seen: &[usize],
+        scale: f64,
+        cap: Option<f64>,
+        sink: Option<f64>,
+    ) -> Vec<f64> {
+        let scores: Vec<f64> = seen
+            .iter()
+            .map(|&i| {
+                let s: f64 =
+                    q.iter().zip(&keys[i]).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>() * scale;
+                cap.map_or(s, |cap| cap * (s / cap).tanh())
+            })
+            .collect();
+        let top = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+        let total: f64 = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - top).exp());
+        (0..values[0].len())
+            .map(|j| seen.iter().zip(&weights).map(|(&i, w)| w / total * f64::from(values[i][j])).sum())
+            .collect()
+    }
+
+    #[test]
+    fn the_running_softmax_equals_the_definition_with_windows_holes_caps_and_sinks() {
+        let mut state = 7u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 4_194_304.0 - 2.0
+        };
+        for (width, value_width, queries, length) in
+            [(32usize, 32usize, 1usize, 5usize), (64, 64, 7, 200), (24, 40, 16, 130), (80, 80, 5, 64)]
+        {
+            let keys: Vec<Vec<f32>> = (0..length).map(|_| (0..width).map(|_| next()).collect()).collect();
+            let values: Vec<Vec<f32>> =
+                (0..length).map(|_| (0..value_width).map(|_| next()).collect()).collect();
+            let q: Vec<f32> = (0..queries * width).map(|_| next()).collect();
+            let hole = 3usize; // a position that was removed
+            let stride = usize::next_multiple_of(value_width, LANES);
+            let pages: Vec<(Vec<f32>, Vec<f32>, u64)> = (0..length.div_ceil(PAGE))
+                .map(|p| {
+                    let (mut k, mut v, mut valid) = (vec![0.0; width * PAGE], vec![0.0; PAGE * stride], 0u64);
+                    for slot in 0..PAGE.min(length - p * PAGE) {
+                        let i = p * PAGE + slot;
+                        (0..width).for_each(|d| k[d * PAGE + slot] = keys[i][d]);
+                        v[slot * stride..][..value_width].copy_from_slice(&values[i]);
+                        valid |= u64::from(i != hole) << slot;
+                    }
+                    (k, v, valid)
+                })
+                .collect();
+            for (softcap, sink, window) in
+                [(None, None, None), (Some(5.0f32), None, Some(9)), (None, Some(0.7f32), None)]
+            {
+                let sights: Vec<Sight> = (0..queries)
+                    .map(|i| {
+                        let to = (length - queries + i) as u32;
+                        Sight { from: window.map_or(0, |w| (to + 1u32).saturating_sub(w)), to }
+                    })
+                    .collect();
+                for path in Path::all() {
+                    let mut out = vec![f32::NAN; queries * value_width];
+                    let task = HeadTask {
+                        stored: Stored::Float,
+                        key_width: width,
+                        value_width,
+                        value_stride: stride,
+                        scale: 0.2,
+                        softcap,
+                        sink,
+                        q: q.as_ptr(),
+                        q_stride: width,
+                        sights: &sights,
+                        out: out.as_mut_ptr(),
+                        out_stride: value_width,
+                    };
+                    let views = pages.iter().enumerate().map(|(p, (k, v, valid))| PageOfHead {
+                        keys: k.as_ptr().cast(),
+                        values: v.as_ptr().cast(),
+                        first: (p * PAGE) as u32,
+                        valid: *valid,
+                    });
+                    // SAFETY: the sizes above.
+                    unsafe { attend(path, task, views, &mut Scratch::new(value_width)) };
+                    for (i, sight) in sights.iter().enumerate() {
+                        let seen: Vec<usize> =
+                            (sight.from as usize..=sight.to as usize).filter(|&p| p != hole).collect();
+                        let expected = exact(
+                            &q[i * width..][..width],
+                            &keys,
+                            &values,
+                            &seen,
+                            0.2f32.into(),
+                            softcap.map(f64::from),
+                            sink.map(f64::from),
+                        );
+                        for (a, b) in out[i * value_width..].iter().zip(expected) {
+                            assert!((f64::from(*a) - b).abs() < 2e-5, "{path:?}: {a} and {b}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

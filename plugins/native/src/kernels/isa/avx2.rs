@@ -1,0 +1,290 @@
+//! AVX2 with FMA and F16C: two registers are sixteen lanes.
+
+#[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
+use std::arch::x86_64::*;
+
+use super::Isa;
+
+/// AVX2, FMA, F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+/// A mask whose first `n` of 8 lanes are set.
+#[inline(always)]
+unsafe fn first(n: usize) -> __m256i {
+    // SAFETY: the caller promises AVX2.
+    unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
+}
+
+macro_rules! both {
+    ($f:ident, $($a:expr),*) => {
+        // SAFETY: see the head of the implementation.
+        unsafe { ($f($($a.0),*), $f($($a.1),*)) }
+    };
+}
+
+// SAFETY of every block below: the caller promises the instruction set and the elements that are loaded or stored.
+impl Isa for Avx2 {
+    type F = (__m256, __m256);
+    type I = (__m256i, __m256i);
+    type B = (__m256i, __m256i);
+
+    const FLOAT_ROWS: usize = 6;
+    const FULL_IS_UNSIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> Self::F {
+        // SAFETY: see the head of this block; masked lanes are not accessed.
+        unsafe {
+            (
+                _mm256_maskload_ps(p, first(n)),
+                _mm256_maskload_ps(p.wrapping_add(8), first(n.saturating_sub(8))),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        // SAFETY: see the head of this block.
+        unsafe {
+            _mm256_storeu_ps(p, x.0);
+            _mm256_storeu_ps(p.add(8), x.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, n: usize, x: Self::F) {
+        // SAFETY: see the head of this block; masked lanes are not accessed.
+        unsafe {
+            _mm256_maskstore_ps(p, first(n), x.0);
+            _mm256_maskstore_ps(p.wrapping_add(8), first(n.saturating_sub(8)), x.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_half(p: *const u16) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe {
+            (_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bfloat(p: *const u16) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let widen = |p: *const u16| {
+                let x = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x))
+            };
+            (widen(p), widen(p.add(8)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_half(p: *mut u16, x: Self::F) {
+        // SAFETY: see the head of this block.
+        unsafe {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.0));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.1));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let x = _mm_loadu_si128(p.cast());
+            let widen = |x| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x));
+            (widen(x), widen(_mm_srli_si128::<8>(x)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_signed_bytes(p: *const i8) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let x = _mm_loadu_si128(p.cast());
+            let widen = |x| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
+            (widen(x), widen(_mm_srli_si128::<8>(x)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_add_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_sub_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_mul_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_div_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_max_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_min_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        both!(_mm256_fmadd_ps, a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            (_mm256_andnot_ps(sign, a.0), _mm256_andnot_ps(sign, a.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::F) -> Self::F {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_round_ps::<NEAREST>(a.0), _mm256_round_ps::<NEAREST>(a.1)) }
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(n: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let power = |n| {
+                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+            };
+            (power(n.0), power(n.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(a: Self::F) -> f32 {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let x = _mm256_add_ps(a.0, a.1);
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(a: Self::F) -> f32 {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let x = _mm256_max_ps(a.0, a.1);
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_signed_bytes(p: *mut i8, x: Self::F) {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
+            // Packing works in 128-bit halves: put them back in order.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(p.cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zero_i() -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn to_float(x: Self::I) -> Self::F {
+        both!(_mm256_cvtepi32_ps, x)
+    }
+
+    #[inline(always)]
+    unsafe fn load_b(p: *const u8) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_b(p: *mut u8, x: Self::B) {
+        // SAFETY: see the head of this block.
+        unsafe {
+            _mm256_storeu_si256(p.cast(), x.0);
+            _mm256_storeu_si256(p.add(32).cast(), x.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_b(x: u8) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_set1_epi8(x as i8), _mm256_set1_epi8(x as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::B, b: Self::B) -> Self::B {
+        both!(_mm256_and_si256, a, b)
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
+        both!(_mm256_or_si256, a, b)
+    }
+    #[inline(always)]
+    unsafe fn shift_right<const N: u32>(a: Self::B) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let n = _mm_cvtsi32_si128(N as i32);
+            (_mm256_srl_epi16(a.0, n), _mm256_srl_epi16(a.1, n))
+        }
+    }
+    #[inline(always)]
+    unsafe fn shift_left<const N: u32>(a: Self::B) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let n = _mm_cvtsi32_si128(N as i32);
+            (_mm256_sll_epi16(a.0, n), _mm256_sll_epi16(a.1, n))
+        }
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: &[u8; 16], indices: Self::B) -> Self::B {
+        // SAFETY: see the head of this block; the table has 16 bytes.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            (_mm256_shuffle_epi8(table, indices.0), _mm256_shuffle_epi8(table, indices.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: see the head of this block. Two products of at most 127 · 127 fit 16 bits.
+        unsafe {
+            let x = _mm256_set1_epi32(x);
+            let ones = _mm256_set1_epi16(1);
+            let one = |acc, w| _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
+            (one(acc.0, w.0), one(acc.1, w.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_full(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // Two products of unsigned bytes would overflow 16 bits: multiply magnitudes, with the sign moved to x.
+        // SAFETY: see the head of this block.
+        unsafe {
+            let x = _mm256_set1_epi32(x);
+            let ones = _mm256_set1_epi16(1);
+            let one = |acc, w| {
+                let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                let products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+                _mm256_add_epi32(acc, _mm256_madd_epi16(products, ones))
+            };
+            (one(acc.0, w.0), one(acc.1, w.1))
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! AVX-512 with VNNI: one register is sixteen lanes.
+
+#[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
+use std::arch::x86_64::*;
+
+use super::Isa;
+
+/// AVX-512 F, BW, DQ, VL, VNNI.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+#[inline(always)]
+fn first(n: usize) -> u16 {
+    ((1u32 << n.min(16)) - 1) as u16
+}
+
+// SAFETY of every block below: the caller promises the instruction set and the elements that are loaded or stored.
+impl Isa for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+
+    const FLOAT_ROWS: usize = 12;
+    const FULL_IS_UNSIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> Self::F {
+        // SAFETY: see the head of this block; masked lanes are not accessed.
+        unsafe { _mm512_maskz_loadu_ps(first(n), p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_storeu_ps(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, n: usize, x: Self::F) {
+        // SAFETY: see the head of this block; masked lanes are not accessed.
+        unsafe { _mm512_mask_storeu_ps(p, first(n), x) }
+    }
+    #[inline(always)]
+    unsafe fn load_half(p: *const u16) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bfloat(p: *const u16) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_half(p: *mut u16, x: Self::F) {
+        // SAFETY: see the head of this block.
+        unsafe {
+            _mm256_storeu_si256(
+                p.cast(),
+                _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x),
+            );
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_signed_bytes(p: *const i8) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_abs_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(n: Self::F) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), n) }
+    }
+    #[inline(always)]
+    unsafe fn sum(a: Self::F) -> f32 {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_reduce_add_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn largest(a: Self::F) -> f32 {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn store_signed_bytes(p: *mut i8, x: Self::F) {
+        // SAFETY: see the head of this block.
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x))) }
+    }
+
+    #[inline(always)]
+    unsafe fn zero_i() -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn to_float(x: Self::I) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_b(p: *const u8) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_b(p: *mut u8, x: Self::B) {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_storeu_si512(p.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn splat_b(x: u8) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_set1_epi8(x as i8) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shift_right<const N: u32>(a: Self::B) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_srli_epi16::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn shift_left<const N: u32>(a: Self::B) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_slli_epi16::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: &[u8; 16], indices: Self::B) -> Self::B {
+        // SAFETY: see the head of this block; the table has 16 bytes.
+        unsafe {
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), indices)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_full(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
+    }
+}

@@ -1,0 +1,232 @@
+//! What kernels are written in: sixteen numbers at a time.
+//!
+//! [`Isa`] is one instruction set seen as operations on 16 floats, 16 integers or 64 bytes, whatever its registers hold:
+//! AVX-512 has one register for each, AVX2 two, the portable form an array that the compiler vectorizes as the
+//! target allows. A kernel is written once over it, as a [`Kernel`], and [`run`] executes the form for a
+//! [`Path`]. Only code inlined into `run`'s entry points is compiled with their instructions: kernels and all they
+//! call are `#[inline(always)]`.
+#![allow(unsafe_code)] // vector intrinsics and raw loads; every entry point has checked the processor
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use std::sync::OnceLock;
+
+use drophammer_quant::simd::Level;
+
+pub(crate) use portable::Portable;
+
+/// Rows of weights that a kernel works on at once: lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// A set of kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// Plain Rust.
+    Portable,
+    /// AVX2, FMA, F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 with VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Path {
+    /// What `DROPHAMMER_SIMD` and the processor allow.
+    pub(crate) fn chosen() -> Self {
+        static CHOSEN: OnceLock<Path> = OnceLock::new();
+        *CHOSEN.get_or_init(|| Self::of(drophammer_quant::simd::level()))
+    }
+
+    /// The best set of kernels at a level.
+    pub(crate) fn of(level: Level) -> Self {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if level.is_supported() && std::is_x86_feature_detected!("avx512vnni") => {
+                Path::Avx512
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx2 if Level::Avx2.is_supported() => Path::Avx2,
+            _ => Path::Portable,
+        }
+    }
+
+    /// All that this processor can run.
+    #[cfg(test)]
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all: Vec<Self> = Level::supported().map(Self::of).collect();
+        all.dedup();
+        all
+    }
+
+    /// For reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Path::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => "AVX-512 VNNI",
+        }
+    }
+}
+
+/// Work written once over [`Isa`].
+pub(crate) trait Kernel {
+    /// What it gives back.
+    type Output;
+
+    /// Does the work.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `I`. Implementations may ask more.
+    unsafe fn run<I: Isa>(self) -> Self::Output;
+}
+
+/// Runs a kernel with the instructions of `path`.
+///
+/// # Safety
+/// What the kernel asks of its arguments. (`path` comes from detection.)
+pub(crate) unsafe fn run<K: Kernel>(path: Path, kernel: K) -> K::Output {
+    match path {
+        // SAFETY: `Path::of` gives this path only where the processor has the features.
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512 => unsafe { run_avx512(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx2 => unsafe { run_avx2(kernel) },
+        // SAFETY: needs no instruction beyond the baseline.
+        Path::Portable => unsafe { kernel.run::<Portable>() },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi2")]
+unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's promise.
+    unsafe { kernel.run::<avx512::Avx512>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,bmi2")]
+unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's promise.
+    unsafe { kernel.run::<avx2::Avx2>() }
+}
+
+/// Sixteen-lane operations of one instruction set.
+///
+/// # Safety
+/// Every function needs the processor to have the instruction set; loads and stores need as many valid elements as
+/// they name, at any alignment.
+pub(crate) trait Isa: Copy + 'static {
+    /// 16 floats.
+    type F: Copy;
+    /// 16 signed 32-bit integers.
+    type I: Copy;
+    /// 64 bytes: 4 for each of 16 lanes.
+    type B: Copy;
+
+    /// Rows of activations that fit beside one another in registers when floats are accumulated.
+    const FLOAT_ROWS: usize;
+    /// Whether [`Isa::dot_full`] takes its bytes as unsigned (so that 128 times the sum of `x` is still to be taken off).
+    const FULL_IS_UNSIGNED: bool;
+
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    /// The first `n` ≤ 16, the rest 0.
+    unsafe fn load_first(p: *const f32, n: usize) -> Self::F;
+    unsafe fn store(p: *mut f32, x: Self::F);
+    unsafe fn store_first(p: *mut f32, n: usize, x: Self::F);
+    /// 16 binary16 numbers.
+    unsafe fn load_half(p: *const u16) -> Self::F;
+    /// 16 bfloat16 numbers.
+    unsafe fn load_bfloat(p: *const u16) -> Self::F;
+    /// To binary16, to nearest even.
+    unsafe fn store_half(p: *mut u16, x: Self::F);
+    /// 16 unsigned bytes as floats.
+    unsafe fn load_bytes(p: *const u8) -> Self::F;
+    /// 16 signed bytes as floats.
+    unsafe fn load_signed_bytes(p: *const i8) -> Self::F;
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    unsafe fn abs(a: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    unsafe fn round(a: Self::F) -> Self::F;
+    /// 2 to the power of an integer in −126 ..= 127.
+    unsafe fn power_of_two(n: Self::F) -> Self::F;
+    /// Sum of all lanes.
+    unsafe fn sum(a: Self::F) -> f32;
+    /// Largest lane.
+    unsafe fn largest(a: Self::F) -> f32;
+    /// Rounds to integers and writes them as signed bytes; |x| ≤ 127.
+    unsafe fn store_signed_bytes(p: *mut i8, x: Self::F);
+
+    unsafe fn zero_i() -> Self::I;
+    unsafe fn splat_i(x: i32) -> Self::I;
+    unsafe fn to_float(x: Self::I) -> Self::F;
+
+    unsafe fn load_b(p: *const u8) -> Self::B;
+    unsafe fn store_b(p: *mut u8, x: Self::B);
+    unsafe fn splat_b(x: u8) -> Self::B;
+    unsafe fn and(a: Self::B, b: Self::B) -> Self::B;
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B;
+    /// Shifts 16-bit units; bits of a neighbour byte come in and must be masked away.
+    unsafe fn shift_right<const N: u32>(a: Self::B) -> Self::B;
+    /// As [`Isa::shift_right`].
+    unsafe fn shift_left<const N: u32>(a: Self::B) -> Self::B;
+    /// Each byte, below 16, chooses one of a table.
+    unsafe fn look_up(table: &[u8; 16], indices: Self::B) -> Self::B;
+    /// Adds to each lane the products of its 4 unsigned bytes, below 128, with the 4 signed bytes of `x`.
+    unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I;
+    /// The same for bytes that stand for themselves minus 128; see [`Isa::FULL_IS_UNSIGNED`].
+    unsafe fn dot_full(acc: Self::I, w: Self::B, x: i32) -> Self::I;
+
+    /// eˣ, relative error about 2e-7; 0 far below, large but finite far above.
+    #[inline(always)]
+    unsafe fn exp(x: Self::F) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = Self::max(Self::min(x, Self::splat(88.0)), Self::splat(-87.3));
+            let n = Self::round(Self::mul(x, Self::splat(std::f32::consts::LOG2_E)));
+            // Two constants for ln 2, the first exact in few bits, keep the remainder exact.
+            let r = Self::fma(n, Self::splat(-0.693_359_4), x);
+            let r = Self::fma(n, Self::splat(2.121_944_4e-4), r);
+            let mut p = Self::splat(1.987_569_1e-4);
+            for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
+                p = Self::fma(p, r, Self::splat(c));
+            }
+            Self::mul(p, Self::power_of_two(n))
+        }
+    }
+
+    /// x / (1 + e⁻ˣ).
+    #[inline(always)]
+    unsafe fn silu(x: Self::F) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { Self::div(x, Self::add(Self::splat(1.0), Self::exp(Self::sub(Self::splat(0.0), x)))) }
+    }
+
+    /// Hyperbolic tangent, absolute error below 3e-7.
+    #[inline(always)]
+    unsafe fn tanh(x: Self::F) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let e = Self::exp(Self::mul(
+                Self::splat(2.0),
+                Self::max(Self::min(x, Self::splat(20.0)), Self::splat(-20.0)),
+            ));
+            Self::sub(Self::splat(1.0), Self::div(Self::splat(2.0), Self::add(e, Self::splat(1.0))))
+        }
+    }
+}

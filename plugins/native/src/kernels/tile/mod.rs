@@ -1,0 +1,126 @@
+//! Quantized weights laid out for fast products: *tiles* of sixteen rows.
+//!
+//! A *strip* is sixteen rows. Its codes come in blocks of 32 columns: four neighbouring columns of one row share a
+//! 32-bit lane, sixteen rows a vector, and eight such vectors ([`bits`] packs them tighter) hold a block:
+//!
+//! ```text
+//! vector c:  row 0: k=4c 4c+1 4c+2 4c+3 | row 1: 4c .. 4c+3 | … | row 15
+//! ```
+//!
+//! So one instruction multiplies four columns of sixteen rows by four activations that every lane shares, and a product
+//! needs no horizontal sum. Scales of the sixteen rows lie side by side too, after the strip's codes. Codes and scales
+//! keep their width: a tile takes as many bytes as the file, give or take a few percent.
+//!
+//! [`formats`] says how each storage type becomes tiles, [`multiply`] multiplies by them.
+
+pub(crate) mod bits;
+pub(crate) mod formats;
+pub(crate) mod multiply;
+
+use drophammer_formats::DType;
+
+use super::LANES;
+use formats::{Format, with_format};
+
+/// Columns of a block.
+pub(crate) const BLOCK: usize = 32;
+
+/// A matrix as strips of tiles.
+pub(crate) struct Tiles {
+    dtype: DType,
+    rows: usize,
+    columns: usize,
+    strip_bytes: usize,
+    /// Where scales begin in a strip.
+    scales: usize,
+    memory: Vec<Line>,
+}
+
+/// A cache line: what tiles are aligned to.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl Tiles {
+    /// Empty tiles for a matrix; `None` if its type has none.
+    pub(crate) fn new(dtype: DType, rows: usize, columns: usize) -> Option<Self> {
+        let (codes, scales) = with_format!(dtype, F => {
+            if columns % F::COLUMNS != 0 {
+                return None;
+            }
+            (columns / BLOCK * F::code_bytes(), columns / F::COLUMNS * F::SCALE_BYTES)
+        }, else return None);
+        let strip_bytes = (codes + scales).next_multiple_of(64);
+        let lines = strip_bytes.checked_mul(rows.div_ceil(LANES))? / 64;
+        Some(Self { dtype, rows, columns, strip_bytes, scales: codes, memory: vec![Line([0; 64]); lines] })
+    }
+
+    /// Bytes of one strip.
+    pub(crate) fn strip_bytes(&self) -> usize {
+        self.strip_bytes
+    }
+
+    /// All strips, one after another.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        let len = self.memory.len() * 64;
+        // SAFETY: lines are plain bytes without padding.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), len) }
+    }
+
+    fn strip(&self, strip: usize) -> &[u8] {
+        let lines = self.strip_bytes / 64;
+        let memory = &self.memory[strip * lines..][..lines];
+        // SAFETY: lines are plain bytes without padding.
+        unsafe { std::slice::from_raw_parts(memory.as_ptr().cast(), memory.len() * 64) }
+    }
+
+    /// Codes and scales of a strip.
+    pub(crate) fn parts(&self, strip: usize) -> (&[u8], &[u8]) {
+        self.strip(strip).split_at(self.scales)
+    }
+
+    /// How it was stored.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Rows, those that fill the last strip up not counted.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+}
+
+/// Fills a strip from up to sixteen rows of stored blocks.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub(crate) fn lay_strip<'a>(
+    dtype: DType,
+    columns: usize,
+    rows: impl Iterator<Item = &'a [u8]>,
+    strip: &mut [u8],
+) {
+    with_format!(dtype, F => lay_strip_as::<F>(columns, rows, strip), else ());
+}
+
+fn lay_strip_as<'a, F: Format>(columns: usize, rows: impl Iterator<Item = &'a [u8]>, strip: &mut [u8]) {
+    let (codes, scales) = strip.split_at_mut(columns / BLOCK * F::code_bytes());
+    let parts = F::COLUMNS / BLOCK;
+    for (r, row) in rows.enumerate() {
+        let units =
+            scales.chunks_exact_mut(F::SCALE_BYTES).zip(codes.chunks_exact_mut(parts * F::code_bytes()));
+        for (block, (scales, codes)) in row.chunks_exact(F::BYTES).zip(units) {
+            F::lay_scales(block, r, scales);
+            for (part, out) in codes.chunks_exact_mut(F::code_bytes()).enumerate() {
+                F::pack(&F::codes(block, part), |vector, lane| {
+                    out[(vector * LANES + r) * 4..][..4].copy_from_slice(&lane.to_le_bytes());
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Products of quantized activations with tiles.
+//!
+//! One token: codes are unpacked in registers and used at once, so that reading weights is all the work. More tokens: a
+//! strip is unpacked once into bytes and float scales that stay in the nearest cache, then multiplied panel by panel.
+//! Integers are summed over a scale's columns, floats over all.
+
+use super::bits::Bits;
+use super::formats::{Format, with_format};
+use super::{BLOCK, Tiles};
+use crate::kernels::LANES;
+use crate::kernels::activation::Panels;
+use crate::kernels::isa::{self, Isa, Kernel, Path};
+
+/// One thread's room for a strip as bytes and floats.
+pub(crate) struct Unpacked {
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+    minimums: Vec<f32>,
+    /// For every 16 or 32 columns of every token: what the zero code or the minimum multiplies.
+    offsets: Vec<i32>,
+}
+
+impl Unpacked {
+    /// For matrices of up to `columns` columns and up to `tokens` tokens.
+    pub(crate) fn new(columns: usize, tokens: usize) -> Self {
+        let (blocks, tokens) =
+            (columns.div_ceil(BLOCK), tokens.next_multiple_of(super::super::activation::WIDEST_PANEL));
+        Self {
+            codes: vec![0; blocks * BLOCK * LANES + 64],
+            scales: vec![0.0; blocks * 2 * LANES],
+            minimums: vec![0.0; blocks * 2 * LANES],
+            offsets: vec![0; blocks * 2 * tokens],
+        }
+    }
+}
+
+/// Where products go.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    /// First token's output of row 0 of the matrix.
+    pub(crate) begin: *mut f32,
+    pub(crate) stride: usize,
+}
+
+/// Multiplies strips of a matrix: all tokens of `x`, rows of `strips`.
+///
+/// # Safety
+/// `x` was quantized with as many columns as the tiles have; `out` has room for each token's rows of these strips, which no
+/// other thread uses meanwhile.
+pub(crate) unsafe fn multiply(
+    path: Path,
+    tiles: &Tiles,
+    x: Panels,
+    strips: std::ops::Range<usize>,
+    out: Output,
+    room: &mut Unpacked,
+) {
+    if strips.is_empty() || x.tokens == 0 {
+        return;
+    }
+    assert_eq!(tiles.columns(), x.columns);
+    with_format!(tiles.dtype(), F => {
+        // SAFETY: the caller's promise.
+        unsafe { isa::run(path, Multiply::<F> { tiles, x, strips, out, room, format: std::marker::PhantomData }) }
+    }, else ());
+}
+
+struct Multiply<'a, F> {
+    tiles: &'a Tiles,
+    x: Panels,
+    strips: std::ops::Range<usize>,
+    out: Output,
+    room: &'a mut Unpacked,
+    format: std::marker::PhantomData<F>,
+}
+
+impl<F: Format> Kernel for Multiply<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(mut self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.offsets::<I>();
+            for strip in self.strips.clone() {
+                let rows = LANES.min(self.tiles.rows() - strip * LANES);
+                let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
+                if self.x.tokens == 1 {
+                    self.one::<I>(strip, rows, out);
+                    continue;
+                }
+                self.unpack::<I>(strip);
+                for index in 0..self.x.count() {
+                    let x = self.x.at(index);
+                    let out = Output { begin: out.begin.add(index * x.panel * out.stride), ..out };
+                    let offsets = index * x.panel * x.columns / BLOCK * F::GROUPS;
+                    match x.panel {
+                        1 => self.panel::<I, 1>(x, offsets, rows, out),
+                        2 => self.panel::<I, 2>(x, offsets, rows, out),
+                        3 => self.panel::<I, 3>(x, offsets, rows, out),
+                        4 => self.panel::<I, 4>(x, offsets, rows, out),
+                        8 => self.panel::<I, 8>(x, offsets, rows, out),
+                        _ => self.panel::<I, 12>(x, offsets, rows, out),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<F: Format> Multiply<'_, F> {
+    /// What the zero code stands for on this path.
+    #[inline(always)]
+    fn zero<I: Isa>() -> i32 {
+        if F::FULL && !I::FULL_IS_UNSIGNED { F::ZERO - 128 } else { F::ZERO }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<I: Isa>(acc: I::I, w: I::B, x: i32) -> I::I {
+        // SAFETY: the caller promises the instructions.
+        unsafe { if F::FULL { I::dot_full(acc, w, x) } else { I::dot(acc, w, x) } }
+    }
+
+    /// Prepares, for every scale's columns of every token, where integer sums begin (−zero · sum) or, as a float's bits, what
+    /// minimums are multiplied by (−scale · sum).
+    #[inline(always)]
+    unsafe fn offsets<I: Isa>(&mut self) {
+        let x = self.x;
+        let (groups, zero) = (x.columns / BLOCK * F::GROUPS, Self::zero::<I>());
+        for index in 0..x.count() {
+            let one = x.at(index);
+            let out = &mut self.room.offsets[index * x.panel * groups..][..x.panel * groups];
+            for (group, out) in out.chunks_exact_mut(x.panel).enumerate() {
+                for (m, out) in out.iter_mut().enumerate() {
+                    // SAFETY: the panel holds a sum for every 16 columns and a scale for every 32.
+                    unsafe {
+                        let sum = if F::GROUPS == 2 {
+                            *one.sums.add(group * x.panel + m)
+                        } else {
+                            *one.sums.add(2 * group * x.panel + m)
+                                + *one.sums.add((2 * group + 1) * x.panel + m)
+                        };
+                        *out = if F::MINIMUMS {
+                            let scale = *one.scales.add(group / F::GROUPS * x.panel + m);
+                            (-(sum as f32) * scale).to_bits() as i32
+                        } else {
+                            -zero * sum
+                        };
+                    }
+                }
+            }
+        }
+    }
+
+    /// One token, straight from the packed codes.
+    #[inline(always)]
+    unsafe fn one<I: Isa>(&self, strip: usize, rows: usize, out: Output) {
+        let (codes, scales) = self.tiles.parts(strip);
+        let parts = F::COLUMNS / BLOCK;
+        let chunk = 8 / F::GROUPS;
+        // SAFETY: the strip holds `columns` columns of codes and scales, the panel as many of activations.
+        unsafe {
+            let mut sums = [I::splat(0.0); 2];
+            let mut minimums = I::splat(0.0);
+            let x = self.x.codes.cast::<i32>();
+            for unit in 0..self.x.columns / F::COLUMNS {
+                let scales = scales.as_ptr().add(unit * F::SCALE_BYTES);
+                for part in 0..parts {
+                    let block = unit * parts + part;
+                    let w = F::unpack::<I>(codes.as_ptr().add(block * F::Bits::VECTORS * 64));
+                    let factor = *self.x.scales.add(block);
+                    for group in 0..F::GROUPS {
+                        let offset = *self.room.offsets.as_ptr().add(block * F::GROUPS + group);
+                        // Two chains, so that one need not wait for the other.
+                        let mut a = if F::MINIMUMS { I::zero_i() } else { I::splat_i(offset) };
+                        let mut b = I::zero_i();
+                        for c in 0..chunk / 2 {
+                            let c = group * chunk + 2 * c;
+                            a = Self::dot::<I>(a, w[c], x.add(block * 8 + c).read());
+                            b = Self::dot::<I>(b, w[c + 1], x.add(block * 8 + c + 1).read());
+                        }
+                        let scale = F::scale::<I>(scales, part, group);
+                        let scale = I::mul(scale, I::splat(factor));
+                        sums[0] = I::fma(I::to_float(a), scale, sums[0]);
+                        sums[1] = I::fma(I::to_float(b), scale, sums[1]);
+                        if F::MINIMUMS {
+                            let offset = I::splat(f32::from_bits(offset as u32));
+                            minimums = I::fma(F::minimum::<I>(scales, part, group), offset, minimums);
+                        }
+                    }
+                }
+            }
+            let sum = I::add(I::add(sums[0], sums[1]), minimums);
+            I::store_first(out.begin, rows, sum);
+        }
+    }
+
+    /// A strip as bytes and floats.
+    #[inline(always)]
+    unsafe fn unpack<I: Isa>(&mut self, strip: usize) {
+        let (codes, scales) = self.tiles.parts(strip);
+        let parts = F::COLUMNS / BLOCK;
+        // SAFETY: the strip holds `columns` columns; the room is for as many.
+        unsafe {
+            for unit in 0..self.x.columns / F::COLUMNS {
+                let scales = scales.as_ptr().add(unit * F::SCALE_BYTES);
+                for part in 0..parts {
+                    let block = unit * parts + part;
+                    let w = F::unpack::<I>(codes.as_ptr().add(block * F::Bits::VECTORS * 64));
+                    for (c, w) in w.into_iter().enumerate() {
+                        I::store_b(self.room.codes.as_mut_ptr().add((block * 8 + c) * 64), w);
+                    }
+                    for group in 0..F::GROUPS {
+                        let at = (block * F::GROUPS + group) * LANES;
+                        I::store(self.room.scales.as_mut_ptr().add(at), F::scale::<I>(scales, part, group));
+                        if F::MINIMUMS {
+                            let minimum = F::minimum::<I>(scales, part, group);
+                            I::store(self.room.minimums.as_mut_ptr().add(at), minimum);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A panel of `M` tokens with the unpacked strip.
+    #[inline(always)]
+    unsafe fn panel<I: Isa, const M: usize>(&self, x: Panels, offsets: usize, rows: usize, out: Output) {
+        let chunk = 8 / F::GROUPS;
+        // SAFETY: the room holds the strip, the panel `M` tokens; `out` has room for the panel's tokens.
+        unsafe {
+            let (codes, scales) = (self.room.codes.as_ptr(), self.room.scales.as_ptr());
+            let minimums = self.room.minimums.as_ptr();
+            let offsets = self.room.offsets.as_ptr().add(offsets);
+            let mut sums = [I::splat(0.0); M];
+            for block in 0..x.columns / BLOCK {
+                for group in 0..F::GROUPS {
+                    let at = block * F::GROUPS + group;
+                    let mut acc = [I::zero_i(); M];
+                    if !F::MINIMUMS {
+                        for (m, acc) in acc.iter_mut().enumerate() {
+                            *acc = I::splat_i(*offsets.add(at * M + m));
+                        }
+                    }
+                    for c in 0..chunk {
+                        let c = block * 8 + group * chunk + c;
+                        let w = I::load_b(codes.add(c * 64));
+                        let x = x.codes.cast::<i32>().add(c * M);
+                        for (m, acc) in acc.iter_mut().enumerate() {
+                            *acc = Self::dot::<I>(*acc, w, *x.add(m));
+                        }
+                    }
+                    let scale = I::load(scales.add(at * LANES));
+                    for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
+                        let factor = I::splat(*x.scales.add(block * M + m));
+                        *sum = I::fma(I::to_float(acc), I::mul(scale, factor), *sum);
+                    }
+                    if F::MINIMUMS {
+                        let minimum = I::load(minimums.add(at * LANES));
+                        for (m, sum) in sums.iter_mut().enumerate() {
+                            *sum = I::fma(
+                                minimum,
+                                I::splat(f32::from_bits(*offsets.add(at * M + m) as u32)),
+                                *sum,
+                            );
+                        }
+                    }
+                }
+            }
+            for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
+                let out = out.begin.add(m * out.stride);
+                if rows == LANES {
+                    I::store(out, sum);
+                } else {
+                    I::store_first(out, rows, sum);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lay_strip;
+    use super::*;
+    use crate::kernels::activation::Quantized;
+    use drophammer_formats::DType;
+
+    const TYPES: &[DType] = &[
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::Q8_0,
+        DType::Q2K,
+        DType::Q3K,
+        DType::Q4K,
+        DType::Q5K,
+        DType::Q6K,
+        DType::Iq4Nl,
+        DType::Iq4Xs,
+        DType::Mxfp4,
+    ];
+
+    /// Random blocks with sane scales: any bytes but exponents that overflow.
+    fn blocks(dtype: DType, count: usize, state: &mut u32) -> Vec<u8> {
+        let mut next = || {
+            *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (*state >> 16) as u8
+        };
+        let (bytes, size) = (dtype.block_bytes(), dtype.block_elements());
+        let halves: &[usize] = match dtype {
+            DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
+            DType::Q2K => &[80, 82],
+            DType::Q3K => &[108],
+            DType::Q6K => &[208],
+            DType::Mxfp4 => &[],
+            _ => &[0],
+        };
+        let mut all = Vec::new();
+        for _ in 0..count / size {
+            let mut block: Vec<u8> = (0..bytes).map(|_| next()).collect();
+            for &at in halves {
+                let half = half::f16::from_f32((f32::from(next()) - 128.0) / 4096.0);
+                block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+            }
+            if dtype == DType::Mxfp4 {
+                block[0] = 118 + block[0] % 8;
+            }
+            all.extend(block);
+        }
+        all
+    }
+
+    #[test]
+    fn every_format_on_every_path_equals_its_decoded_weights_times_the_quantized_activations() {
+        let mut state = 99;
+        for &dtype in TYPES {
+            let Some(codec) = drophammer_quant::codec(dtype) else { continue };
+            for (rows, columns, tokens) in
+                [(16, 256, 1), (40, 512, 2), (16, 256, 5), (32, 768, 12), (23, 256, 31)]
+            {
+                let stored: Vec<Vec<u8>> = (0..rows).map(|_| blocks(dtype, columns, &mut state)).collect();
+                let weights: Vec<Vec<f32>> = stored
+                    .iter()
+                    .map(|row| {
+                        let mut floats = vec![0.0; columns];
+                        codec.decode(row, &mut floats);
+                        floats
+                    })
+                    .collect();
+                let x: Vec<f32> = (0..tokens * columns)
+                    .map(|i| ((i * 7919 % 2003) as f32 / 1001.0 - 1.0).powi(3))
+                    .collect();
+                let mut tiles = Tiles::new(dtype, rows, columns).unwrap();
+                let strip_bytes = tiles.strip_bytes();
+                for (i, strip) in tiles.bytes_mut().chunks_exact_mut(strip_bytes).enumerate() {
+                    let rows: Vec<&[u8]> =
+                        stored[i * 16..rows.min(i * 16 + 16)].iter().map(Vec::as_slice).collect();
+                    lay_strip(dtype, columns, rows.into_iter(), strip);
+                }
+                for path in Path::all() {
+                    let mut quantized = Quantized::new(tokens, columns);
+                    let panels = quantized.room().panels(path, tokens, columns);
+                    for row in 0..panels.rows() {
+                        // SAFETY: one thread.
+                        unsafe { panels.quantize(path, row, x.get(row * columns..(row + 1) * columns)) };
+                    }
+                    let mut out = vec![f32::NAN; tokens * rows];
+                    let to = Output { begin: out.as_mut_ptr(), stride: rows };
+                    let mut room = Unpacked::new(columns, tokens);
+                    // SAFETY: the sizes above.
+                    unsafe { multiply(path, &tiles, panels, 0..rows.div_ceil(16), to, &mut room) };
+                    for t in 0..tokens {
+                        let x = &x[t * columns..][..columns];
+                        // The activations as they were rounded: the product of these is exact up to float sums.
+                        let rounded: Vec<f64> = x
+                            .chunks(32)
+                            .flat_map(|x| {
+                                let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+                                let scale = f64::from(largest / 127.0);
+                                let inverse = 127.0 / largest;
+                                x.iter().map(move |x| f64::from((x * inverse).round_ties_even()) * scale)
+                            })
+                            .collect();
+                        for r in 0..rows {
+                            let terms = rounded.iter().zip(&weights[r]).map(|(x, w)| x * f64::from(*w));
+                            let (exact, size) = terms.fold((0.0, 0.0), |(s, a), x| (s + x, a + x.abs()));
+                            let got = f64::from(out[t * rows + r]);
+                            assert!(
+                                (got - exact).abs() <= 2e-5 * size + 1e-9,
+                                "{dtype} {path:?} token {t} row {r}: {got}, exactly {exact}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

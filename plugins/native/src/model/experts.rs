@@ -1,0 +1,195 @@
+//! Mixtures of experts: which token goes to which expert, and room for the rows that do.
+
+use drophammer_models::graph::{Routing, Scoring};
+
+use super::step::Step;
+use crate::threads::Shares;
+
+/// One token's use of one expert.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Choice {
+    pub(crate) expert: u32,
+    pub(crate) token: u32,
+    pub(crate) weight: f32,
+}
+
+/// Who uses which expert, ordered by expert.
+#[derive(Default)]
+pub(crate) struct RoutePlan {
+    pub(crate) choices: Vec<Choice>,
+    scores: Vec<f32>,
+    ranking: Vec<u32>,
+}
+
+impl RoutePlan {
+    /// Each used expert with the slots that are its.
+    pub(crate) fn experts(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + Clone + '_ {
+        let mut begin = 0;
+        self.choices.chunk_by(|a, b| a.expert == b.expert).map(move |same| {
+            let slots = begin..begin + same.len();
+            begin = slots.end;
+            (same[0].expert as usize, slots)
+        })
+    }
+}
+
+/// Buffers for the rows of all chosen experts.
+pub(crate) struct ExpertRoom {
+    plan: Vec<RoutePlan>,
+    x: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+/// The same, as threads share it.
+pub(crate) struct SharedRoom<'a> {
+    plan: Shares<'a, RoutePlan>,
+    pub(crate) x: Shares<'a, f32>,
+    pub(crate) gate: Shares<'a, f32>,
+    pub(crate) up: Shares<'a, f32>,
+}
+
+impl ExpertRoom {
+    /// Enough for `chunk` tokens at every mixture of the program; `None` if it has none.
+    pub(crate) fn for_steps(steps: &[Step], chunk: usize) -> Option<Self> {
+        let mixtures = steps.iter().filter_map(|step| match step {
+            Step::Experts(experts) => Some(experts),
+            _ => None,
+        });
+        let slots = mixtures.clone().map(|e| e.routing.used as usize).max()? * chunk;
+        let hidden = mixtures.clone().map(|e| e.x.width).max()?;
+        let width = mixtures.map(|e| e.width).max()?;
+        Some(Self {
+            plan: vec![RoutePlan::default()],
+            x: vec![0.0; slots * hidden],
+            gate: vec![0.0; slots * width],
+            up: vec![0.0; slots * width],
+        })
+    }
+
+    pub(crate) fn shared(&mut self) -> SharedRoom<'_> {
+        SharedRoom {
+            plan: Shares::new(&mut self.plan),
+            x: Shares::new(&mut self.x),
+            gate: Shares::new(&mut self.gate),
+            up: Shares::new(&mut self.up),
+        }
+    }
+}
+
+impl SharedRoom<'_> {
+    /// The plan, to write by one thread or to read by all.
+    ///
+    /// # Safety
+    /// As for [`Shares::part`].
+    #[allow(unsafe_code, clippy::mut_from_ref)] // passes the promise of `Shares::part` on
+    pub(crate) unsafe fn plan(&self) -> &mut RoutePlan {
+        // SAFETY: the caller's promise.
+        unsafe { &mut self.plan.part(0, 1)[0] }
+    }
+}
+
+/// Chooses experts for each row of router logits.
+pub(crate) fn route(logits: &[f32], routing: &Routing, correction: Option<&[f32]>, plan: &mut RoutePlan) {
+    let (experts, used) = (routing.experts as usize, routing.used as usize);
+    plan.choices.clear();
+    for (token, logits) in logits.chunks_exact(experts).enumerate() {
+        let scores = &mut plan.scores;
+        scores.clear();
+        scores.extend_from_slice(logits);
+        match routing.scoring {
+            Scoring::Softmax => softmax(scores),
+            Scoring::Sigmoid => scores.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp())),
+            Scoring::SoftmaxOfChosen => {}
+        }
+        let rank = |e: u32| scores[e as usize] + correction.map_or(0.0, |c| c[e as usize]);
+        plan.ranking.clear();
+        plan.ranking.extend(0..routing.experts);
+        if let Some(groups) = routing.groups {
+            let size = experts / groups.count as usize;
+            let mut best: Vec<(u32, f32)> = (0..groups.count)
+                .map(|group| {
+                    let mut ranks: Vec<f32> =
+                        (0..size as u32).map(|e| rank(group * size as u32 + e)).collect();
+                    ranks.sort_by(|a, b| b.total_cmp(a));
+                    (group, ranks.iter().take(groups.best as usize).sum())
+                })
+                .collect();
+            best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            best.truncate(groups.used as usize);
+            plan.ranking.retain(|e| best.iter().any(|(group, _)| *e as usize / size == *group as usize));
+        }
+        plan.ranking.sort_by(|a, b| rank(*b).total_cmp(&rank(*a)).then(a.cmp(b)));
+        plan.ranking.truncate(used);
+        let mut weights: Vec<f32> = plan.ranking.iter().map(|e| scores[*e as usize]).collect();
+        if routing.scoring == Scoring::SoftmaxOfChosen {
+            softmax(&mut weights);
+        }
+        if routing.normalize {
+            let sum: f32 = weights.iter().sum();
+            for weight in &mut weights {
+                *weight /= sum.max(f32::MIN_POSITIVE);
+            }
+        }
+        plan.choices.extend(plan.ranking.iter().zip(weights).map(|(expert, weight)| Choice {
+            expert: *expert,
+            token: token as u32,
+            weight: weight * routing.scale,
+        }));
+    }
+    plan.choices.sort_by_key(|choice| (choice.expert, choice.token));
+}
+
+fn softmax(x: &mut [f32]) {
+    let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for x in &mut *x {
+        *x = (*x - top).exp();
+    }
+    let sum: f32 = x.iter().sum();
+    for x in x {
+        *x /= sum;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use drophammer_models::graph::ExpertGroups;
+
+    fn routing() -> Routing {
+        Routing {
+            experts: 4,
+            used: 2,
+            scoring: Scoring::Softmax,
+            normalize: true,
+            scale: 1.0,
+            correction: None,
+            groups: None,
+        }
+    }
+
+    #[test]
+    fn the_best_experts_are_chosen_and_slots_are_grouped_by_expert() {
+        let mut plan = RoutePlan::default();
+        route(&[0.0, 2.0, 1.0, -1.0, 5.0, 0.0, 0.0, 4.0], &routing(), None, &mut plan);
+        let who: Vec<(u32, u32)> = plan.choices.iter().map(|c| (c.expert, c.token)).collect();
+        assert_eq!(who, [(0, 1), (1, 0), (2, 0), (3, 1)]);
+        assert_eq!(
+            plan.experts().map(|(e, s)| (e, s.start)).collect::<Vec<_>>(),
+            [(0, 0), (1, 1), (2, 2), (3, 3)]
+        );
+        let sum: f32 = plan.choices.iter().filter(|c| c.token == 0).map(|c| c.weight).sum();
+        assert!((sum - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_correction_changes_the_choice_but_not_the_weights_and_groups_limit_it() {
+        let mut plan = RoutePlan::default();
+        let sigmoid = Routing { scoring: Scoring::Sigmoid, normalize: false, used: 1, ..routing() };
+        route(&[0.0, 2.0, 1.0, 0.5], &sigmoid, Some(&[9.0, 0.0, 0.0, 0.0]), &mut plan);
+        assert_eq!(plan.choices, [Choice { expert: 0, token: 0, weight: 0.5 }]);
+        let groups = Some(ExpertGroups { count: 2, used: 1, best: 2 });
+        route(&[0.0, 2.0, 1.9, 1.9], &Routing { groups, ..sigmoid }, None, &mut plan);
+        assert_eq!(plan.choices[0].expert, 2, "expert 1 is the best, but its group is not");
+    }
+}

@@ -1,0 +1,112 @@
+//! From a checkpoint to a program: record the architecture, then find its weights.
+//!
+//! Matrices that the source stores as plain rows are used where they are, in the mapped file; vectors (norms, biases) become
+//! floats.
+
+use std::sync::Arc;
+
+use drophammer_models::description::ModelKind;
+use drophammer_models::{Checkpoint, Error, build_decoder, build_encoder};
+
+use super::execute::Program;
+use super::matrix::{Bytes, Matrix};
+use super::record::{MatrixRef, Recorder, VectorRef};
+use super::step::assign_buffers;
+use crate::cache::LayerShape;
+
+/// A program and what its cache has to hold.
+pub(crate) struct Loaded {
+    pub(crate) program: Program,
+    pub(crate) layers: Vec<LayerShape>,
+}
+
+/// Builds the program of a checkpoint. In fast mode quantized matrices become tiles, on so many threads.
+///
+/// # Errors
+/// Weights that cannot be read, and operations this backend does not have.
+pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<usize>) -> Result<Loaded, Error> {
+    let description = checkpoint.description();
+    let mut recorder = Recorder::default();
+    let result = match description.kind {
+        ModelKind::Decoder => build_decoder(&mut recorder, description),
+        ModelKind::Encoder => build_encoder(&mut recorder, description),
+    };
+    let result = result.map_err(|unsupported| Error::Unsupported {
+        family: description.family.to_owned(),
+        what: unsupported.0,
+    })?;
+    let Recorder { mut steps, matrices, vectors, ropes, caches, .. } = recorder;
+    let (buffers, result) = assign_buffers(&mut steps, result);
+    let mut held = Vec::with_capacity(matrices.len());
+    for reference in &matrices {
+        let mut matrix = matrix_of(checkpoint, reference)?;
+        // Tables are read row by row, experts sparsely: both stay in the file.
+        if let Some(threads) = fast
+            && !reference.table
+            && reference.expert.is_none()
+            && matrix.tile(threads)
+        {
+            checkpoint.weight(reference.weight)?.release();
+        }
+        held.push(matrix);
+    }
+    let matrices = held;
+    let vectors = vectors.iter().map(|vector| vector_of(checkpoint, vector)).collect::<Result<_, _>>()?;
+    Ok(Loaded { program: Program { steps, buffers, result, matrices, vectors, ropes }, layers: caches })
+}
+
+fn matrix_of(checkpoint: &Arc<Checkpoint>, reference: &MatrixRef) -> Result<Matrix, Error> {
+    let MatrixRef { weight: id, expert, rows, columns, .. } = *reference;
+    let weight = checkpoint.weight(id)?;
+    let (number, count) = expert.unwrap_or((0, 1));
+    let problem = |problem: String| Error::Weight { id, problem };
+    if weight.columns() != columns as u64 || weight.rows() != (rows * count) as u64 {
+        return Err(problem(format!(
+            "is {} × {}, but the architecture asks for {} × {columns}",
+            weight.rows(),
+            weight.columns(),
+            rows * count
+        )));
+    }
+    if let Some(blocks) = weight.blocks() {
+        let len = rows * blocks.row_bytes();
+        let bytes = if blocks.contiguous().is_some() {
+            Bytes::of(checkpoint, |checkpoint| {
+                checkpoint
+                    .weight(id)
+                    .ok()
+                    .and_then(|weight| weight.blocks())
+                    .and_then(|blocks| blocks.contiguous())
+                    .unwrap_or_default()
+            })
+            .part(number * len, len)
+        } else {
+            let first = number * rows;
+            let mut copied = Vec::with_capacity(len);
+            for row in first..first + rows {
+                copied.extend_from_slice(blocks.row(row as u64).unwrap_or_default());
+            }
+            Some(Bytes::from(copied))
+        };
+        if let Some(matrix) = bytes.and_then(|bytes| Matrix::new(blocks.dtype(), rows, columns, bytes)) {
+            return Ok(matrix);
+        }
+        return Err(problem(format!(
+            "rows of {columns} numbers stored as {} cannot be read",
+            blocks.dtype()
+        )));
+    }
+    // Packed in a way of its own (GPTQ, MLX, FP8 with scales, adapters): decoded while it is read.
+    Ok(Matrix::decoded(Arc::clone(checkpoint), id, number * rows, rows, columns))
+}
+
+fn vector_of(checkpoint: &Checkpoint, reference: &VectorRef) -> Result<Vec<f32>, Error> {
+    let VectorRef { weight: id, expert, len } = *reference;
+    let whole = checkpoint.weight(id)?.to_vec()?;
+    let (number, count) = expert.unwrap_or((0, 1));
+    if whole.len() != len * count {
+        let problem = format!("has {} numbers, but the architecture asks for {}", whole.len(), len * count);
+        return Err(Error::Weight { id, problem });
+    }
+    Ok(whole[number * len..][..len].to_vec())
+}

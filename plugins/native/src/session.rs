@@ -1,0 +1,190 @@
+//! A loaded model: limits, batches cut into chunks, the cache's sequences.
+
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use drophammer_formats::Source;
+use drophammer_models::Checkpoint;
+use drophammer_models::description::{Description, ModelKind};
+use drophammer_sdk::{
+    BackendError, Batch, ErrorCode, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result, Session,
+};
+
+use crate::cache::Cache;
+use crate::failure;
+use crate::kernels::Path;
+use crate::kernels::attention::Stored;
+use crate::model::execute::{Engine, Token};
+use crate::model::load::{Loaded, load};
+use crate::threads::Pool;
+
+/// Context of a session that was not told one, where the model can take as much.
+const USUAL_CONTEXT: u32 = 4096;
+/// Most tokens that go through the layers together.
+const CHUNK: usize = 512;
+/// The same for mixtures of experts, whose rows multiply by the experts that a token uses.
+const EXPERT_CHUNK: usize = 128;
+/// Most tokens of one call.
+const MOST_BATCH: u32 = 2048;
+
+/// A model that runs on the processor.
+pub(crate) struct NativeSession {
+    engine: Engine,
+    limits: Limits,
+    /// Encoders: all tokens of a call see each other, and nothing is kept.
+    encoder: bool,
+    vocabulary: u32,
+    tokens: Vec<Token>,
+}
+
+/// Opens a checkpoint with its adapters.
+pub(crate) fn open(path: &FilePath, adapters: &[std::path::PathBuf]) -> Result<Checkpoint> {
+    let mut checkpoint = Checkpoint::open(path).map_err(|error| failure::of_model(path, &error))?;
+    for adapter in adapters {
+        let source = Source::open(adapter).map_err(|error| failure::of_source(&error))?;
+        checkpoint = checkpoint.with_adapter(source).map_err(|error| failure::of_model(adapter, &error))?;
+    }
+    Ok(checkpoint)
+}
+
+impl NativeSession {
+    /// Loads what lies at the request's path.
+    pub(crate) fn load(request: &LoadRequest, job: &dyn JobContext) -> Result<Self> {
+        let checkpoint = Arc::new(open(&request.path, &request.adapters)?);
+        let description = checkpoint.description();
+        let budgets = job.budgets();
+        let sequences = request.max_sequences.max(1);
+        let threads = budgets.threads.max(1) as usize;
+        let Loaded { program, layers } = load(&checkpoint, (!request.reference).then_some(threads))
+            .map_err(|error| failure::of_model(&request.path, &error))?;
+        let context = context_of(description, request.context);
+        let stored = if request.reference { Stored::Float } else { Stored::Half };
+        let cache_bytes = Cache::bytes(&layers, stored, sequences.into(), context.into());
+        let out_of_memory = || {
+            let message = format!(
+                "{}: a cache for {sequences} sequences of {context} tokens takes {cache_bytes} bytes, more than this job may use",
+                request.path.display()
+            );
+            BackendError::new(ErrorCode::OutOfResources, message)
+                .with_help("Ask for a shorter context or fewer sequences, or allow more memory.")
+        };
+        if budgets.memory_bytes != 0 && cache_bytes > budgets.memory_bytes {
+            return Err(out_of_memory());
+        }
+        let cache =
+            Cache::new(layers, stored, sequences as usize, context as usize).ok_or_else(out_of_memory)?;
+        let pool = Pool::new(threads).map_err(|error| {
+            BackendError::new(ErrorCode::OutOfResources, format!("threads cannot be started: {error}"))
+                .with_help("Close other programs or allow fewer threads.")
+        })?;
+        let encoder = description.kind == ModelKind::Encoder;
+        let max_batch = request.max_batch.unwrap_or(MOST_BATCH).clamp(1, MOST_BATCH);
+        // An encoder's tokens all see each other: a call is one chunk.
+        let max_batch = if encoder { max_batch.min(context.saturating_mul(sequences)) } else { max_batch };
+        let chunk = chunk_of(description, max_batch as usize);
+        let path = Path::chosen();
+        job.log(
+            LogLevel::Info,
+            &format!(
+                "{} model on {} thread(s) with {} kernels, {}",
+                description.family,
+                pool.threads(),
+                path.name(),
+                if request.reference { "in reference mode" } else { "in fast mode" }
+            ),
+        );
+        let vocabulary = description.vocabulary;
+        let engine = Engine::new(program, cache, pool, path, chunk);
+        let limits = Limits {
+            context,
+            max_sequences: sequences,
+            max_batch,
+            output_width: engine.output_width() as u32,
+            output_kind: if encoder { OutputKind::Hidden } else { OutputKind::Logits },
+        };
+        Ok(Self { engine, limits, encoder, vocabulary, tokens: Vec::with_capacity(max_batch as usize) })
+    }
+
+    fn check_sequence(&self, sequence: u32) -> Result<()> {
+        if sequence < self.limits.max_sequences {
+            return Ok(());
+        }
+        let message = format!("sequence {sequence}; this session holds {}", self.limits.max_sequences);
+        Err(BackendError::new(ErrorCode::InvalidRequest, message))
+    }
+}
+
+/// The longest sequence of a session. A wish beyond what the model was made for is granted where positions are computed
+/// (rotations may be stretched for that), not where they are rows of a table.
+fn context_of(description: &Description, wish: Option<u32>) -> u32 {
+    let context = wish.unwrap_or(description.context.min(USUAL_CONTEXT));
+    let most =
+        description.embedding.positions.map_or(u32::MAX, |table| table.rows.saturating_sub(table.offset));
+    context.min(most).max(1)
+}
+
+fn chunk_of(description: &Description, max_batch: usize) -> usize {
+    match description.kind {
+        ModelKind::Encoder => max_batch,
+        ModelKind::Decoder if description.has_experts() => max_batch.min(EXPERT_CHUNK),
+        ModelKind::Decoder => max_batch.min(CHUNK),
+    }
+}
+
+impl Session for NativeSession {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn forward(&mut self, batch: Batch<'_>, output: &mut [f32]) -> Result<()> {
+        batch.validate(&self.limits, output.len())?;
+        if let Some(id) = batch.tokens.iter().find(|&&id| id >= self.vocabulary) {
+            let message = format!("token {id}; this model's vocabulary has {}", self.vocabulary);
+            return Err(BackendError::new(ErrorCode::InvalidRequest, message)
+                .with_help("The tokenizer belongs to another model: use the one beside the weights."));
+        }
+        self.tokens.clear();
+        self.tokens.extend(
+            batch
+                .tokens
+                .iter()
+                .zip(batch.positions)
+                .zip(batch.sequences)
+                .map(|((&id, &position), &sequence)| Token { id, position, sequence }),
+        );
+        if self.encoder {
+            (0..self.limits.max_sequences)
+                .for_each(|sequence| self.engine.cache.remove(sequence, 0, u32::MAX));
+        }
+        let (mut done, mut wanted, mut output) = (0, batch.outputs, output);
+        let mut outputs = Vec::with_capacity(self.engine.chunk().min(wanted.len()));
+        for chunk in self.tokens.chunks(self.engine.chunk()) {
+            let here = wanted.partition_point(|&i| (i as usize) < done + chunk.len());
+            outputs.clear();
+            outputs.extend(wanted[..here].iter().map(|&i| i - done as u32));
+            let (now, rest) = output.split_at_mut(here * self.limits.output_width as usize);
+            self.engine.run(chunk, &outputs, now);
+            (done, wanted, output) = (done + chunk.len(), &wanted[here..], rest);
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
+        self.check_sequence(sequence)?;
+        self.engine.cache.keep(sequence, from, to);
+        Ok(())
+    }
+
+    fn remove(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
+        self.check_sequence(sequence)?;
+        self.engine.cache.remove(sequence, from, to);
+        Ok(())
+    }
+
+    fn copy(&mut self, source: u32, target: u32, from: u32, to: u32) -> Result<()> {
+        self.check_sequence(source)?;
+        self.check_sequence(target)?;
+        self.engine.cache.copy(source, target, from, to);
+        Ok(())
+    }
+}

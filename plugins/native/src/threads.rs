@@ -1,0 +1,320 @@
+//! The engine's own threads: a job runs on all of them at once and meets at barriers.
+//!
+//! A token is a few hundred short steps, so a step may not cost a system call: threads that wait spin briefly, then give
+//! their time slice away (another process may hold the core), and sleep only between jobs. The calling thread
+//! takes part as number 0.
+#![allow(unsafe_code)] // a borrowed closure is shared with threads that outlive the borrow; the reasons stand below
+
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+/// Spins before the time slice is given away: some tens of microseconds.
+const SPINS_BEFORE_YIELD: u32 = 1 << 11;
+/// Yields before a thread between jobs goes to sleep: about a millisecond without contention.
+const YIELDS_BEFORE_SLEEP: u32 = 1 << 9;
+
+/// One thread's place in a job.
+#[derive(Clone, Copy)]
+pub(crate) struct Member<'a> {
+    /// Number of this thread, below [`Member::count`].
+    pub(crate) index: usize,
+    /// How many threads take part.
+    pub(crate) count: usize,
+    shared: &'a Shared,
+}
+
+impl Member<'_> {
+    /// Waits until every thread has come here. What was written before is visible after.
+    pub(crate) fn barrier(&self) {
+        if self.count > 1 {
+            self.shared.barrier(self.count);
+        }
+    }
+
+    /// This thread's part of `items`, in consecutive runs of nearly equal length; cut at multiples of `grain`.
+    pub(crate) fn share(&self, items: usize, grain: usize) -> std::ops::Range<usize> {
+        let grains = items.div_ceil(grain);
+        let begin = grains * self.index / self.count * grain;
+        let end = grains * (self.index + 1) / self.count * grain;
+        begin.min(items)..end.min(items)
+    }
+}
+
+type Job<'a> = dyn Fn(Member<'_>) + Sync + 'a;
+
+struct Shared {
+    /// Counts jobs; a thread that sees a new number starts.
+    epoch: AtomicUsize,
+    /// The job of this epoch.
+    job: UnsafeCell<Option<*const Job<'static>>>,
+    /// Threads (but the caller) that still work on it.
+    running: AtomicUsize,
+    stop: AtomicBool,
+    /// A thread panicked: nobody waits for it any more.
+    broken: AtomicBool,
+    arrived: AtomicUsize,
+    generation: AtomicUsize,
+}
+
+// SAFETY: `job` is written by the caller only while no thread works (`running` is 0), and read by threads only after
+// they acquired the new epoch. Everything else is atomic.
+unsafe impl Sync for Shared {}
+// SAFETY: the pointer in `job` is to a `Sync` closure and is used only while `Pool::run` borrows that closure.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    fn barrier(&self, count: usize) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {
+            self.arrived.store(0, Ordering::Relaxed);
+            self.generation.store(generation.wrapping_add(1), Ordering::Release);
+        } else {
+            self.wait(|| self.generation.load(Ordering::Acquire) != generation);
+        }
+    }
+
+    /// Waits inside a job for what another thread is about to do.
+    fn wait(&self, ready: impl Fn() -> bool) {
+        let mut spins = 0;
+        while !ready() {
+            assert!(!self.broken.load(Ordering::Relaxed), "another thread of the same job panicked");
+            spins += 1;
+            if spins < SPINS_BEFORE_YIELD {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn serve(&self, index: usize, count: usize) {
+        let mut seen = 0;
+        loop {
+            let mut idle = 0;
+            let epoch = loop {
+                let epoch = self.epoch.load(Ordering::Acquire);
+                if epoch != seen || self.stop.load(Ordering::Relaxed) {
+                    break epoch;
+                }
+                idle += 1;
+                if idle < SPINS_BEFORE_YIELD {
+                    std::hint::spin_loop();
+                } else if idle < SPINS_BEFORE_YIELD + YIELDS_BEFORE_SLEEP {
+                    std::thread::yield_now();
+                } else {
+                    // A wake-up that comes between the check and here is not lost: it makes `park` return at once.
+                    std::thread::park();
+                }
+            };
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            seen = epoch;
+            // SAFETY: the epoch was acquired, so the job written before it is visible, and it stays alive until
+            // `running`, which counts this thread, is 0.
+            if let Some(job) = unsafe { *self.job.get() } {
+                let member = Member { index, count, shared: self };
+                // SAFETY: as above.
+                let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*job)(member) }));
+                if outcome.is_err() {
+                    self.broken.store(true, Ordering::Release);
+                }
+            }
+            self.running.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+/// A fixed number of threads that wait for jobs.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// `threads` in all, the caller of [`Pool::run`] included; at least one.
+    pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            epoch: AtomicUsize::new(0),
+            job: UnsafeCell::new(None),
+            running: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+            arrived: AtomicUsize::new(0),
+            generation: AtomicUsize::new(0),
+        });
+        let count = threads.max(1);
+        let mut pool = Self { shared: Arc::clone(&shared), workers: Vec::with_capacity(count - 1) };
+        for index in 1..count {
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new().name(format!("native-{index}"));
+            pool.workers.push(thread.spawn(move || shared.serve(index, count))?);
+        }
+        Ok(pool)
+    }
+
+    /// How many threads a job runs on.
+    pub(crate) fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `job` on every thread and returns when all have finished.
+    ///
+    /// # Panics
+    /// If the job panics on any thread.
+    pub(crate) fn run(&mut self, job: &(dyn Fn(Member<'_>) + Sync)) {
+        let shared = &*self.shared;
+        let count = self.threads();
+        #[allow(clippy::transmute_ptr_to_ptr)] // a cast cannot lengthen the lifetime of a trait object
+        // SAFETY: only the lifetime is erased. This function returns after `running` fell to 0, and no thread
+        // touches the job after it decremented `running`.
+        let erased: *const Job<'static> = unsafe { std::mem::transmute(std::ptr::from_ref::<Job<'_>>(job)) };
+        shared.broken.store(false, Ordering::Relaxed);
+        shared.arrived.store(0, Ordering::Relaxed);
+        // SAFETY: `&mut self` and `running == 0`: nobody reads the job now.
+        unsafe { *shared.job.get() = Some(erased) };
+        shared.running.store(count - 1, Ordering::Relaxed);
+        shared.epoch.fetch_add(1, Ordering::Release);
+        for worker in &self.workers {
+            worker.thread().unpark();
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| job(Member { index: 0, count, shared })));
+        if outcome.is_err() {
+            shared.broken.store(true, Ordering::Release);
+        }
+        let mut spins = 0;
+        while shared.running.load(Ordering::Acquire) > 0 {
+            spins += 1;
+            if spins < SPINS_BEFORE_YIELD {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        if let Err(panic) = outcome {
+            resume_unwind(panic);
+        }
+        assert!(
+            !shared.broken.load(Ordering::Acquire),
+            "a thread of the native engine panicked; see the log above"
+        );
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            let _ = worker.join();
+        }
+    }
+}
+
+/// A mutable slice that several threads write at once, each its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct Shares<'a, T> {
+    begin: *mut T,
+    len: usize,
+    life: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access goes through `Shares::part`, whose callers promise that parts in use at once do not overlap.
+unsafe impl<T: Send> Sync for Shares<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Shares<'_, T> {}
+
+impl<'a, T> Shares<'a, T> {
+    /// Takes the slice for as long as the parts live.
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { begin: slice.as_mut_ptr(), len: slice.len(), life: std::marker::PhantomData }
+    }
+
+    /// Where the slice begins.
+    pub(crate) fn begin(&self) -> *mut T {
+        self.begin
+    }
+
+    /// `len` elements from `begin`.
+    ///
+    /// # Safety
+    /// No other thread uses any of them until the next barrier.
+    ///
+    /// # Panics
+    /// If the slice does not hold them.
+    #[allow(clippy::mut_from_ref)] // that is its purpose; see Safety
+    pub(crate) unsafe fn part(&self, begin: usize, len: usize) -> &mut [T] {
+        assert!(begin <= self.len && len <= self.len - begin, "part {begin}+{len} of {}", self.len);
+        // SAFETY: inside the slice by the check; not aliased by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.begin.add(begin), len) }
+    }
+
+    /// The whole slice, to read.
+    ///
+    /// # Safety
+    /// No thread writes the elements read before the next barrier.
+    pub(crate) unsafe fn whole(&self) -> &[T] {
+        // SAFETY: the slice is alive and, by the caller's promise, not written.
+        unsafe { std::slice::from_raw_parts(self.begin, self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_thread_runs_every_job_and_barriers_part_its_phases() {
+        let mut pool = Pool::new(3).unwrap();
+        for round in 0..200 {
+            let mut cells = [0usize; 3];
+            let mut sums = [0usize; 3];
+            {
+                let cells = Shares::new(&mut cells);
+                let sums = Shares::new(&mut sums);
+                pool.run(&|member| {
+                    // SAFETY: each thread writes its own cell, reads all after the barrier.
+                    unsafe { cells.part(member.index, 1)[0] = round + member.index };
+                    member.barrier();
+                    // SAFETY: as above.
+                    unsafe { sums.part(member.index, 1)[0] = cells.whole().iter().sum() };
+                });
+            }
+            assert_eq!(sums, [3 * round + 3; 3]);
+        }
+    }
+
+    #[test]
+    fn a_panic_on_one_thread_reaches_the_caller_and_the_pool_works_on() {
+        let mut pool = Pool::new(2).unwrap();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(&|member| {
+                assert!(member.index == 0, "thread 1 fails");
+                member.barrier();
+            });
+        }));
+        assert!(outcome.is_err());
+        let count = AtomicUsize::new(0);
+        pool.run(&|_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 2);
+    }
+
+    #[test]
+    fn shares_cover_everything_once() {
+        let pool = Pool::new(1).unwrap();
+        for items in [0, 1, 15, 16, 17, 100] {
+            let mut next = 0;
+            for index in 0..5 {
+                let range = Member { index, count: 5, shared: &pool.shared }.share(items, 16);
+                assert_eq!(range.start, next.min(items));
+                next = range.end;
+            }
+            assert_eq!(next, items);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What a session promises whatever the batch: the same logits one by one, in chunks and together, and sequences that can be
+//! copied and cut.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+
+use drophammer_native::Native;
+use drophammer_sdk::{
+    Backend, Batch, Budgets, ErrorCode, HostInfo, JobContext, LoadRequest, LogLevel, Session,
+};
+use proptest::prelude::*;
+
+struct Job;
+
+impl JobContext for Job {
+    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
+    fn log(&self, _level: LogLevel, _message: &str) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+    fn budgets(&self) -> Budgets {
+        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
+    }
+}
+
+fn session() -> Box<dyn Session> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama");
+    let request =
+        LoadRequest { path, context: Some(200), max_sequences: 3, reference: true, ..LoadRequest::default() };
+    Native::open(HostInfo::default()).unwrap().load(&request, Box::new(Job)).unwrap()
+}
+
+/// Feeds `tokens` to a sequence from `position` on; gives every row.
+fn feed(session: &mut dyn Session, sequence: u32, position: u32, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let positions: Vec<u32> = (position..).take(tokens.len()).collect();
+    let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
+    let width = session.limits().output_width as usize;
+    let mut out = vec![f32::NAN; tokens.len() * width];
+    let sequences = vec![sequence; tokens.len()];
+    let batch = Batch { tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
+    session.forward(batch, &mut out).unwrap();
+    out.chunks(width).map(<[f32]>::to_vec).collect()
+}
+
+fn close(a: &[Vec<f32>], b: &[Vec<f32>]) -> bool {
+    a.len() == b.len() && a.iter().flatten().zip(b.iter().flatten()).all(|(a, b)| (a - b).abs() <= 1e-4)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_chunking_of_a_prompt_gives_the_same_logits(
+        tokens in prop::collection::vec(0u32..2048, 2..150),
+        cuts in prop::collection::vec(1usize..40, 1..8),
+    ) {
+        let mut session = session();
+        let whole = feed(session.as_mut(), 0, 0, &tokens);
+        let (mut rows, mut done, mut cuts) = (Vec::new(), 0, cuts.iter().cycle());
+        while done < tokens.len() {
+            let end = (done + cuts.next().unwrap()).min(tokens.len());
+            rows.extend(feed(session.as_mut(), 1, done as u32, &tokens[done..end]));
+            done = end;
+        }
+        prop_assert!(close(&whole, &rows));
+    }
+
+    #[test]
+    fn several_sequences_in_one_batch_give_what_each_gives_alone(
+        a in prop::collection::vec(0u32..2048, 1..90),
+        b in prop::collection::vec(0u32..2048, 1..90),
+    ) {
+        let mut session = session();
+        let alone = [feed(session.as_mut(), 0, 0, &a), feed(session.as_mut(), 1, 0, &b)].concat();
+        session.remove(0, 0, u32::MAX).unwrap();
+        session.remove(1, 0, u32::MAX).unwrap();
+        // Interleaved as far as both go.
+        let mut order: Vec<(usize, u32, usize)> = (0..a.len()).map(|i| (i, 2, i)).collect();
+        order.extend((0..b.len()).map(|i| (i, 1, a.len() + i)));
+        order.sort_unstable();
+        let tokens: Vec<u32> = order.iter().map(|&(i, s, _)| if s == 2 { a[i] } else { b[i] }).collect();
+        let positions: Vec<u32> = order.iter().map(|&(i, ..)| i as u32).collect();
+        let sequences: Vec<u32> = order.iter().map(|&(_, s, _)| s).collect();
+        let outputs: Vec<u32> = (0..order.len() as u32).collect();
+        let width = session.limits().output_width as usize;
+        let mut out = vec![f32::NAN; order.len() * width];
+        let batch = Batch { tokens: &tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
+        session.forward(batch, &mut out).unwrap();
+        for (row, &(_, _, index)) in out.chunks(width).zip(&order) {
+            prop_assert!(close(&[row.to_vec()], &alone[index..=index]));
+        }
+    }
+
+    #[test]
+    fn a_copied_sequence_goes_on_as_its_source_would_and_a_removed_tail_is_forgotten(
+        prompt in prop::collection::vec(0u32..2048, 2..120),
+        keep in 0.0f64..1.0,
+        more in prop::collection::vec(0u32..2048, 1..40),
+    ) {
+        let mut session = session();
+        let keep = ((prompt.len() as f64 * keep) as u32).max(1);
+        let direct = [&prompt[..keep as usize], &more].concat();
+        let due = feed(session.as_mut(), 2, 0, &direct)[keep as usize..].to_vec();
+        feed(session.as_mut(), 0, 0, &prompt);
+        session.copy(0, 1, 0, keep).unwrap();
+        prop_assert!(close(&feed(session.as_mut(), 1, keep, &more), &due));
+        session.remove(0, keep, u32::MAX).unwrap();
+        prop_assert!(close(&feed(session.as_mut(), 0, keep, &more), &due));
+        // The copy was not disturbed by what its source went on with.
+        session.remove(1, keep, u32::MAX).unwrap();
+        prop_assert!(close(&feed(session.as_mut(), 1, keep, &more), &due));
+    }
+}
+
+#[test]
+fn tokens_beyond_the_vocabulary_and_sequences_beyond_the_limits_are_refused() {
+    let mut session = session();
+    let mut out = vec![0.0; 2048];
+    let batch = Batch { tokens: &[2048], positions: &[0], sequences: &[0], outputs: &[0] };
+    assert_eq!(session.forward(batch, &mut out).unwrap_err().code, ErrorCode::InvalidRequest);
+    assert_eq!(session.copy(0, 3, 0, 1).unwrap_err().code, ErrorCode::InvalidRequest);
+    assert_eq!(session.remove(3, 0, 1).unwrap_err().code, ErrorCode::InvalidRequest);
+}

@@ -4,7 +4,19 @@
 //! backend. Nothing here knows HTTP, files beyond a model's own, or which backend runs.
 //!
 //! - [`tokenizer`]: text ↔ token ids, from `tokenizer.json` or a GGUF vocabulary.
+//! - [`template`]: a conversation → a prompt.
+//! - [`sampler`]: a row of logits → a token; [`constrain`]: which tokens may come.
+//! - [`scheduler`]: many requests, one session; [`complete`]: one request, start to end.
+//! - [`measure`]: perplexity, divergence from a reference, speed.
 
+pub mod complete;
+pub mod constrain;
+pub mod measure;
+pub mod sampler;
+pub mod scheduler;
+pub mod template;
+#[cfg(test)]
+mod testing;
 pub mod tokenizer;
 
 pub use tokenizer::{Detokenizer, Tokenizer, TokenizerError};

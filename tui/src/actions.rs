@@ -136,7 +136,7 @@ actions! {
         Palette, "palette", [":", "ctrl+p"], "palette", "Find any action by name";
         Help, "help", ["?", "f1"], "help", "Show every key";
         Toggle, "toggle", ["space"], "mark", "Mark or unmark this line";
-        Confirm, "confirm", ["y", "enter"], "yes", "Do it";
+        Confirm, "confirm", ["enter", "y"], "confirm", "Do it";
         Copy, "copy", ["y"], "copy", "Copy what is selected to the clipboard";
         Theme, "theme.next", ["t"], "theme", "Use the next theme";
         Mouse, "mouse.toggle", ["ctrl+t"], "mouse", "Give the mouse to the terminal (to select text) or take it back";

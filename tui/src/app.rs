@@ -147,8 +147,14 @@ impl App {
         let mut spots = std::mem::take(&mut self.spots);
         spots.clear();
         buffer.set_style(area, self.theme.text);
-        let mut canvas =
-            Canvas { buffer, theme: &self.theme, keymap: &self.keymap, spots: &mut spots, clock: self.clock };
+        let mut canvas = Canvas {
+            buffer,
+            theme: &self.theme,
+            keymap: &self.keymap,
+            spots: &mut spots,
+            clock: self.clock,
+            typing: self.is_typing(),
+        };
         if area.width < 30 || area.height < 8 {
             canvas.empty(area, &["This window is too small:", "at least 30 × 8, please."]);
         } else {
@@ -169,7 +175,19 @@ impl App {
             None => (self.view().actions(&self.mirror), EVERYWHERE),
         };
         actions.extend(always);
+        if self.is_typing() {
+            // Their keys are text now.
+            actions.retain(|action| self.keymap.key(*action, true).is_some());
+        }
         actions
+    }
+
+    pub(crate) fn is_typing(&self) -> bool {
+        self.overlays.last().map_or_else(|| self.view().typing(), |overlay| overlay.typing())
+    }
+
+    pub(crate) fn has_overlay(&self) -> bool {
+        !self.overlays.is_empty()
     }
 
     fn view(&self) -> &dyn View {
@@ -215,7 +233,7 @@ impl App {
     fn key(&mut self, event: KeyEvent, effects: &mut Vec<Effect>) {
         let chord = Chord::from(event);
         effects.extend(self.prepare());
-        let typing = self.overlays.last().map_or_else(|| self.view().typing(), |overlay| overlay.typing());
+        let typing = self.is_typing();
         let is_text = typing && chord.types().is_some();
         match self.keymap.action(chord, &self.offered()).filter(|_| !is_text) {
             Some(action) => self.run(action, effects),

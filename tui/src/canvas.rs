@@ -94,6 +94,8 @@ pub(crate) struct Canvas<'a> {
     pub(crate) keymap: &'a Keymap,
     pub(crate) spots: &'a mut Spots,
     pub(crate) clock: Clock,
+    /// Plain characters are text now, so that only other keys are worth a hint.
+    pub(crate) typing: bool,
 }
 
 impl Canvas<'_> {
@@ -167,7 +169,7 @@ impl Canvas<'_> {
 
     /// `⏎ open` for an action that has a key; the hint is clickable.
     pub(crate) fn hint(&mut self, x: u16, y: u16, width: u16, action: Action) -> u16 {
-        let Some(key) = self.keymap.key(action) else { return 0 };
+        let Some(key) = self.keymap.key(action, self.typing) else { return 0 };
         let (key, label) = (key.to_string(), action.entry().hint);
         let needed = (Span::raw(&key).width() + 1 + Span::raw(label).width()) as u16;
         if needed > width {

@@ -3,7 +3,7 @@
 use ratatui::layout::Rect;
 use ratatui::text::Span;
 
-use crate::actions::Action;
+use crate::actions::{Action, Group};
 use crate::app::App;
 use crate::canvas::{Canvas, Spot};
 use crate::mirror::Link;
@@ -17,10 +17,14 @@ pub(crate) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, offered: &[Ac
     if let Link::Down { error, retry_at } = &app.mirror.link {
         let wait = (retry_at - app.clock.now).max(0.0);
         let help = error.help.as_deref().unwrap_or("it is tried again");
-        let text = format!(" ✗ {}; {help} · next attempt in {wait:.0} s", error.message);
-        let style = canvas.theme.bad;
-        canvas.clipped(body.x, body.y, body.width, &text, style);
-        body = Rect { y: body.y + 1, height: body.height - 1, ..body };
+        let lines = [
+            (format!(" ✗ {}", error.message), canvas.theme.bad),
+            (format!(" → {help} · next attempt in {wait:.0} s"), canvas.theme.text),
+        ];
+        for (text, style) in lines {
+            canvas.clipped(body.x, body.y, body.width, &text, style);
+            body = Rect { y: body.y + 1, height: body.height - 1, ..body };
+        }
     }
     draw_footer(canvas, Rect { y: area.bottom() - 1, height: 1, ..area }, app, offered);
     body
@@ -35,7 +39,7 @@ fn draw_header(canvas: &mut Canvas<'_>, area: Rect, app: &App) {
         x += canvas.text(x, area.y, 12, "drophammer ", theme.accent);
     }
     for (view, action) in ViewId::ALL {
-        let key = canvas.keymap.key(action).map_or(String::new(), |chord| chord.to_string());
+        let key = canvas.keymap.key(action, false).map_or(String::new(), |chord| chord.to_string());
         let open = view == app.view;
         let (left, right) = if open { ("▏", "▕") } else { (" ", " ") };
         let name = if narrow && !open { "" } else { action.entry().hint };
@@ -92,28 +96,35 @@ fn draw_footer(canvas: &mut Canvas<'_>, area: Rect, app: &App, offered: &[Action
         canvas.clipped(area.x + 1, area.y, area.width - 1, &format!("{mark} {}", notice.text), style);
         return;
     }
+    if app.has_overlay() {
+        // It tells its own.
+        return;
+    }
     let mut x = area.x + 1;
-    // Tabs are hints of their own; moving about needs none once one has a hand on the arrows.
-    let wanted = |action: &&Action| {
-        let group = action.entry().group;
-        !ViewId::ALL.iter().any(|(_, go)| go == *action)
-            && (group != crate::actions::Group::Move || matches!(action, Action::Open | Action::Back))
-            && **action != Action::PreviousPane
-            && **action != Action::Abort
-            && **action != Action::Redraw
-    };
     // Help and leaving are always told.
-    let fixed = [Action::Help, Action::Quit];
-    let reserved = if offered.contains(&Action::Quit) { 20 } else { 0 };
+    let fixed: Vec<Action> =
+        [Action::Help, Action::Quit].into_iter().filter(|action| offered.contains(action)).collect();
+    let reserved = 10 * fixed.len() as u16;
     let end = area.right().saturating_sub(1);
-    for action in offered.iter().filter(wanted).filter(|action| !fixed.contains(action)) {
+    let wanted = |action: &&Action| is_worth_a_hint(**action) && !fixed.contains(action);
+    for action in offered.iter().filter(wanted) {
         let used = canvas.hint(x, area.y, end.saturating_sub(x + reserved), *action);
         x += if used > 0 { used + 2 } else { 0 };
     }
-    if reserved > 0 {
-        for action in fixed {
-            let used = canvas.hint(x, area.y, end.saturating_sub(x), action);
-            x += if used > 0 { used + 2 } else { 0 };
+    for action in fixed {
+        let used = canvas.hint(x, area.y, end.saturating_sub(x), action);
+        x += if used > 0 { used + 2 } else { 0 };
+    }
+}
+
+/// Tabs are hints of their own; moving about needs none once one has a hand on the arrows.
+pub(crate) fn is_worth_a_hint(action: Action) -> bool {
+    match action {
+        Action::Open | Action::Back => true,
+        Action::PreviousPane | Action::Abort | Action::Redraw => false,
+        _ => {
+            let is_tab = ViewId::ALL.iter().any(|(_, go)| *go == action);
+            !is_tab && action.entry().group != Group::Move
         }
     }
 }

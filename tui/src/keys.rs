@@ -196,9 +196,10 @@ impl Keymap {
         offered.iter().copied().find(|action| self.bindings.contains(&(chord, *action)))
     }
 
-    /// The first key of an action.
-    pub fn key(&self, action: Action) -> Option<Chord> {
-        self.bindings.iter().find(|(_, bound)| *bound == action).map(|(chord, _)| *chord)
+    /// The first key of an action; while `typing`, the first that is not text.
+    pub fn key(&self, action: Action, typing: bool) -> Option<Chord> {
+        let keys = self.bindings.iter().filter(|(_, bound)| *bound == action).map(|(chord, _)| *chord);
+        keys.into_iter().find(|chord| !typing || chord.types().is_none())
     }
 
     /// Every key of an action, as shown on the screen.

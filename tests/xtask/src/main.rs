@@ -3,6 +3,7 @@
 mod demo;
 mod fetch;
 mod generate_model;
+mod picture;
 mod plugins;
 mod shell;
 mod test;
@@ -29,6 +30,8 @@ enum Task {
         /// Which model.
         model: fetch::Model,
     },
+    /// Turn a captured terminal screen into an SVG picture.
+    Picture(picture::Options),
     /// Make a large model of random weights, for measuring.
     GenerateModel(generate_model::Options),
 }
@@ -38,6 +41,7 @@ fn main() -> anyhow::Result<()> {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::GenerateModel(options) => generate_model::run(&options),
+        Task::Picture(options) => picture::run(&options),
         Task::Plugins(options) => plugins::run(&options),
         Task::Fetch { model } => {
             println!("{}", fetch::path(model)?.display());

@@ -17,15 +17,15 @@ pub(crate) struct AddModel {
 
 impl View for AddModel {
     fn actions(&self, _mirror: &Mirror) -> Vec<Action> {
-        vec![Action::Open, Action::Back]
+        vec![Action::Confirm, Action::Back]
     }
 
     fn act(&mut self, action: Action, _mirror: &Mirror, out: &mut Outbox) {
         let path = self.path.text().trim().to_owned();
-        if action == Action::Open && path.is_empty() {
+        if action == Action::Confirm && path.is_empty() {
             return;
         }
-        if action == Action::Open {
+        if action == Action::Confirm {
             out.effect(Effect::Add(path));
         }
         out.push(Ask::Close);
@@ -46,7 +46,7 @@ impl View for AddModel {
     }
 
     fn draw(&self, canvas: &mut Canvas<'_>, area: Rect, mirror: &Mirror) {
-        let inside = super::frame(canvas, area, 76, 7, "Add a model", &[Action::Open, Action::Back]);
+        let inside = super::frame(canvas, area, 76, 7, "Add a model", &[Action::Confirm, Action::Back]);
         let folder = mirror.status.as_ref().map_or("the models folder", |status| &status.models_dir);
         let text = format!("A model file or directory on the daemon's machine goes into {folder}.");
         let lines = crate::widgets::wrap::wrap(&text, usize::from(inside.width));

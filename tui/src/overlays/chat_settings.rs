@@ -71,13 +71,13 @@ impl ChatSettings {
 
 impl View for ChatSettings {
     fn actions(&self, _mirror: &Mirror) -> Vec<Action> {
-        vec![Action::Open, Action::Back, Action::Up, Action::Down, Action::NextPane, Action::PreviousPane]
+        vec![Action::Confirm, Action::Back, Action::Up, Action::Down, Action::NextPane, Action::PreviousPane]
     }
 
     fn act(&mut self, action: Action, _mirror: &Mirror, out: &mut Outbox) {
         let count = FIELDS.len();
         match action {
-            Action::Open => match self.read() {
+            Action::Confirm => match self.read() {
                 Ok(settings) => {
                     out.push(Ask::ChatSettings(settings));
                     out.push(Ask::Close);
@@ -111,7 +111,7 @@ impl View for ChatSettings {
 
     fn draw(&self, canvas: &mut Canvas<'_>, area: Rect, _mirror: &Mirror) {
         let height = FIELDS.len() as u16 + 5;
-        let hints = [Action::Open, Action::Back, Action::NextPane];
+        let hints = [Action::Confirm, Action::Back, Action::NextPane];
         let inside = super::frame(canvas, area, 72, height, "How answers are sampled", &hints);
         for (at, (y, (label, placeholder))) in (inside.top()..inside.bottom()).zip(FIELDS).enumerate() {
             let focused = at == self.at;

@@ -32,7 +32,7 @@ fn frame(
     let inside = Rect { x: inside.x + 1, width: inside.width.saturating_sub(2), ..inside };
     let mut x = inside.x;
     let y = inside.bottom().saturating_sub(1);
-    for action in hints {
+    for action in hints.iter().filter(|action| crate::chrome::is_worth_a_hint(**action)) {
         let used = canvas.hint(x, y, inside.right().saturating_sub(x), *action);
         x += if used > 0 { used + 2 } else { 0 };
     }

@@ -156,7 +156,7 @@ impl Turn {
             (Progress::Waiting, _) => parts.push("waiting for the first token …".to_owned()),
             (_, Some(first)) => {
                 parts.push(format!("{} tokens", self.tokens));
-                parts.push(format!("first after {}", units::seconds(first)));
+                parts.push(format!("first {}", units::seconds(first)));
             }
             _ => {}
         }

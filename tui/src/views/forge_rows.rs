@@ -42,7 +42,7 @@ pub(crate) fn rows(mirror: &Mirror, filter: &str, folds: &HashMap<String, bool>)
     });
     let mut rows = Vec::new();
     for (name, group) in groups {
-        let model_matches = filter.is_empty() || name.to_lowercase().contains(&filter);
+        let model_matches = filter.is_empty() || contains(name, &filter);
         let jobs: Vec<usize> = group
             .jobs
             .iter()
@@ -87,7 +87,14 @@ impl Group {
 
 fn matches(job: &Job, filter: &str) -> bool {
     let words = [&job.target, &job.backend, &job.device, &job.format, &job.scheme];
-    words.into_iter().flatten().any(|word| word.to_lowercase().contains(filter))
-        || job.state.as_str().contains(filter)
+    words.into_iter().flatten().any(|word| contains(word, filter))
+        || contains(job.state.as_str(), filter)
         || job.stage.as_str() == filter
+}
+
+/// Whether `text` contains the lower-case `filter`, ignoring ASCII case: without allocating, since it
+/// is asked for every job at every key.
+fn contains(text: &str, filter: &str) -> bool {
+    filter.is_empty()
+        || text.as_bytes().windows(filter.len()).any(|part| part.eq_ignore_ascii_case(filter.as_bytes()))
 }

@@ -263,7 +263,7 @@ fn accelerator_numbers(accelerator: &Accelerator) -> String {
 }
 
 /// Title, values, the value at the top (or the greatest one), and how a value is written.
-type Graph<'a> = (&'static str, &'a Series, Option<f32>, &'a dyn Fn(f32) -> String);
+type Graph<'a> = (&'a str, &'a Series, Option<f32>, &'a dyn Fn(f32) -> String);
 
 /// One graph per measured value, as many as fit.
 fn draw_history(canvas: &mut Canvas<'_>, area: Rect, mirror: &Mirror) {
@@ -279,8 +279,10 @@ fn draw_history(canvas: &mut Canvas<'_>, area: Rect, mirror: &Mirror) {
         ("net in", &history.received, None, &rate),
         ("net out", &history.sent, None, &rate),
     ];
-    for series in &history.accelerators {
-        graphs.insert(2, ("accelerator", series, Some(100.0), &percent));
+    let sample = mirror.hardware.iter();
+    let names = sample.flat_map(|sample| sample.gpus.iter().chain(&sample.npus)).map(|it| it.name.as_str());
+    for (series, name) in history.accelerators.iter().zip(names) {
+        graphs.insert(2, (name, series, Some(100.0), &percent));
     }
     let watts = |value: f32| format!("{value:.0} W");
     if !history.power.values().is_empty() {

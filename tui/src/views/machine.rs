@@ -35,14 +35,12 @@ pub(crate) fn draw(canvas: &mut Canvas<'_>, area: Rect, mirror: &Mirror) {
     let workers = sample.workers.len().clamp(1, 6) as u16 + 1;
     let left = rows.left();
     if left > workers + 3 {
-        rows.text(canvas, "cpu history, 5 min", canvas.theme.dim);
+        // Two samples per column, one sample per second.
+        let span = units::seconds(2.0 * f64::from(area.width));
+        rows.text(canvas, &format!("cpu, last {span}"), canvas.theme.dim);
         let height = (left - workers - 1).min(4);
         if let Some(place) = rows.take(height) {
-            // Two samples per column and one sample per second.
-            let seconds = 300.min(2 * usize::from(place.width));
-            let values = mirror.history.cpu.values();
-            let values = &values[values.len().saturating_sub(seconds)..];
-            graph(canvas, place, values, 100.0, canvas.theme.series(0));
+            graph(canvas, place, mirror.history.cpu.values(), 100.0, canvas.theme.series(0));
         }
     }
     if rows.left() > 1 {

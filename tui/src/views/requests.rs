@@ -170,8 +170,10 @@ fn draw_latency(canvas: &mut Canvas<'_>, area: Rect, requests: &Requests) {
 
 fn draw_histogram(canvas: &mut Canvas<'_>, area: Rect, title: &str, histogram: &Histogram) {
     let shown = |q: f64| histogram.quantile_seconds(q).map_or("–".to_owned(), precise);
-    let head = format!("{title}  p50 {} p99 {}", shown(0.5), shown(0.99));
-    canvas.clipped(area.x, area.y, area.width, &head, canvas.theme.text);
+    canvas.clipped(area.x, area.y, area.width, title, canvas.theme.text);
+    let area = Rect { y: area.y + 1, height: area.height.saturating_sub(1), ..area };
+    let head = format!("half ≤ {}, 99% ≤ {}", shown(0.5), shown(0.99));
+    canvas.clipped(area.x, area.y, area.width, &head, canvas.theme.dim);
     // Empty buckets at both ends say nothing.
     let used: Vec<usize> = (0..histogram.counts.len()).filter(|at| histogram.counts[*at] > 0).collect();
     let (Some(&first), Some(&last)) = (used.first(), used.last()) else {

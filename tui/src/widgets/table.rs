@@ -172,6 +172,9 @@ pub(crate) fn scroll_bar(canvas: &mut Canvas<'_>, area: Rect, offset: usize, len
     }
 }
 
+/// Width below which an essential column that can grow is not squeezed.
+const LEAST: u16 = 8;
+
 /// Which columns fit: (index, x, width), one blank between them.
 fn fit(columns: &[Column], width: u16) -> Vec<(usize, u16, u16)> {
     let mut shown: Vec<usize> = (0..columns.len()).collect();
@@ -185,16 +188,24 @@ fn fit(columns: &[Column], width: u16) -> Vec<(usize, u16, u16)> {
         }
         shown.remove(dropped);
     }
+    let mut widths: Vec<u16> = shown.iter().map(|at| columns[*at].width).collect();
+    // Where not even the essential columns fit, those that can grow give up what they can.
+    let mut missing = needed(&shown).saturating_sub(width);
+    for (own, at) in widths.iter_mut().zip(&shown).filter(|(_, at)| columns[**at].grow > 0) {
+        let given = missing.min(own.saturating_sub(LEAST.min(columns[*at].width)));
+        *own -= given;
+        missing -= given;
+    }
     let mut spare = width.saturating_sub(needed(&shown));
     let mut shares: u16 = shown.iter().map(|i| columns[*i].grow).sum();
     let mut x = 0;
     let mut fitted = Vec::with_capacity(shown.len());
-    for index in shown {
+    for (index, least) in shown.into_iter().zip(widths) {
         let column = &columns[index];
         let extra = if column.grow > 0 { spare * column.grow / shares } else { 0 };
         spare -= extra;
         shares -= column.grow;
-        let own = (column.width + extra).min(width.saturating_sub(x));
+        let own = (least + extra).min(width.saturating_sub(x));
         fitted.push((index, x, own));
         x += own + 1;
     }
@@ -204,6 +215,13 @@ fn fit(columns: &[Column], width: u16) -> Vec<(usize, u16, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn essential_columns_are_squeezed_rather_than_lost() {
+        let columns = [Column::left("A", 20, 1, 0), Column::left("B", 13, 1, 0), Column::right("C", 8, 0)];
+        assert_eq!(fit(&columns, 36), [(0, 0, 13), (1, 14, 13), (2, 28, 8)]);
+        assert_eq!(fit(&columns, 26), [(0, 0, 8), (1, 9, 8), (2, 18, 8)]);
+    }
 
     #[test]
     fn columns_go_by_rank_and_the_rest_share_the_room() {

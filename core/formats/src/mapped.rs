@@ -2,24 +2,33 @@
 //!
 //! A mapped file that another process *shrinks* raises `SIGBUS` at the next access beyond its new end; no check
 //! made here can exclude that. Everything that maps user files therefore runs in worker processes, where a
-//! signal costs one job and is reported with its name; the daemon maps nothing and reads headers only. A file
+//! signal costs one job and is reported with its name; the daemon opens sources by
+//! [`Source::open_headers`](crate::Source::open_headers), which reads into memory and maps nothing. A file
 //! that is *overwritten* in place yields other bytes, not undefined behaviour in practice: every number is checked
 //! when it is read, and tensor data are plain bytes for which any value is valid.
 #![allow(unsafe_code)] // a memory map cannot be made without it; the reasons stand at each block
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use crate::error::{Error, Fault, Result};
 
-/// A file mapped into memory, read-only.
+/// A file mapped into memory, read-only; or the copy of its beginning.
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
-    /// `None` for an empty file, which cannot be mapped.
-    map: Option<Mmap>,
+    content: Content,
+    len: u64,
+}
+
+#[derive(Debug)]
+enum Content {
+    Map(Mmap),
+    /// A copy of the beginning, and all there is of an empty file, which cannot be mapped.
+    Prefix(Vec<u8>),
 }
 
 impl MappedFile {
@@ -28,25 +37,27 @@ impl MappedFile {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened or mapped, or is not a regular file.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path, "open"))?;
-        let metadata = file.metadata().map_err(Error::io(path, "examine"))?;
-        if !metadata.is_file() {
-            return Err(Error::NotAModel { path: path.to_owned(), found: "not a regular file".into() });
-        }
-        if usize::try_from(metadata.len()).is_err() {
-            return Err(Error::Malformed {
-                path: path.to_owned(),
-                fault: Fault::HeaderTooLarge { declared: metadata.len(), limit: usize::MAX as u64 },
-            });
-        }
-        let map = if metadata.len() == 0 {
-            None
+        let (file, len) = open_regular(path)?;
+        let content = if len == 0 {
+            Content::Prefix(Vec::new())
         } else {
             // SAFETY: the map is read-only and only ever seen as bytes. The remaining hazard, another process
             // shrinking the file, is a signal in this process; see the module's head.
-            Some(unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?)
+            Content::Map(unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?)
         };
-        Ok(Self { path: path.to_owned(), map })
+        Ok(Self { path: path.to_owned(), content, len })
+    }
+
+    /// Reads at most `prefix` bytes of the file into memory and maps nothing: what lies behind them cannot be
+    /// sliced.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened or read, or is not a regular file.
+    pub fn open_prefix(path: &Path, prefix: u64) -> Result<Self> {
+        let (file, len) = open_regular(path)?;
+        let mut bytes = Vec::new();
+        file.take(prefix.min(len)).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+        Ok(Self { path: path.to_owned(), content: Content::Prefix(bytes), len })
     }
 
     /// The file's path.
@@ -54,22 +65,25 @@ impl MappedFile {
         &self.path
     }
 
-    /// The file's length in bytes when it was mapped.
+    /// The file's length in bytes when it was opened.
     pub fn len(&self) -> u64 {
-        self.bytes().len() as u64
+        self.len
     }
 
     /// Whether the file was empty.
     pub fn is_empty(&self) -> bool {
-        self.map.is_none()
+        self.len == 0
     }
 
-    /// The whole file.
+    /// The whole file, or as much of it as was read.
     pub fn bytes(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or_default()
+        match &self.content {
+            Content::Map(map) => map,
+            Content::Prefix(bytes) => bytes,
+        }
     }
 
-    /// `len` bytes from `offset`, or `None` where the file does not hold them.
+    /// `len` bytes from `offset`, or `None` where the file (or what was read of it) does not hold them.
     pub fn slice(&self, offset: u64, len: u64) -> Option<&[u8]> {
         let begin = usize::try_from(offset).ok()?;
         let end = begin.checked_add(usize::try_from(len).ok()?)?;
@@ -78,7 +92,7 @@ impl MappedFile {
 
     /// Tells the system that `len` bytes from `offset` will be read soon. A hint: failure is of no consequence.
     pub fn prefetch(&self, offset: u64, len: u64) {
-        if let (Some(map), Some(_)) = (&self.map, self.slice(offset, len)) {
+        if let (Content::Map(map), Some(_)) = (&self.content, self.slice(offset, len)) {
             let _ = map.advise_range(Advice::WillNeed, offset as usize, len as usize);
         }
     }
@@ -90,7 +104,7 @@ impl MappedFile {
         // 6.18 and later; 64 KiB before). Rounding less would leave a little behind at the edges of every range,
         // in the end a share of the whole file.
         const AROUND: u64 = 2 << 20;
-        let (Some(map), Some(_)) = (&self.map, self.slice(offset, len)) else { return };
+        let (Content::Map(map), Some(_)) = (&self.content, self.slice(offset, len)) else { return };
         let begin = offset / AROUND * AROUND;
         let end = (offset + len).next_multiple_of(AROUND).min(self.len());
         // SAFETY: the pages are clean, file-backed and mapped shared and read-only: dropping them loses nothing,
@@ -99,6 +113,21 @@ impl MappedFile {
             map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin as usize, (end - begin) as usize)
         };
     }
+}
+
+/// Opens a regular file. Others are told before they are opened: a pipe would wait for its writer.
+fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let metadata = std::fs::metadata(path).map_err(Error::io(path, "examine"))?;
+    if !metadata.is_file() {
+        return Err(Error::NotAModel { path: path.to_owned(), found: "not a regular file".into() });
+    }
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let len = file.metadata().map_err(Error::io(path, "examine"))?.len();
+    if usize::try_from(len).is_err() {
+        let fault = Fault::HeaderTooLarge { declared: len, limit: usize::MAX as u64 };
+        return Err(Error::Malformed { path: path.to_owned(), fault });
+    }
+    Ok((file, len))
 }
 
 #[cfg(test)]

@@ -4,14 +4,12 @@
 //! harm) and no tensor data are read. A *damaged* file is complete: what is wrong with it is told when it is opened.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::error::{Error, Fault, Result};
-use crate::{gguf, safetensors, source};
+use crate::source;
 
 /// What is still missing from a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -140,12 +138,7 @@ fn add_partial_downloads(
 /// How much of a weight file has still to come, by its own header.
 fn missing_bytes(path: &Path) -> Result<Option<Missing>> {
     let actual = std::fs::metadata(path).map_err(Error::io(path, "examine"))?.len();
-    let fault = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("safetensors") => safetensors_fault(path, actual)?,
-        Some("gguf") => gguf_fault(path, actual)?,
-        _ => None,
-    };
-    let expected = match fault {
+    let expected = match source::header_fault(path)? {
         Some(Fault::Truncated { offset, needed, .. }) => offset.saturating_add(needed),
         Some(Fault::Beyond { end, .. }) => end,
         // A count that cannot fit is either damage or a file that has barely begun; only waiting tells.
@@ -153,35 +146,4 @@ fn missing_bytes(path: &Path) -> Result<Option<Missing>> {
         _ => return Ok(None),
     };
     Ok(Some(Missing::Bytes { path: path.to_owned(), expected, actual }))
-}
-
-fn read_prefix(path: &Path, len: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
-    let mut bytes = Vec::new();
-    file.take(len).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
-    Ok(bytes)
-}
-
-fn safetensors_fault(path: &Path, len: u64) -> Result<Option<Fault>> {
-    let prefix = read_prefix(path, 8)?;
-    let header = match safetensors::header_len(&prefix, len) {
-        Ok(header) => header,
-        Err(fault) => return Ok(Some(fault)),
-    };
-    let bytes = read_prefix(path, header)?;
-    Ok(bytes.get(8..).and_then(|json| safetensors::parse_header(json, len).err()))
-}
-
-/// The header's length is not known beforehand: read more until it parses or the file ends.
-fn gguf_fault(path: &Path, len: u64) -> Result<Option<Fault>> {
-    const MAX_PREFIX: u64 = 1 << 30;
-    let mut prefix = 1 << 20;
-    loop {
-        let bytes = read_prefix(path, prefix)?;
-        match gguf::parse(&bytes, len) {
-            Err(Fault::Truncated { .. }) if (bytes.len() as u64) < len && prefix < MAX_PREFIX => prefix *= 4,
-            Err(fault) => return Ok(Some(fault)),
-            Ok(_) => return Ok(None),
-        }
-    }
 }

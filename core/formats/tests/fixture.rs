@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use drophammer_formats::gguf::{self, Metadata};
 use drophammer_formats::placed::PlacedFiles;
-use drophammer_formats::{DType, Source, SourceKind, TensorDecl, TensorInfo, safetensors};
+use drophammer_formats::{DType, Source, SourceKind, TensorDecl, TensorInfo, digest, safetensors};
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama")
@@ -83,4 +83,25 @@ fn written_gguf_files_whole_and_split_read_back_the_same() {
             assert_same_tensors(&source, &read);
         }
     }
+}
+
+#[test]
+fn opening_headers_only_tells_the_same_without_data() {
+    let whole = Source::open(fixture()).unwrap();
+    let headers = Source::open_headers(fixture()).unwrap();
+    assert_eq!(headers.tensors(), whole.tensors());
+    assert_eq!(headers.config(), whole.config());
+    assert!(headers.bytes(&headers.tensors()[0]).is_empty());
+    let fingerprints = [&whole, &headers].map(|source| digest::source_fingerprint(source).unwrap());
+    assert_eq!(fingerprints[0], fingerprints[1]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut metadata = Metadata::new();
+    // A header longer than the first piece that is read of it.
+    metadata.set("tokens", (0..300_000).map(|i| format!("token {i}")).collect::<Vec<_>>());
+    let path = dir.path().join("m.gguf");
+    gguf::write(&path, &metadata, &[(TensorDecl::new("t", DType::F32, [2]), &[0; 8])]).unwrap();
+    let headers = Source::open_headers(&path).unwrap();
+    assert_eq!(headers.metadata(), &metadata);
+    assert_eq!(headers.tensors(), Source::open(&path).unwrap().tensors());
 }

@@ -33,7 +33,13 @@ pub struct Found {
 /// [`Error::NotAModel`], [`Error::Pickle`], [`Error::Ambiguous`], [`Error::MissingShard`], or the fault of an index.
 pub fn identify(path: &Path) -> Result<Found> {
     let metadata = std::fs::metadata(path).map_err(Error::io(path, "examine"))?;
-    if metadata.is_dir() { identify_directory(path) } else { identify_file(path) }
+    if metadata.is_dir() {
+        identify_directory(path)
+    } else if metadata.is_file() {
+        identify_file(path)
+    } else {
+        Err(Error::NotAModel { path: path.to_owned(), found: "not a regular file".into() })
+    }
 }
 
 impl Found {

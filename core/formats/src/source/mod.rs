@@ -3,6 +3,7 @@
 //! tensors they store, and what they mean is decided by the crates above, from the configuration.
 
 mod document;
+mod header;
 mod identify;
 mod tokenizer;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 pub use document::{parse_json, read_json};
+pub(crate) use header::fault as header_fault;
 pub use identify::{Found, identify};
 pub use tokenizer::TokenizerFiles;
 
@@ -20,7 +22,6 @@ use crate::error::{Error, Fault, Result};
 use crate::gguf::{self, Metadata};
 use crate::mapped::MappedFile;
 use crate::onnx::{self, InitializerData};
-use crate::safetensors;
 use crate::tensor::{TensorInfo, checked_byte_len};
 
 /// What a source is.
@@ -87,14 +88,20 @@ impl Source {
     /// # Errors
     /// Every [`Error`]: what the path is instead of a model, which file is missing, which rule is broken where.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::open_found(identify(path.as_ref())?)
+        Self::open_found(identify(path.as_ref())?, MappedFile::open)
     }
 
-    /// Opens what [`identify`] found.
+    /// Opens whatever lies at `path` without mapping it: everything but tensor data is there and checked, and
+    /// [`Self::bytes`] is empty. For processes that must survive a file that shrinks under them. The graph of an
+    /// ONNX source is not read.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_found(found: Found) -> Result<Self> {
+    pub fn open_headers(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_found(identify(path.as_ref())?, header::open)
+    }
+
+    fn open_found(found: Found, open: fn(&Path) -> Result<MappedFile>) -> Result<Self> {
         let mut source = Source {
             kind: found.kind,
             root: found.root,
@@ -110,7 +117,7 @@ impl Source {
             by_name: HashMap::new(),
         };
         for path in &found.weights {
-            let map = MappedFile::open(path)?;
+            let map = open(path)?;
             match found.kind {
                 SourceKind::Gguf => source.add_gguf(map, found.weights.len())?,
                 SourceKind::Onnx => source.add_onnx(map)?,
@@ -192,7 +199,7 @@ impl Source {
         self.by_name.get(name).map(|&index| &self.tensors[index])
     }
 
-    /// A tensor's data. Empty for a tensor of another source that does not fit this one.
+    /// A tensor's data. Empty when only headers were opened, and for a tensor of another source that does not fit.
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
         self.files.get(tensor.file).and_then(|file| file.slice(tensor.offset, tensor.len)).unwrap_or_default()
     }
@@ -255,9 +262,7 @@ impl Source {
     }
 
     fn add_safetensors(&mut self, map: MappedFile) -> Result<()> {
-        let header = safetensors::parse(map.bytes()).map_err(Error::malformed(map.path()))?;
-        let data_begin =
-            safetensors::header_len(map.bytes(), map.len()).map_err(Error::malformed(map.path()))?;
+        let (data_begin, header) = header::parse_safetensors(&map).map_err(Error::malformed(map.path()))?;
         if self.files.is_empty() {
             self.annotations = header.metadata;
         }
@@ -277,6 +282,9 @@ impl Source {
 
     fn add_onnx(&mut self, map: MappedFile) -> Result<()> {
         let path = map.path().to_owned();
+        if (map.bytes().len() as u64) < map.len() {
+            return self.add_file(map, 0, Vec::new());
+        }
         let model = onnx::parse(map.bytes()).map_err(Error::malformed(&path))?;
         let directory = path.parent().unwrap_or(Path::new("."));
         let mut external: BTreeMap<&str, Vec<TensorInfo>> = BTreeMap::new();

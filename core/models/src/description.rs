@@ -371,9 +371,12 @@ impl Description {
         self.layers.iter().find_map(|layer| layer.attention.window)
     }
 
-    /// Whether any layer is a mixture of experts.
-    pub fn has_experts(&self) -> bool {
-        self.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Experts(_)))
+    /// The mixture of the first layer that has one; all are alike.
+    pub fn experts(&self) -> Option<&Experts> {
+        self.layers.iter().find_map(|layer| match &layer.feed_forward {
+            FeedForward::Experts(experts) => Some(experts),
+            _ => None,
+        })
     }
 }
 

@@ -78,6 +78,14 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// The tokenizer is missing or cannot be told in the target's terms.
+    #[error("{path}: {problem}")]
+    Tokenizer {
+        /// The file or directory.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The description has no such weight, or not so many rows.
     #[error("{id}: {problem}")]
     Weight {
@@ -100,6 +108,7 @@ impl Error {
             Error::MissingTensor { .. } => "missing_tensor",
             Error::Shape { .. } => "wrong_shape",
             Error::Tensor { .. } | Error::Weight { .. } => "bad_tensor",
+            Error::Tokenizer { .. } => "tokenizer",
         }
     }
 
@@ -119,6 +128,9 @@ impl Error {
             }
             Error::Shape { .. } => "config.json and weights come from different models: fetch both again.".into(),
             Error::Tensor { .. } => "The file is damaged or of an unknown variant: fetch it again.".into(),
+            Error::Tokenizer { .. } => {
+                "Put the model's tokenizer.json beside its weights, or convert with --no-tokenizer.".into()
+            }
             Error::Weight { .. } => "This is a mistake in the program: please report it.".into(),
         }
     }

@@ -4,7 +4,7 @@
 //! Keys: llama.cpp's `gguf-py/gguf/constants.py`.
 
 use drophammer_formats::Source;
-use drophammer_formats::gguf::{Metadata, Value};
+use drophammer_formats::gguf::{Array, Metadata, Value};
 use serde_json::{Map, Value as Json, json};
 
 use crate::error::{Error, Result};
@@ -24,7 +24,10 @@ const SAME: &[(&str, &str)] = &[
     ("attention.layer_norm_epsilon", "layer_norm_eps"),
     ("attention.sliding_window", "sliding_window"),
     ("rope.freq_base", "rope_theta"),
+    ("vocab_size", "vocab_size"),
     ("expert_count", "num_experts"),
+    ("expert_weights_norm", "norm_topk_prob"),
+    ("expert_weights_scale", "routed_scaling_factor"),
     ("expert_used_count", "num_experts_per_tok"),
     ("expert_feed_forward_length", "moe_intermediate_size"),
     ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
@@ -110,6 +113,7 @@ pub(crate) fn config(source: &Source, family: &'static Family) -> Result<Json> {
         }
     }
     vocabulary(&keys, &mut config)?;
+    present(&keys, &mut config);
     rope(&keys, &mut config);
     if let Some(gguf) = family.gguf {
         (gguf.config)(&keys, &mut config);
@@ -147,6 +151,29 @@ fn vocabulary(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) -> Result<()>
     Ok(())
 }
 
+/// What is seen from tensors and lists rather than from keys.
+fn present(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
+    let any = |names: &[&str]| json!(names.iter().any(|name| keys.has_tensor(&format!("blk.0.{name}.bias"))));
+    for key in ["attention_bias", "qkv_bias", "use_bias", "bias"] {
+        config.insert(key.into(), any(&["attn_q", "attn_qkv"]));
+    }
+    config.insert("mlp_bias".into(), any(&["ffn_up"]));
+    let layers = config.get("num_hidden_layers").and_then(Json::as_u64).unwrap_or(0).min(1 << 16);
+    if config.contains_key("num_experts") {
+        let dense = (0..layers).filter(|layer| !keys.has_tensor(&format!("blk.{layer}.ffn_gate_inp.weight")));
+        config.insert("mlp_only_layers".into(), dense.collect());
+    }
+    if config.contains_key("sliding_window") {
+        config.insert("use_sliding_window".into(), true.into());
+    }
+    if let Some(sliding) =
+        keys.get("attention.sliding_window_pattern").and_then(Value::as_array).and_then(Array::as_bools)
+    {
+        let name = |&sliding: &bool| if sliding { "sliding_attention" } else { "full_attention" };
+        config.insert("layer_types".into(), sliding.iter().map(name).collect());
+    }
+}
+
 fn rope(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
     let head = config.get("head_dim").and_then(Json::as_u64).or_else(|| {
         let [hidden, heads] =
@@ -171,6 +198,10 @@ fn rope(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
     }
     if let Some(original) = keys.count("rope.scaling.original_context_length") {
         scaling.insert("original_max_position_embeddings".into(), json!(original));
+    }
+    if let Some(factor) = keys.number("rope.scaling.dynamic_factor") {
+        scaling.insert("rope_type".into(), json!("dynamic"));
+        scaling.insert("factor".into(), json!(factor));
     }
     for (gguf, hugging_face) in [
         ("rope.scaling.attn_factor", "attention_factor"),

@@ -6,6 +6,8 @@
 //! - Weights are named by [`WeightId`]: their role, not what some file calls them. A [`Checkpoint`] gives their rows, whatever the
 //!   source calls, fuses, packs or permutes.
 //!
+//! - [`export`] plans files of other ecosystems.
+//!
 //! Nothing here knows a backend, a clock, a network or a process.
 
 pub mod builder;
@@ -13,6 +15,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod description;
 mod error;
+pub mod export;
 pub mod families;
 mod gguf_config;
 pub mod graph;

@@ -57,7 +57,7 @@ impl Checkpoint {
         let mut description = family.describe_config(&config)?;
         let gguf = family.gguf.filter(|_| source.kind() == SourceKind::Gguf);
         let tables: Vec<Names> = match gguf {
-            Some(gguf) => vec![gguf.names, names::gguf::NAMES],
+            Some(gguf) => vec![(gguf.names)(&description), names::gguf::NAMES],
             None => family.names.to_vec(),
         };
         let norm_offset = if gguf.is_some() { 0.0 } else { family.norm_offset };

@@ -196,6 +196,19 @@ impl<'a> Weight<'a> {
         Some(Blocks { source: self.source, located, dtype, row_bytes })
     }
 
+    /// Gives the memory pages that reading these rows has mapped back to the system, where they lie together.
+    pub fn release_rows(&self, rows: Range<u64>) {
+        let [piece] = self.located.pieces.as_slice() else { return };
+        if let Some(tensor) = piece.stored.plain()
+            && self.located.orders.is_empty()
+            && piece.rows.block == self.located.rows
+            && let Some(row_bytes) = tensor.dtype.bytes_for(self.located.columns)
+        {
+            let first = piece.matrix * piece.stored.extent()[1] + piece.rows.offset;
+            self.source.release(tensor, (first + rows.start) * row_bytes..(first + rows.end) * row_bytes);
+        }
+    }
+
     /// Gives the memory pages that reading the whole weight has mapped back to the system.
     pub fn release(&self) {
         for piece in &self.located.pieces {

@@ -16,7 +16,7 @@ pub(super) static FAMILY: Family = Family {
     describe,
     names: &[NAMES],
     norm_offset: 0.0,
-    gguf: Some(Gguf { names: GGUF_NAMES, config: from_gguf, metadata: to_gguf, ..Gguf::new("bert") }),
+    gguf: Some(Gguf { names: |_| GGUF_NAMES, config: from_gguf, metadata: to_gguf, ..Gguf::new("bert") }),
 };
 
 /// What RoBERTa shares.

@@ -156,4 +156,38 @@ fn from_gguf(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
     }
 }
 
-fn to_gguf(_: &Description, _: &mut GgufWriter<'_>) {}
+fn to_gguf(description: &Description, keys: &mut GgufWriter<'_>) {
+    let Some(attention) = description.layers.first().map(|layer| &layer.attention) else { return };
+    let Some(latent) = attention.latent else { return };
+    // llama.cpp caches the compressed state and sees one key/value head.
+    let rotary = attention.key_width - latent.plain_width;
+    keys.set("attention.head_count_kv", 1u32);
+    keys.set("attention.key_length", latent.rank + rotary);
+    keys.set("attention.value_length", latent.rank);
+    keys.set("attention.key_length_mla", attention.key_width);
+    keys.set("attention.value_length_mla", attention.value_width);
+    keys.set("attention.kv_lora_rank", latent.rank);
+    keys.set("attention.q_lora_rank", latent.query_rank.unwrap_or(0));
+    let dense =
+        description.layers.iter().take_while(|layer| !matches!(layer.feed_forward, FeedForward::Experts(_)));
+    keys.set("leading_dense_block_count", dense.count() as u32);
+    if let Some(experts) = description.experts() {
+        keys.set(
+            "expert_shared_count",
+            experts.shared.map_or(0, |shared| shared.width / experts.width.max(1)),
+        );
+        keys.set("expert_weights_scale", experts.scale);
+        keys.set("expert_gating_func", if experts.scoring == Scoring::Sigmoid { 2u32 } else { 1 });
+        if let Some(groups) = experts.groups {
+            keys.set("expert_group_count", groups.count);
+            keys.set("expert_group_used_count", groups.used);
+        }
+    }
+    if let Some(RopeScaling::Yarn(yarn)) = description.ropes.first().map(|rope| &rope.scaling) {
+        let magnitude = (attention.scale / Attention::usual_scale(attention.key_width)).sqrt();
+        let multiplier =
+            if yarn.factor > 1.0 { (f64::from(magnitude) - 1.0) / yarn.factor.ln() } else { 0.0 };
+        keys.set("rope.scaling.yarn_log_multiplier", multiplier as f32);
+        keys.remove("rope.scaling.attn_factor");
+    }
+}

@@ -17,7 +17,7 @@ pub(super) static FAMILY: Family = Family {
     describe,
     names: &[NAMES],
     norm_offset: 0.0,
-    gguf: Some(Gguf { config: from_gguf, names: GGUF_NAMES, fused: &[FUSED_QKV], ..Gguf::new("falcon") }),
+    gguf: Some(Gguf { config: from_gguf, names: gguf_names, fused: &[FUSED_QKV], ..Gguf::new("falcon") }),
 };
 
 const NAMES: Names = &[
@@ -37,8 +37,12 @@ const NAMES: Names = &[
 ];
 
 /// llama.cpp names the norms after their order in Falcon 7B, where attention's is the only one.
-const GGUF_NAMES: Names =
-    &[(Role::AttentionNorm, at("blk.{l}.attn_norm_2")), (Role::FeedForwardNorm, at("blk.{l}.attn_norm"))];
+fn gguf_names(description: &Description) -> Names {
+    const TWO: Names =
+        &[(Role::AttentionNorm, at("blk.{l}.attn_norm_2")), (Role::FeedForwardNorm, at("blk.{l}.attn_norm"))];
+    let two = description.layers.first().is_some_and(|layer| layer.norms.feed_forward.is_some());
+    if two { TWO } else { &[] }
+}
 
 fn describe(config: &Config<'_>) -> Result<Description> {
     if config.flag("alibi")? {

@@ -18,7 +18,13 @@ pub(super) static FAMILY: Family = Family {
     describe,
     names: &[NAMES],
     norm_offset: 0.0,
-    gguf: Some(Gguf { config: from_gguf, metadata: to_gguf, fused: &[FUSED_QKV], ..Gguf::new("gptneox") }),
+    gguf: Some(Gguf {
+        config: from_gguf,
+        metadata: to_gguf,
+        fused: &[FUSED_QKV],
+        needs_output: true,
+        ..Gguf::new("gptneox")
+    }),
 };
 
 const NAMES: Names = &[

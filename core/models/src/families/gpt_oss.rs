@@ -17,7 +17,7 @@ pub(super) static FAMILY: Family = Family {
     describe,
     names: &[NAMES, LLAMA],
     norm_offset: 0.0,
-    gguf: Some(Gguf { names: GGUF_NAMES, config: from_gguf, ..Gguf::new("gpt-oss") }),
+    gguf: Some(Gguf { names: |_| GGUF_NAMES, config: from_gguf, needs_output: true, ..Gguf::new("gpt-oss") }),
 };
 
 const NAMES: Names = &[

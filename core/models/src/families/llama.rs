@@ -18,5 +18,7 @@ pub(super) static FAMILY: Family = Family {
 
 fn describe(config: &Config<'_>) -> Result<Description> {
     let (attention, mlp) = (config.flag("attention_bias")?, config.flag("mlp_bias")?);
-    Ok(config.decoder("llama")?.with_biases(attention, attention, mlp))
+    let mut description = config.decoder("llama")?.with_biases(attention, attention, mlp);
+    config.slide(&mut description, |_| true)?; // a Mistral written as GGUF
+    Ok(description)
 }

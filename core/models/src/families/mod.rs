@@ -69,7 +69,9 @@ pub struct Gguf {
     /// Whether this family is meant, where several share an architecture.
     pub is: fn(&Metadata) -> bool,
     /// Names that differ from [`names::gguf`](crate::names::gguf).
-    pub names: Names,
+    pub names: fn(&Description) -> Names,
+    /// Whether llama.cpp wants an output matrix even where it is the token embedding.
+    pub needs_output: bool,
     /// Matrices that llama.cpp wants in one tensor.
     pub fused: &'static [Fused],
     /// Adds what the family's configuration needs beyond the usual keys.
@@ -85,7 +87,8 @@ impl Gguf {
             architecture,
             layout: RopeLayout::Halves,
             is: |_| true,
-            names: &[],
+            names: |_| &[],
+            needs_output: false,
             fused: &[],
             config: |_, _| {},
             metadata: |_, _| {},

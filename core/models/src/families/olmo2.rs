@@ -14,7 +14,7 @@ pub(super) static FAMILY: Family = Family {
     describe,
     names: &[NAMES, LLAMA],
     norm_offset: 0.0,
-    gguf: Some(Gguf::new("olmo2")),
+    gguf: Some(Gguf { needs_output: true, ..Gguf::new("olmo2") }),
 };
 
 const NAMES: Names = &[

@@ -15,7 +15,7 @@ pub(super) static FAMILY: Family = Family {
     describe,
     names: &[NAMES, EXPERTS, LLAMA],
     norm_offset: 0.0,
-    gguf: Some(Gguf::new("qwen2moe")),
+    gguf: Some(Gguf { needs_output: true, ..Gguf::new("qwen2moe") }),
 };
 
 const NAMES: Names = &[

@@ -13,7 +13,7 @@ pub(super) static FAMILY: Family = Family {
     names: &[NAMES],
     norm_offset: 0.0,
     // llama.cpp runs it as a BERT whose table begins at position 0.
-    gguf: Some(Gguf { names: GGUF_NAMES, metadata: to_gguf, is: |_| false, ..Gguf::new("bert") }),
+    gguf: Some(Gguf { names: |_| GGUF_NAMES, metadata: to_gguf, is: |_| false, ..Gguf::new("bert") }),
 };
 
 fn describe(config: &Config<'_>) -> Result<Description> {

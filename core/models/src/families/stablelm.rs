@@ -18,7 +18,7 @@ pub(super) static FAMILY: Family = Family {
     describe,
     names: &[NAMES, LLAMA],
     norm_offset: 0.0,
-    gguf: Some(Gguf { config: from_gguf, metadata: to_gguf, ..Gguf::new("stablelm") }),
+    gguf: Some(Gguf { config: from_gguf, metadata: to_gguf, needs_output: true, ..Gguf::new("stablelm") }),
 };
 
 const NAMES: Names = &[

@@ -1,0 +1,4 @@
+//! Other ecosystems' files, as plans: which tensors, where their rows come from, which metadata. Writing is the pass's
+//! ([`drophammer_quant::pass`]).
+
+pub mod gguf;

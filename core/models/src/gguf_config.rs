@@ -9,7 +9,6 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::error::{Error, Result};
 use crate::families::Family;
-use crate::graph::Pooling;
 
 /// Keys (after `<architecture>.`) that mean the same as one of Hugging Face's.
 const SAME: &[(&str, &str)] = &[
@@ -76,11 +75,6 @@ impl<'a> GgufKeys<'a> {
     /// Rows of a tensor.
     pub fn rows(&self, name: &str) -> Option<u64> {
         Some(self.source.tensor(name)?.rows())
-    }
-
-    /// How an encoder's hidden states become one embedding.
-    pub fn pooling(&self) -> Option<Pooling> {
-        Pooling::from_gguf(self.count("pooling_type")?)
     }
 
     /// Whether there is a tensor of this name.

@@ -13,7 +13,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use drophammer_formats::source::read_json;
 use drophammer_formats::{Source, SourceKind};
+use serde_json::Value as Json;
 
 pub use weight::{Blocks, Weight};
 
@@ -21,6 +23,7 @@ use crate::config::Config;
 use crate::description::Description;
 use crate::error::{Error, Result};
 use crate::families::{Family, model_config};
+use crate::graph::Pooling;
 use crate::inventory::{WeightShape, inventory};
 use crate::names::{self, Names};
 use crate::rope::RopeLayout;
@@ -67,6 +70,11 @@ impl Checkpoint {
         {
             head.tied = !locator.exists(Role::Head.global());
         }
+        if let Some(pooling) = sentence_pooling(&source)
+            && description.pooling.is_some()
+        {
+            description.pooling = Some(pooling);
+        }
         let weights = inventory(&description);
         let mut located = HashMap::with_capacity(weights.len());
         for weight in &weights {
@@ -82,6 +90,11 @@ impl Checkpoint {
     /// The source.
     pub fn source(&self) -> &Arc<Source> {
         &self.source
+    }
+
+    /// Whether the source holds anything a tokenizer can be built from.
+    pub fn has_tokenizer(&self) -> bool {
+        self.source.tokenizer().is_complete() || self.source.metadata().get("tokenizer.ggml.model").is_some()
     }
 
     /// Its family.
@@ -157,4 +170,15 @@ impl Checkpoint {
         adapter.check_all_used()?;
         Ok(self)
     }
+}
+
+/// How sentence-transformers pools, which it says beside the model; `<architecture>.pooling_type` in GGUF files.
+fn sentence_pooling(source: &Source) -> Option<Pooling> {
+    if let Some(architecture) = source.metadata().str("general.architecture") {
+        return Pooling::from_gguf(source.metadata().u64(&format!("{architecture}.pooling_type"))?);
+    }
+    let modes = read_json(&source.root().join("1_Pooling").join("config.json")).ok()?;
+    let is = |mode: &str| modes.get(format!("pooling_mode_{mode}")).and_then(Json::as_bool) == Some(true);
+    let modes = [("mean_tokens", Pooling::Mean), ("cls_token", Pooling::First), ("lasttoken", Pooling::Last)];
+    modes.into_iter().find(|(mode, _)| is(mode)).map(|(_, pooling)| pooling)
 }

@@ -93,9 +93,6 @@ fn from_gguf(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
     if let Some(rows) = keys.rows("position_embd.weight") {
         config.insert("max_position_embeddings".into(), rows.into());
     }
-    if let Some(Pooling::First) = keys.pooling() {
-        config.insert("pooling".into(), "cls".into());
-    }
 }
 
 pub(super) fn to_gguf(description: &Description, keys: &mut GgufWriter<'_>) {

@@ -356,7 +356,7 @@ impl<'a> Config<'a> {
             },
             "yarn" => RopeScaling::Yarn(yarn(own, factor()?, original()?)?),
             "factors" => RopeScaling::Factors(pair_factors(own, "factors", width)?),
-            "longrope" | "su" => self.long_rope(own, width, original()?, context()?)?,
+            "longrope" | "su" => Self::long_rope(own, width, original()?, context()?)?,
             _ => {
                 return Err(Error::Unsupported {
                     family: self.text("model_type")?.unwrap_or("config").to_owned(),
@@ -366,12 +366,8 @@ impl<'a> Config<'a> {
         })
     }
 
-    fn long_rope(&self, own: Config<'_>, width: u32, original: u32, context: u32) -> Result<RopeScaling> {
-        // Hugging Face lets the ratio of lengths speak where the original one stands beside, not in, the rope's own object.
-        let stretch = match own.number("factor")? {
-            Some(factor) if self.get("original_max_position_embeddings").is_none() => factor,
-            _ => f64::from(context) / f64::from(original),
-        };
+    fn long_rope(own: Config<'_>, width: u32, original: u32, context: u32) -> Result<RopeScaling> {
+        let stretch = own.number_or("factor", f64::from(context) / f64::from(original))?;
         let usual = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / f64::from(original).ln()).sqrt() };
         let magnitude = own.number_or("attention_factor", usual)?;
         Ok(RopeScaling::Long {

@@ -24,10 +24,15 @@ pub(super) static FAMILY: Family = Family {
 };
 
 fn describe(config: &Config<'_>) -> Result<Description> {
+    decoder(config, "cohere")
+}
+
+/// What Cohere's models share.
+pub(super) fn decoder(config: &Config<'_>, family: &'static str) -> Result<Description> {
     let norm = NormRule::layer(config.epsilon()?, false);
     let bias = config.flag("attention_bias")?;
     let mut description = config
-        .decoder("cohere")?
+        .decoder(family)?
         .with_norms(norm)
         .with_biases(bias, bias, false)
         .with_parallel_blocks(false)
@@ -48,6 +53,6 @@ fn from_gguf(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
     config.insert("use_qk_norm".into(), keys.has_tensor("blk.0.attn_q_norm.weight").into());
 }
 
-fn to_gguf(description: &Description, keys: &mut GgufWriter<'_>) {
+pub(super) fn to_gguf(description: &Description, keys: &mut GgufWriter<'_>) {
     keys.set("logit_scale", description.head.map_or(1.0, |head| head.scale));
 }

@@ -5,6 +5,7 @@
 
 mod bert;
 mod cohere;
+mod cohere2;
 mod deepseek;
 mod falcon;
 mod gemma;
@@ -121,6 +122,7 @@ pub static FAMILIES: &[&Family] = &[
     &stablelm::FAMILY,
     &falcon::FAMILY,
     &cohere::FAMILY,
+    &cohere2::FAMILY,
     &gpt_oss::FAMILY,
     &deepseek::V2,
     &deepseek::V3,

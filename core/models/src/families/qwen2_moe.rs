@@ -29,7 +29,10 @@ fn describe(config: &Config<'_>) -> Result<Description> {
     let bias = config.flag_or("qkv_bias", true)?;
     let mut description = config.decoder("qwen2_moe")?.with_biases(bias, false, false);
     slide_later_layers(config, &mut description)?;
-    let shared = SharedExpert { width: config.positive(&["shared_expert_intermediate_size"])?, scored: true };
+    let shared = SharedExpert {
+        width: config.positive(&["shared_expert_intermediate_size", "intermediate_size"])?,
+        scored: true,
+    };
     sparse_layers(config, &mut description, Some(shared))?;
     Ok(description)
 }

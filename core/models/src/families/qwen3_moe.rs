@@ -1,8 +1,10 @@
 //! Qwen 3 MoE.
 
+use serde_json::{Map, Value as Json};
+
 use super::qwen2::slide_later_layers;
 use super::qwen2_moe::sparse_layers;
-use super::{Family, Gguf};
+use super::{Family, Gguf, GgufKeys};
 use crate::config::Config;
 use crate::description::{Description, NormRule, NormSpan};
 use crate::error::Result;
@@ -14,7 +16,7 @@ pub(super) static FAMILY: Family = Family {
     describe,
     names: &[EXPERTS, LLAMA],
     norm_offset: 0.0,
-    gguf: Some(Gguf::new("qwen3moe")),
+    gguf: Some(Gguf { config: from_gguf, ..Gguf::new("qwen3moe") }),
 };
 
 fn describe(config: &Config<'_>) -> Result<Description> {
@@ -25,4 +27,9 @@ fn describe(config: &Config<'_>) -> Result<Description> {
     slide_later_layers(config, &mut description)?;
     sparse_layers(config, &mut description, None)?;
     Ok(description)
+}
+
+/// llama.cpp's own files do not say that the chosen scores are divided by their sum; it always does.
+fn from_gguf(_: &GgufKeys<'_>, config: &mut Map<String, Json>) {
+    config.entry("norm_topk_prob").or_insert(true.into());
 }

@@ -294,3 +294,44 @@ fn chat_template(checkpoint: &Checkpoint, config: &Json) -> Result<Option<String
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn sentence_piece_tokens_score_by_the_merge_that_makes_them() {
+        let mut vocab: serde_json::Map<String, Json> =
+            (0..256).map(|byte| (format!("<0x{byte:02X}>"), json!(byte + 10))).collect();
+        for (id, token) in ["<unk>", "<s>", "a", "b", "c", "ab", "abc", "unmade"].iter().enumerate() {
+            vocab.insert((*token).into(), json!(id));
+        }
+        let tokenizer = json!({
+            "added_tokens": [{"id": 0, "content": "<unk>", "special": true}, {"id": 1, "content": "<s>", "special": true},
+                {"id": 8, "content": "<tool>", "special": false}],
+            "normalizer": {"type": "Prepend", "prepend": "\u{2581}"},
+            "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": true, "vocab": vocab,
+                "merges": [["a", "b"], "ab c", ["a", "bc"]]},
+        });
+        let vocabulary = Vocabulary::read(&tokenizer, 268).unwrap();
+        assert!(matches!(vocabulary.model(&tokenizer), Ok(Model::Pieces { space_prefix: true })));
+        let scores = vocabulary.scores(&tokenizer);
+        assert_eq!(scores[..9], [0.0, 0.0, -4.0, -4.0, -4.0, 0.0, -1.0, -7.0, 0.0]);
+        let kinds = [Kind::Unknown, Kind::Control, Kind::Normal].map(|kind| kind as i32);
+        assert_eq!(vocabulary.kinds.iter().take(3).map(|&kind| kind as i32).collect::<Vec<_>>(), kinds);
+        assert_eq!((vocabulary.kinds[8], vocabulary.kinds[9]), (Kind::UserDefined, Kind::Unused));
+        assert_eq!((vocabulary.kinds[10], vocabulary.kinds[267]), (Kind::Byte, Kind::Unused));
+        assert_eq!(vocabulary.tokens[9], "[PAD9]");
+    }
+
+    #[test]
+    fn word_pieces_are_marked_at_the_beginning_instead_of_the_end() {
+        let tokenizer = json!({"model": {"type": "WordPiece", "vocab": {"[CLS]": 0, "run": 1, "##ning": 2, "[unused1]": 3}},
+            "added_tokens": [{"id": 0, "content": "[CLS]", "special": true}]});
+        let mut vocabulary = Vocabulary::read(&tokenizer, 4).unwrap();
+        assert!(matches!(vocabulary.model(&tokenizer), Ok(Model::Words)));
+        vocabulary.mark_word_beginnings();
+        assert_eq!(vocabulary.tokens, ["[CLS]", "\u{2581}run", "ning", "[unused1]"]);
+    }
+}

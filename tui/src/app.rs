@@ -48,6 +48,9 @@ pub struct App {
     dirty: bool,
     /// The mirror changed since the views last looked.
     stale: bool,
+    /// Events since everything began to be read anew: what is read may be older than they are, so they
+    /// are applied once more after it.
+    missed: Option<Vec<Event>>,
 }
 
 impl App {
@@ -71,6 +74,7 @@ impl App {
             spots: Spots::default(),
             dirty: true,
             stale: true,
+            missed: None,
         }
     }
 
@@ -94,22 +98,28 @@ impl App {
                 return effects;
             }
             Message::Resized => {}
-            Message::Connected => {
-                self.mirror.link = Link::Up;
-                effects.push(Effect::Load);
-            }
+            // The first event is a resync.
+            Message::Connected => self.mirror.link = Link::Up,
             Message::Disconnected { error, retry_in } => {
                 self.mirror.link = Link::Down { error, retry_at: self.clock.now + retry_in };
             }
             Message::Event(event) => {
                 if *event == Event::Resync {
+                    self.missed = Some(Vec::new());
                     effects.push(Effect::Load);
+                } else if let Some(missed) = &mut self.missed
+                    && !matches!(*event, Event::Hardware(_) | Event::Log(_))
+                {
+                    missed.push((*event).clone());
                 }
                 self.mirror.apply(*event);
                 self.stale = true;
             }
             Message::Loaded(loaded) => {
                 self.mirror.load(*loaded);
+                for event in self.missed.take().unwrap_or_default() {
+                    self.mirror.apply(event);
+                }
                 self.stale = true;
             }
             Message::LoadFailed(error) | Message::Done(Err(error)) => self.refused(&error),

@@ -63,4 +63,18 @@ mod tests {
         assert_eq!((config.theme.as_str(), config.mouse, config.keys.len()), ("light", false, 1));
         assert!(toml::from_str::<TuiConfig>("colour = 'light'").is_err());
     }
+
+    /// The commented settings of the shipped configuration are real ones, at their defaults.
+    #[test]
+    fn the_shipped_configuration_explains_this_table_truly() {
+        let shipped = include_str!("../../config/drophammer.toml");
+        let table = shipped.split("[tui]").nth(1).unwrap().split("\n\n").next().unwrap();
+        let settings = table.lines().filter_map(|line| line.strip_prefix("# "));
+        let settings: Vec<&str> =
+            settings.filter(|line| line.contains(" = ") && !line.contains(';')).collect();
+        let config: TuiConfig = toml::from_str(&settings.join("\n")).unwrap();
+        assert_eq!((config.theme.as_str(), config.mouse), ("dark", true));
+        assert!(crate::keys::Keymap::with(&config.keys).is_ok());
+        assert_eq!(config.keys.len(), 2);
+    }
 }

@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::config::TuiConfig;
 use crate::keys::Keymap;
 use crate::message::{ChatPiece, Effect, Loaded, Message};
-use crate::terminal::{Taken, capture_mouse, copy};
+use crate::terminal::{self, Taken, capture_mouse, copy};
 
 /// News of the daemon is drawn at most this often; keys are answered at once.
 const NEWS_PAUSE: Duration = Duration::from_millis(50);
@@ -127,6 +127,11 @@ impl Program {
     }
 
     fn draw(&mut self) -> anyhow::Result<()> {
+        // A panic in a task or thread has given the terminal back already.
+        anyhow::ensure!(
+            terminal::is_taken(),
+            "a part of the dashboard failed; please report the message above"
+        );
         for effect in self.app.prepare() {
             self.carry_out(effect);
         }
@@ -141,7 +146,7 @@ impl Program {
             Effect::Quit => self.leaving = true,
             Effect::Redraw => {
                 // A screen that cannot be cleared shows itself at the next drawing.
-                let _ = self.terminal.screen.clear();
+                let _ = terminal::clear(&mut self.terminal.screen);
             }
             Effect::Mouse(on) => {
                 let _ = capture_mouse(on);

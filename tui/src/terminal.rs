@@ -12,6 +12,7 @@ use crossterm::event::{
 use crossterm::execute;
 use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
 use ratatui::backend::CrosstermBackend;
+use ratatui::layout::Rect;
 
 /// The screen.
 pub(crate) type Screen = ratatui::Terminal<CrosstermBackend<std::io::Stdout>>;
@@ -42,7 +43,7 @@ impl Taken {
             capture_mouse(mouse)?;
             let mut screen = Screen::new(CrosstermBackend::new(stdout()))?;
             screen.hide_cursor()?;
-            screen.clear()?;
+            clear(&mut screen)?;
             Ok(Self { screen })
         };
         taken().inspect_err(|_| restore()).context("cannot draw on this terminal")
@@ -55,6 +56,13 @@ impl Drop for Taken {
     }
 }
 
+/// Makes the next drawing write every cell. Ratatui's own `clear` asks the terminal where its cursor is,
+/// which some never answer; resizing to the present size clears without asking.
+pub(crate) fn clear(screen: &mut Screen) -> std::io::Result<()> {
+    let size = screen.size()?;
+    screen.resize(Rect::new(0, 0, size.width, size.height))
+}
+
 /// Takes the mouse or leaves it to the terminal.
 pub(crate) fn capture_mouse(on: bool) -> std::io::Result<()> {
     if on { execute!(stdout(), EnableMouseCapture) } else { execute!(stdout(), DisableMouseCapture) }
@@ -65,6 +73,11 @@ pub(crate) fn copy(text: &str) -> std::io::Result<()> {
     let mut out = stdout().lock();
     write!(out, "\x1b]52;c;{}\x07", base64(text.as_bytes()))?;
     out.flush()
+}
+
+/// Whether the terminal is still ours: a panic anywhere gives it back.
+pub(crate) fn is_taken() -> bool {
+    TAKEN.load(Ordering::SeqCst)
 }
 
 /// Gives the terminal back, once.

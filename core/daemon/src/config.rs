@@ -42,6 +42,8 @@ pub struct Config {
     pub history: History,
     /// `[plugins.<id>]` tables, passed to the plugins.
     pub plugins: std::collections::BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
+    /// `[tui]`, read by the dashboard.
+    pub tui: serde_json::Map<String, serde_json::Value>,
 }
 
 /// `[paths]`; relative ones are relative to the home.

@@ -164,9 +164,23 @@ fn after_a_reconnect_everything_is_read_anew() {
     let error = drophammer_client::api::ErrorReport::new("no_daemon", "no daemon is running");
     app.update(Message::Disconnected { error, retry_in: 1.0 });
     shows(&mut app, "no daemon is running");
-    assert_eq!(app.update(Message::Connected), [Effect::Load]);
+    assert_eq!(app.update(Message::Connected), []);
     assert_eq!(app.update(Message::Event(Box::new(Event::Resync))), [Effect::Load]);
     assert!(!text(&draw(&mut app, 120, 34)).contains("no daemon is running"));
+}
+
+#[test]
+fn what_happens_while_everything_is_read_is_not_overwritten_by_it() {
+    let mut app = app("dark");
+    app.update(Message::Event(Box::new(Event::Resync)));
+    let mut job = recorded().jobs[8].clone();
+    job.progress = 0.99;
+    app.update(Message::Event(Box::new(Event::Job(Box::new(job)))));
+    app.update(Message::Loaded(Box::new(recorded().loaded())));
+    shows(&mut app, "99%");
+    // Only once: a later reading stands for itself.
+    app.update(Message::Loaded(Box::new(recorded().loaded())));
+    shows(&mut app, "81%");
 }
 
 /// Wherever one is: no key may mean two things, for one of them could never be reached.

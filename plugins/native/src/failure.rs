@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use drophammer_models::Error;
+use drophammer_quant::pass::PassError;
 use drophammer_sdk::{BackendError, ErrorCode};
 
 /// A model that could not be described or read.
@@ -26,6 +27,19 @@ pub(crate) fn of_source(error: &drophammer_formats::Error) -> BackendError {
         "disk_full" => ErrorCode::OutOfResources,
         "pickle" => ErrorCode::UnsupportedInput,
         _ => ErrorCode::InvalidInput,
+    };
+    BackendError::new(code, error.to_string()).with_help(error.help())
+}
+/// A pass that did not finish.
+pub(crate) fn of_pass(error: &PassError) -> BackendError {
+    let code = match error {
+        PassError::Cancelled => return BackendError::cancelled(),
+        PassError::Output(output) => return of_source(output),
+        PassError::Read { .. } | PassError::NonFinite { .. } => ErrorCode::InvalidInput,
+        PassError::Unsupported { .. } => ErrorCode::UnsupportedInput,
+        PassError::Importance { .. } => ErrorCode::InvalidRequest,
+        PassError::Memory { .. } => ErrorCode::OutOfResources,
+        _ => ErrorCode::Failed,
     };
     BackendError::new(code, error.to_string()).with_help(error.help())
 }

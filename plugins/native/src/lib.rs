@@ -9,16 +9,19 @@
 //! weights out in tiles and multiplies in integers, with activations in eight bits.
 
 mod cache;
+mod convert;
 mod failure;
+mod forge;
 mod kernels;
 mod model;
 mod probe;
+mod quantize;
 mod session;
 mod threads;
 
 use drophammer_sdk::{
-    Backend, BackendError, ErrorCode, ForgeReport, ForgeRequest, HostInfo, JobContext, LoadRequest,
-    ProbeReport, ProbeRequest, Result, Session,
+    Backend, ForgeReport, ForgeRequest, HostInfo, JobContext, LoadRequest, ProbeReport, ProbeRequest, Result,
+    Session,
 };
 
 /// The backend.
@@ -36,18 +39,15 @@ impl Native {
 
 impl Backend for Native {
     fn probe(&self, request: &ProbeRequest) -> Result<ProbeReport> {
-        Ok(probe::report(request))
+        probe::report(request)
     }
 
-    fn convert(&self, request: &ForgeRequest, _job: &dyn JobContext) -> Result<ForgeReport> {
-        Err(BackendError::new(
-            ErrorCode::UnsupportedInput,
-            format!("{}: cannot be converted yet", request.source.display()),
-        ))
+    fn convert(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+        convert::convert(request, job)
     }
 
     fn quantize(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
-        self.convert(request, job)
+        quantize::quantize(request, job)
     }
 
     fn load(&self, request: &LoadRequest, job: Box<dyn JobContext>) -> Result<Box<dyn Session>> {

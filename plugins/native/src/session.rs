@@ -126,7 +126,7 @@ fn context_of(description: &Description, wish: Option<u32>) -> u32 {
 fn chunk_of(description: &Description, max_batch: usize) -> usize {
     match description.kind {
         ModelKind::Encoder => max_batch,
-        ModelKind::Decoder if description.has_experts() => max_batch.min(EXPERT_CHUNK),
+        ModelKind::Decoder if description.experts().is_some() => max_batch.min(EXPERT_CHUNK),
         ModelKind::Decoder => max_batch.min(CHUNK),
     }
 }

@@ -6,14 +6,48 @@
 
 use super::isa::{self, Isa, Kernel, LANES, Path};
 
+/// Rows of floats, `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) begin: *const f32,
+    pub(crate) stride: usize,
+}
+
+/// Where products go: first token's output of row 0, tokens `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    pub(crate) begin: *mut f32,
+    pub(crate) stride: usize,
+    /// Whether products are added to what is there.
+    pub(crate) accumulate: bool,
+}
+
+impl Output {
+    /// Writes the first `rows` ≤ 16 outputs of a token.
+    ///
+    /// # Safety
+    /// There is room for them, and the processor has the instructions.
+    #[inline(always)]
+    pub(crate) unsafe fn put<I: Isa>(self, token: usize, rows: usize, sum: I::F) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let out = self.begin.add(token * self.stride);
+            if rows == LANES {
+                I::store(out, if self.accumulate { I::add(I::load(out), sum) } else { sum });
+            } else {
+                let before = if self.accumulate { I::load_first(out, rows) } else { I::splat(0.0) };
+                I::store_first(out, rows, I::add(before, sum));
+            }
+        }
+    }
+}
+
 /// `out[t][r] = Σₖ x[t][k] · strip[k][r]` for sixteen rows `r` (only the first `rows` are written).
 #[allow(clippy::struct_field_names)] // the strip among other operands
 struct Strip<'a> {
     strip: &'a [f32],
-    x: *const f32,
-    x_stride: usize,
-    out: *mut f32,
-    out_stride: usize,
+    x: Rows,
+    out: Output,
     tokens: usize,
     rows: usize,
 }
@@ -23,21 +57,16 @@ impl Strip<'_> {
     unsafe fn block<I: Isa, const M: usize>(&self, t: usize) {
         // SAFETY: the caller promises tokens t..t+M; see `multiply_strip`.
         unsafe {
-            let x = self.x.add(t * self.x_stride);
+            let x = self.x.begin.add(t * self.x.stride);
             let mut acc = [I::splat(0.0); M];
             for (k, w) in self.strip.chunks_exact(LANES).enumerate() {
                 let w = I::load(w.as_ptr());
                 for (m, acc) in acc.iter_mut().enumerate() {
-                    *acc = I::fma(I::splat(*x.add(m * self.x_stride + k)), w, *acc);
+                    *acc = I::fma(I::splat(*x.add(m * self.x.stride + k)), w, *acc);
                 }
             }
             for (m, acc) in acc.into_iter().enumerate() {
-                let out = self.out.add((t + m) * self.out_stride);
-                if self.rows == LANES {
-                    I::store(out, acc);
-                } else {
-                    I::store_first(out, self.rows, acc);
-                }
+                self.out.put::<I>(t + m, self.rows, acc);
             }
         }
     }
@@ -73,21 +102,18 @@ impl Kernel for Strip<'_> {
 /// Multiplies `tokens` rows of `x` by a strip of up to sixteen weight rows.
 ///
 /// # Safety
-/// `x` holds `tokens` rows of `strip.len() / 16` floats, `x_stride` apart; `out` has room for `rows` ≤ 16 floats at every
-/// multiple of `out_stride`, which no other thread uses meanwhile.
-#[allow(clippy::too_many_arguments)] // a matrix product has as many
+/// `x` holds `tokens` rows of `strip.len() / 16` floats; `out` has room for `rows` ≤ 16 floats of each token, which no
+/// other thread uses meanwhile.
 pub(crate) unsafe fn multiply_strip(
     path: Path,
     strip: &[f32],
-    x: *const f32,
-    x_stride: usize,
-    out: *mut f32,
-    out_stride: usize,
+    x: Rows,
+    out: Output,
     tokens: usize,
     rows: usize,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { isa::run(path, Strip { strip, x, x_stride, out, out_stride, tokens, rows }) }
+    unsafe { isa::run(path, Strip { strip, x, out, tokens, rows }) }
 }
 
 /// Lays rows side by side: `strip[k][r] = rows[r][k]`; rows beyond the given ones are zero.
@@ -176,8 +202,16 @@ mod tests {
                 let mut out = vec![f32::NAN; tokens * rows];
                 // SAFETY: the sizes above.
                 unsafe {
-                    multiply_strip(path, &strip, x.as_ptr(), columns, out.as_mut_ptr(), rows, tokens, rows);
-                };
+                    let to = Output { begin: out.as_mut_ptr(), stride: rows, accumulate: false };
+                    multiply_strip(
+                        path,
+                        &strip,
+                        Rows { begin: x.as_ptr(), stride: columns },
+                        to,
+                        tokens,
+                        rows,
+                    );
+                }
                 for t in 0..tokens {
                     for r in 0..rows {
                         let (x, w) = (&x[t * columns..][..columns], &w[r * columns..][..columns]);

@@ -1,19 +1,19 @@
 //! The executor: all threads walk the same list of steps, share each step's work, and meet after it.
 #![allow(unsafe_code)] // threads write disjoint parts of shared buffers; each block says which
 
-use drophammer_models::graph::Index;
+use drophammer_models::graph::{Gating, Index};
 use drophammer_models::rope::{Rope, RopeLayout, RopeTable};
 
 use super::experts::{ExpertRoom, route};
 use super::matrix::Matrix;
-use super::step::{Attention, Buffer, Domain, Experts, Product, Step, Value};
+use super::step::{Attention, Buffer, Domain, Experts, Norm, Product, Rotate, Step, Value};
 use crate::cache::{Cache, Place};
 use crate::kernels::activation::{Panels, Quantized, Room};
 use crate::kernels::attention::{self, HeadTask, QUERIES, Sight};
-use crate::kernels::float::{dot, lay_strip, multiply_strip};
+use crate::kernels::float::{Output, Rows, dot, lay_strip, multiply_strip};
 use crate::kernels::rows::{self, Binary};
 use crate::kernels::tile::Tiles;
-use crate::kernels::tile::multiply::{Output, Unpacked, multiply};
+use crate::kernels::tile::multiply::{Unpacked, multiply};
 use crate::kernels::{LANES, Path};
 use crate::threads::{Member, Pool, Shares};
 
@@ -84,6 +84,8 @@ impl Rotation {
 
 /// One thread's room.
 struct Scratch {
+    /// One token's row, normalized.
+    row: Vec<f32>,
     /// Sixteen rows of the widest matrix.
     rows: Vec<f32>,
     /// The same as a strip.
@@ -129,6 +131,7 @@ impl Engine {
                 .collect(),
             scratch: (0..pool.threads())
                 .map(|_| Scratch {
+                    row: vec![0.0; columns],
                     rows: vec![0.0; columns * LANES],
                     strip: vec![0.0; columns * LANES],
                     attention: attention::Scratch::new(values),
@@ -292,35 +295,21 @@ impl Frame<'_> {
     fn step(&self, step: &Step, member: Member<'_>, scratch: &mut Scratch) {
         match step {
             Step::Embed { table, index, out } => self.embed(*table, *index, *out, member),
-            Step::Linear { x, products } => {
-                let (tokens, columns) = (self.rows(x.domain), x.width);
-                let x = Input { begin: self.begin(*x), stride: columns };
-                let tiled = products.iter().any(|p| self.program.matrices[p.matrix].tiles().is_some());
-                let panels = tiled.then(|| self.quantize(x, tokens, columns, member, scratch));
-                let work = products.iter().map(|product| self.work(product, x, panels, tokens));
-                self.multiply(work, member, scratch);
+            Step::Linear { x, norm, products, gating } => {
+                self.linear(*x, norm.as_ref(), products, *gating, member, scratch);
             }
-            Step::Norm { x, out, weight, bias, epsilon, centred, width, per_group } => {
-                let (weight, bias) = (self.vector(*weight), self.vector(*bias));
-                let groups = x.width / width;
-                for part in member.share(self.rows(x.domain) * groups, 1) {
-                    let own = |v: &'_ [f32]| {
-                        if *per_group {
-                            part % groups * width..(part % groups + 1) * width
-                        } else {
-                            0..v.len()
-                        }
-                    };
-                    // SAFETY: each part is one thread's.
-                    let (x, out) = unsafe {
-                        (self.read(*x, part * width, *width), self.write(*out, part * width, *width))
-                    };
-                    let (weight, bias) = (weight.map(|w| &w[own(w)]), bias.map(|b| &b[own(b)]));
-                    rows::norm(self.path, x, weight, bias, *epsilon, *centred, out);
+            Step::Norm(norm) => {
+                for row in member.share(self.rows(norm.x.domain), 1) {
+                    // SAFETY: each row is one thread's.
+                    let out = unsafe { self.write(norm.out, row * norm.out.width, norm.out.width) };
+                    self.norm_row(norm, row, out);
                 }
             }
-            Step::Rope { x, heads, start, table, layout } => {
-                self.rope(*x, *heads, *start, *table, *layout, member);
+            Step::Rope(rotate) => {
+                for part in member.share(self.tokens.len() * rotate.heads, 1) {
+                    // SAFETY: each head of each row is one thread's.
+                    unsafe { self.rotate(rotate, rotate.x, part / rotate.heads, part % rotate.heads) };
+                }
             }
             Step::Attention(attention) => self.attention(attention, member, scratch),
             Step::JoinHeads { per_head, shared, heads, out } => {
@@ -389,59 +378,112 @@ impl Frame<'_> {
         }
     }
 
-    fn rope(
+    /// Rotates one head of one token.
+    ///
+    /// # Safety
+    /// No other thread uses it before the next barrier.
+    unsafe fn rotate(&self, rotate: &Rotate, x: Value, token: usize, head: usize) {
+        let (cos, sin) = self.rotations[rotate.table].of(token);
+        let begin = token * x.width + head * rotate.head_width() + rotate.start;
+        // SAFETY: the caller's promise.
+        let head = unsafe { self.write(x, begin, 2 * cos.len()) };
+        match rotate.layout {
+            RopeLayout::Halves => rows::rotate_halves(head, cos, sin),
+            RopeLayout::Pairs => rows::rotate_pairs(head, cos, sin),
+        }
+    }
+
+    fn norm_row(&self, norm: &Norm, row: usize, out: &mut [f32]) {
+        let (weight, bias) = (self.vector(norm.weight), self.vector(norm.bias));
+        let width = norm.width;
+        // SAFETY: nobody writes a norm's input during its step.
+        let x = unsafe { self.read(norm.x, row * norm.x.width, norm.x.width) };
+        for (part, (x, out)) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
+            let own =
+                |v: &'_ [f32]| if norm.per_group { part * width..(part + 1) * width } else { 0..v.len() };
+            let (weight, bias) = (weight.map(|w| &w[own(w)]), bias.map(|b| &b[own(b)]));
+            rows::norm(self.path, x, weight, bias, norm.epsilon, norm.centred, out);
+        }
+    }
+
+    /// Products of the same rows, with what was joined to them before and after.
+    ///
+    /// One token's row every thread normalizes and quantizes for itself, which takes less than waiting for another.
+    fn linear(
         &self,
         x: Value,
-        heads: usize,
-        start: usize,
-        table: usize,
-        layout: RopeLayout,
-        member: Member<'_>,
-    ) {
-        let rotation = &self.rotations[table];
-        let head_width = x.width / heads;
-        for part in member.share(self.tokens.len() * heads, 1) {
-            let (cos, sin) = rotation.of(part / heads);
-            // SAFETY: each head of each row is one thread's.
-            let head = unsafe { self.write(x, part * head_width + start, 2 * cos.len()) };
-            match layout {
-                RopeLayout::Halves => rows::rotate_halves(head, cos, sin),
-                RopeLayout::Pairs => rows::rotate_pairs(head, cos, sin),
-            }
-        }
-    }
-
-    /// Rows of `x` in eight bits. One row every thread makes for itself; more they share.
-    fn quantize(
-        &self,
-        x: Input,
-        tokens: usize,
-        columns: usize,
+        norm: Option<&Norm>,
+        products: &[Product],
+        gating: Option<Gating>,
         member: Member<'_>,
         scratch: &mut Scratch,
-    ) -> Panels {
-        let alone = tokens <= 1;
-        let room = if alone { scratch.quantized.room() } else { self.quantized };
-        let panels = room.panels(self.path, tokens, columns);
-        for row in if alone { 0..panels.rows() } else { member.share(panels.rows(), 1) } {
-            // SAFETY: inputs are whole rows; this thread alone writes this row.
+    ) {
+        let (tokens, columns) = (self.rows(x.domain), x.width);
+        let tiled = products.iter().any(|p| self.program.matrices[p.matrix].tiles().is_some());
+        let mut input = Rows { begin: self.begin(x), stride: columns };
+        let panels = if tokens == 1 {
+            if let Some(norm) = norm {
+                self.norm_row(norm, 0, &mut scratch.row[..columns]);
+                input.begin = scratch.row.as_ptr();
+            }
+            let panels = tiled.then(|| scratch.quantized.room().panels(self.path, 1, columns));
+            if let Some(panels) = panels {
+                // SAFETY: the row is this thread's own.
+                unsafe {
+                    panels.quantize(self.path, 0, Some(std::slice::from_raw_parts(input.begin, columns)));
+                };
+            }
+            panels
+        } else {
+            let panels = tiled.then(|| self.quantized.panels(self.path, tokens, columns));
+            for row in member.share(panels.map_or(tokens, |panels| panels.rows()), 1) {
+                if let Some(norm) = norm.filter(|_| row < tokens) {
+                    // SAFETY: each row is one thread's.
+                    self.norm_row(norm, row, unsafe { self.write(x, row * columns, columns) });
+                }
+                if let Some(panels) = panels {
+                    // SAFETY: each row is one thread's; rows beyond the tokens fill a panel up.
+                    unsafe {
+                        let x = (row < tokens).then(|| self.read(x, row * columns, columns));
+                        panels.quantize(self.path, row, x);
+                    }
+                }
+            }
+            if norm.is_some() || tiled {
+                member.barrier();
+            }
+            panels
+        };
+        let work = products.iter().map(|product| {
+            let matrix = &self.program.matrices[product.matrix];
+            Work {
+                matrix,
+                bias: self.vector(product.bias),
+                x: input,
+                panels,
+                tokens,
+                out: self.begin(product.out),
+                out_stride: product.out.width,
+                accumulate: product.accumulate,
+            }
+        });
+        let Some(gating) = gating else { return self.multiply(work, member, scratch) };
+        // Both halves' same rows are one thread's, which then gates them.
+        let rows = products[0].out.width;
+        let strips = member.share(rows.div_ceil(LANES), 1);
+        for work in work {
+            self.strips(&work, strips.clone(), scratch);
+        }
+        let (gate, up) = (self.begin(products[0].out), self.begin(products[1].out));
+        let (begin, end) = (strips.start * LANES, (strips.end * LANES).min(rows));
+        for t in 0..if begin < end { tokens } else { 0 } {
+            let at = t * rows + begin;
+            // SAFETY: these rows of both halves are this thread's.
             unsafe {
-                let x =
-                    (row < tokens).then(|| std::slice::from_raw_parts(x.begin.add(row * x.stride), columns));
-                panels.quantize(self.path, row, x);
+                let (gate, up) = (gate.add(at), up.add(at));
+                rows::binary(self.path, Binary::Gated(gating), gate, up, gate, end - begin);
             }
         }
-        if !alone {
-            member.barrier();
-        }
-        panels
-    }
-
-    fn work(&self, product: &Product, x: Input, panels: Option<Panels>, tokens: usize) -> Work<'_> {
-        let out = self.begin(product.out);
-        let matrix = &self.program.matrices[product.matrix];
-        let bias = self.vector(product.bias);
-        Work { matrix, bias, x, panels, tokens, out, out_stride: product.out.width }
     }
 
     /// Multiplies, sixteen rows of weights at a time; all products' strips together are shared by the threads.
@@ -457,11 +499,15 @@ impl Frame<'_> {
         for work in work {
             let end = first + strips(&work);
             let mine = share.start.clamp(first, end) - first..share.end.clamp(first, end) - first;
-            match (work.matrix.tiles(), work.panels) {
-                (Some(tiles), Some(panels)) => self.tiles(&work, tiles, panels, mine, scratch),
-                _ => mine.for_each(|strip| self.strip(&work, strip, scratch)),
-            }
+            self.strips(&work, mine, scratch);
             first = end;
+        }
+    }
+
+    fn strips(&self, work: &Work<'_>, strips: std::ops::Range<usize>, scratch: &mut Scratch) {
+        match (work.matrix.tiles(), work.panels) {
+            (Some(tiles), Some(panels)) => self.tiles(work, tiles, panels, strips, scratch),
+            _ => strips.for_each(|strip| self.strip(work, strip, scratch)),
         }
     }
 
@@ -474,7 +520,7 @@ impl Frame<'_> {
         scratch: &mut Scratch,
     ) {
         let rows = strips.start * LANES..(strips.end * LANES).min(work.matrix.rows);
-        let out = Output { begin: work.out, stride: work.out_stride };
+        let out = Output { begin: work.out, stride: work.out_stride, accumulate: work.accumulate };
         // SAFETY: these strips' outputs are this thread's; the panels were quantized before the last barrier.
         unsafe { multiply(self.path, tiles, panels, strips, out, &mut scratch.unpacked) };
         if let Some(bias) = work.bias {
@@ -503,7 +549,9 @@ impl Frame<'_> {
                     // SAFETY: inputs are whole rows; this output is this strip's.
                     unsafe {
                         let x = std::slice::from_raw_parts(x.begin.add(t * x.stride), columns);
-                        *out.add(t * out_stride + r) = dot(self.path, row, x);
+                        let out = out.add(t * out_stride + r);
+                        let before = if work.accumulate { *out } else { 0.0 };
+                        *out = before + dot(self.path, row, x);
                     }
                 }
             }
@@ -514,7 +562,10 @@ impl Frame<'_> {
             let strip = &mut scratch.strip[..columns * LANES];
             lay_strip(&scratch.rows[..rows * columns], columns, strip);
             // SAFETY: inputs are whole rows; these outputs are this strip's.
-            unsafe { multiply_strip(self.path, strip, x.begin, x.stride, out, out_stride, tokens, rows) };
+            unsafe {
+                let out = Output { begin: out, stride: out_stride, accumulate: work.accumulate };
+                multiply_strip(self.path, strip, x, out, tokens, rows);
+            }
         }
         if let Some(bias) = work.bias {
             for t in 0..tokens {
@@ -535,6 +586,9 @@ impl Frame<'_> {
             for t in run.begin..run.begin + run.len {
                 // SAFETY: each token's slot of each head is one thread's; keys and values are only read here.
                 unsafe {
+                    if let Some(rotate) = &attention.rotate_k {
+                        self.rotate(rotate, k, t, head);
+                    }
                     let key = self.read(k, t * k.width + head * shape.key_width, shape.key_width);
                     let value = self.read(v, t * v.width + head * shape.value_width, shape.value_width);
                     self.cache.write(self.path, layer, head, self.places[t], key, value);
@@ -546,6 +600,12 @@ impl Frame<'_> {
         // Neighbouring items cost alike and go to different threads.
         for item in mine(self.runs.len() * heads) {
             let (run, head) = (&self.runs[item / heads], item % heads);
+            if let Some(rotate) = &attention.rotate_q {
+                for t in run.begin..run.begin + run.len {
+                    // SAFETY: each head of each row is one thread's.
+                    unsafe { self.rotate(rotate, q, t, head) };
+                }
+            }
             let mut sights = [Sight { from: 0, to: 0 }; QUERIES];
             for (sight, token) in sights.iter_mut().zip(&self.tokens[run.begin..run.begin + run.len]) {
                 *sight = sees(token.position, attention.window, attention.causal);
@@ -597,7 +657,7 @@ impl Frame<'_> {
             }
         }
         member.barrier();
-        let input = |begin: *mut f32, width: usize, slot: usize| Input {
+        let input = |begin: *mut f32, width: usize, slot: usize| Rows {
             begin: begin.wrapping_add(slot * width),
             stride: width,
         };
@@ -612,6 +672,7 @@ impl Frame<'_> {
                 tokens: slots.len(),
                 out: out.wrapping_add(slots.start * width),
                 out_stride: width,
+                accumulate: false,
             })
         });
         self.multiply(work, member, scratch);
@@ -630,6 +691,7 @@ impl Frame<'_> {
             tokens: slots.len(),
             out: room.x.begin().wrapping_add(slots.start * hidden),
             out_stride: hidden,
+            accumulate: false,
         });
         self.multiply(work, member, scratch);
         member.barrier();
@@ -651,24 +713,19 @@ impl Frame<'_> {
     }
 }
 
-/// Rows that are multiplied.
-#[derive(Clone, Copy)]
-struct Input {
-    begin: *const f32,
-    stride: usize,
-}
-
 /// One matrix product. The output's rows and the input's lie in buffers that hold `tokens` of them.
 #[derive(Clone, Copy)]
 struct Work<'a> {
     matrix: &'a Matrix,
     bias: Option<&'a [f32]>,
-    x: Input,
+    x: Rows,
     /// The same rows in eight bits, where the matrix is tiled.
     panels: Option<Panels>,
     tokens: usize,
     out: *mut f32,
     out_stride: usize,
+    /// Whether products are added to what is there.
+    accumulate: bool,
 }
 
 fn sees(position: u32, window: Option<u32>, causal: bool) -> Sight {

@@ -9,6 +9,7 @@ use drophammer_models::description::ModelKind;
 use drophammer_models::{Checkpoint, Error, build_decoder, build_encoder};
 
 use super::execute::Program;
+use super::fuse::fuse;
 use super::matrix::{Bytes, Matrix};
 use super::record::{MatrixRef, Recorder, VectorRef};
 use super::step::assign_buffers;
@@ -35,7 +36,8 @@ pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<usize>) -> Result<
         family: description.family.to_owned(),
         what: unsupported.0,
     })?;
-    let Recorder { mut steps, matrices, vectors, ropes, caches, .. } = recorder;
+    let Recorder { steps, matrices, vectors, ropes, caches, .. } = recorder;
+    let (mut steps, result) = fuse(steps, result);
     let (buffers, result) = assign_buffers(&mut steps, result);
     let mut held = Vec::with_capacity(matrices.len());
     for reference in &matrices {

@@ -12,7 +12,7 @@ use drophammer_models::graph::{
 };
 use drophammer_models::rope::Rope;
 
-use super::step::{Attention, Domain, Experts, Product, Step, Value};
+use super::step::{self, Attention, Domain, Experts, Product, Rotate, Step, Value};
 use crate::cache::LayerShape;
 use crate::kernels::rows::{Binary, Unary};
 
@@ -92,6 +92,7 @@ impl Recorder {
             }),
             bias: linear.bias.map(|bias| self.vector(bias, rows)),
             out: self.value(rows, domain),
+            accumulate: false,
         }
     }
 
@@ -155,7 +156,7 @@ impl Graph for Recorder {
             )));
         }
         let products = linears.each_ref().map(|linear| self.product(linear, x.domain));
-        self.steps.push(Step::Linear { x: *x, products: products.to_vec() });
+        self.steps.push(Step::Linear { x: *x, norm: None, products: products.to_vec(), gating: None });
         Ok(products.map(|product| product.out))
     }
 
@@ -166,7 +167,7 @@ impl Graph for Recorder {
         }
         let len = if norm.per_group { x.width } else { width };
         let out = self.value(x.width, x.domain);
-        let step = Step::Norm {
+        let step = step::Norm {
             x: *x,
             out,
             weight: norm.weight.map(|weight| self.vector(weight, len)),
@@ -176,7 +177,7 @@ impl Graph for Recorder {
             width,
             per_group: norm.per_group,
         };
-        self.steps.push(step);
+        self.steps.push(Step::Norm(step));
         Ok(out)
     }
 
@@ -192,7 +193,7 @@ impl Graph for Recorder {
             return Err(Unsupported(format!("a rotation of {heads} heads on rows of {}", x.width)));
         }
         // In place: builders never use a value again that they have rotated.
-        self.steps.push(Step::Rope { x: *x, heads, start, table, layout: spec.rope.layout });
+        self.steps.push(Step::Rope(Rotate { x: *x, heads, start, table, layout: spec.rope.layout }));
         Ok(*x)
     }
 
@@ -219,6 +220,8 @@ impl Graph for Recorder {
             window: spec.window,
             sinks,
             causal: spec.causal,
+            rotate_q: None,
+            rotate_k: None,
         }));
         Ok(out)
     }

@@ -32,6 +32,33 @@ pub(crate) struct Product {
     /// Number of the vector.
     pub(crate) bias: Option<usize>,
     pub(crate) out: Value,
+    /// Whether the product is added to what `out` holds.
+    pub(crate) accumulate: bool,
+}
+
+/// A norm of rows, or of equal parts of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Norm {
+    pub(crate) x: Value,
+    pub(crate) out: Value,
+    pub(crate) weight: Option<usize>,
+    pub(crate) bias: Option<usize>,
+    pub(crate) epsilon: f32,
+    pub(crate) centred: bool,
+    /// What is normalized together.
+    pub(crate) width: usize,
+    /// Whether each part of the row has its own gain.
+    pub(crate) per_group: bool,
+}
+
+/// A rotation of heads, in place.
+#[derive(Debug, Clone)]
+pub(crate) struct Rotate {
+    pub(crate) x: Value,
+    pub(crate) heads: usize,
+    pub(crate) start: usize,
+    pub(crate) table: usize,
+    pub(crate) layout: RopeLayout,
 }
 
 /// One step. Steps follow one another; within one, threads share the work.
@@ -43,28 +70,16 @@ pub(crate) enum Step {
         out: Value,
     },
     Linear {
+        /// What is multiplied: an input, or the output of `norm`.
         x: Value,
+        /// Done first.
+        norm: Option<Norm>,
         products: Vec<Product>,
+        /// Two products become one, in the place of the first.
+        gating: Option<Gating>,
     },
-    Norm {
-        x: Value,
-        out: Value,
-        weight: Option<usize>,
-        bias: Option<usize>,
-        epsilon: f32,
-        centred: bool,
-        /// What is normalized together.
-        width: usize,
-        /// Whether each part of the row has its own gain.
-        per_group: bool,
-    },
-    Rope {
-        x: Value,
-        heads: usize,
-        start: usize,
-        table: usize,
-        layout: RopeLayout,
-    },
+    Norm(Norm),
+    Rope(Rotate),
     Attention(Attention),
     JoinHeads {
         per_head: Value,
@@ -111,6 +126,9 @@ pub(crate) struct Attention {
     pub(crate) window: Option<u32>,
     pub(crate) sinks: Option<usize>,
     pub(crate) causal: bool,
+    /// Rotations of queries and keys that are done on the way.
+    pub(crate) rotate_q: Option<Rotate>,
+    pub(crate) rotate_k: Option<Rotate>,
 }
 
 #[derive(Debug, Clone)]
@@ -133,15 +151,25 @@ pub(crate) struct Experts {
 }
 
 impl Step {
-    /// Values that are read, then values that are written. A value that a step changes in place is among both.
+    /// Values that are read or changed in place, then values that are written.
     pub(crate) fn values(&mut self) -> (Vec<&mut Value>, Vec<&mut Value>) {
         match self {
             Step::Embed { out, .. } => (vec![], vec![out]),
-            Step::Linear { x, products } => (vec![x], products.iter_mut().map(|p| &mut p.out).collect()),
-            Step::Norm { x, out, .. } | Step::Unary { x, out, .. } | Step::Wanted { x, out } => {
+            Step::Linear { x, norm, products, .. } => {
+                let (mut reads, mut writes) = match norm {
+                    Some(norm) => (vec![&mut norm.x], vec![x]),
+                    None => (vec![x], vec![]),
+                };
+                for product in products {
+                    let list = if product.accumulate { &mut reads } else { &mut writes };
+                    list.push(&mut product.out);
+                }
+                (reads, writes)
+            }
+            Step::Norm(Norm { x, out, .. }) | Step::Unary { x, out, .. } | Step::Wanted { x, out } => {
                 (vec![x], vec![out])
             }
-            Step::Rope { x, .. } => (vec![x], vec![]),
+            Step::Rope(Rotate { x, .. }) => (vec![x], vec![]),
             Step::Attention(a) => (vec![&mut a.q, &mut a.k, &mut a.v], vec![&mut a.out]),
             Step::JoinHeads { per_head, shared, out, .. } => (vec![per_head, shared], vec![out]),
             Step::Binary { a, b, out, .. } => (vec![a, b], vec![out]),
@@ -198,6 +226,9 @@ pub(crate) fn assign_buffers(steps: &mut [Step], result: Value) -> (Vec<Buffer>,
                 buffers.push(wish);
                 buffers.len() - 1
             };
+            if last_read.get(&value.index).is_none_or(|&last| last <= number) {
+                ended.push(buffer); // of use within the step only
+            }
             place.insert(value.index, buffer);
             value.index = buffer;
         }

@@ -3,7 +3,7 @@
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;
 
-use super::Isa;
+use super::{Isa, Path};
 
 /// AVX2, FMA, F16C.
 #[derive(Clone, Copy)]
@@ -30,7 +30,7 @@ impl Isa for Avx2 {
     type B = (__m256i, __m256i);
 
     const FLOAT_ROWS: usize = 6;
-    const FULL_IS_UNSIGNED: bool = false;
+    const PATH: Path = Path::Avx2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

@@ -3,7 +3,7 @@
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;
 
-use super::Isa;
+use super::{Isa, Path};
 
 /// AVX-512 F, BW, DQ, VL, VNNI.
 #[derive(Clone, Copy)]
@@ -21,7 +21,7 @@ impl Isa for Avx512 {
     type B = __m512i;
 
     const FLOAT_ROWS: usize = 12;
-    const FULL_IS_UNSIGNED: bool = true;
+    const PATH: Path = Path::Avx512;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

@@ -63,6 +63,15 @@ impl Path {
         all
     }
 
+    /// Whether [`Isa::dot_full`] takes its bytes as unsigned (so that 128 times the sum of `x` is still to be taken off).
+    pub(crate) fn full_is_unsigned(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => false,
+            _ => true,
+        }
+    }
+
     /// For reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -133,8 +142,8 @@ pub(crate) trait Isa: Copy + 'static {
 
     /// Rows of activations that fit beside one another in registers when floats are accumulated.
     const FLOAT_ROWS: usize;
-    /// Whether [`Isa::dot_full`] takes its bytes as unsigned (so that 128 times the sum of `x` is still to be taken off).
-    const FULL_IS_UNSIGNED: bool;
+    /// The path this is.
+    const PATH: Path;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -189,7 +198,7 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn look_up(table: &[u8; 16], indices: Self::B) -> Self::B;
     /// Adds to each lane the products of its 4 unsigned bytes, below 128, with the 4 signed bytes of `x`.
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I;
-    /// The same for bytes that stand for themselves minus 128; see [`Isa::FULL_IS_UNSIGNED`].
+    /// The same for bytes that stand for themselves minus 128; see [`Path::full_is_unsigned`].
     unsafe fn dot_full(acc: Self::I, w: Self::B, x: i32) -> Self::I;
 
     /// eˣ, relative error about 2e-7; 0 far below, large but finite far above.

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::Isa;
+use super::{Isa, Path};
 
 /// No instructions beyond the target's baseline.
 #[derive(Clone, Copy)]
@@ -25,7 +25,7 @@ impl Isa for Portable {
     type B = [u8; 64];
 
     const FLOAT_ROWS: usize = 2;
-    const FULL_IS_UNSIGNED: bool = true;
+    const PATH: Path = Path::Portable;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

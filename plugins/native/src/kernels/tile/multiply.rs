@@ -9,6 +9,7 @@ use super::formats::{Format, with_format};
 use super::{BLOCK, Tiles};
 use crate::kernels::LANES;
 use crate::kernels::activation::Panels;
+use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 
 /// One thread's room for a strip as bytes and floats.
@@ -34,14 +35,6 @@ impl Unpacked {
     }
 }
 
-/// Where products go.
-#[derive(Clone, Copy)]
-pub(crate) struct Output {
-    /// First token's output of row 0 of the matrix.
-    pub(crate) begin: *mut f32,
-    pub(crate) stride: usize,
-}
-
 /// Multiplies strips of a matrix: all tokens of `x`, rows of `strips`.
 ///
 /// # Safety
@@ -61,11 +54,85 @@ pub(crate) unsafe fn multiply(
     assert_eq!(tiles.columns(), x.columns);
     with_format!(tiles.dtype(), F => {
         // SAFETY: the caller's promise.
-        unsafe { isa::run(path, Multiply::<F> { tiles, x, strips, out, room, format: std::marker::PhantomData }) }
+        unsafe { multiply_as::<F>(path, tiles, x, strips, out, room) }
     }, else ());
 }
 
-struct Multiply<'a, F> {
+unsafe fn multiply_as<F: Format>(
+    path: Path,
+    tiles: &Tiles,
+    x: Panels,
+    strips: std::ops::Range<usize>,
+    out: Output,
+    room: &mut Unpacked,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if x.tokens == 1 {
+            return isa::run(
+                path,
+                One::<F> { tiles, x, strips, out, room, format: std::marker::PhantomData },
+            );
+        }
+        offsets::<F>(path, x, room);
+        for strip in strips {
+            isa::run(path, Unpack::<F> { tiles, strip, room, format: std::marker::PhantomData });
+            let rows = LANES.min(tiles.rows() - strip * LANES);
+            let out = Output { begin: out.begin.add(strip * LANES), ..out };
+            match (F::FULL, F::GROUPS, F::MINIMUMS) {
+                (true, ..) => panels::<Shape<true, 1, false>>(path, room, x, rows, out),
+                (false, 1, false) => panels::<Shape<false, 1, false>>(path, room, x, rows, out),
+                (false, 1, true) => panels::<Shape<false, 1, true>>(path, room, x, rows, out),
+                (false, _, false) => panels::<Shape<false, 2, false>>(path, room, x, rows, out),
+                (false, _, true) => panels::<Shape<false, 2, true>>(path, room, x, rows, out),
+            }
+        }
+    }
+}
+
+unsafe fn panels<S>(path: Path, room: &Unpacked, x: Panels, rows: usize, out: Output)
+where
+    for<'a> Strip<'a, S>: Kernel<Output = ()>,
+{
+    // SAFETY: the caller's promise.
+    unsafe { isa::run(path, Strip::<S> { room, x, rows, out, shape: std::marker::PhantomData }) }
+}
+
+/// What the zero code stands for on a path.
+fn zero<F: Format>(path: Path) -> i32 {
+    if F::FULL && !path.full_is_unsigned() { F::ZERO - 128 } else { F::ZERO }
+}
+
+/// Prepares, for every scale's columns of every token, where integer sums begin (−zero · sum) or, as a float's bits, what
+/// minimums are multiplied by (−scale · sum).
+unsafe fn offsets<F: Format>(path: Path, x: Panels, room: &mut Unpacked) {
+    let (groups, zero) = (x.columns / BLOCK * F::GROUPS, zero::<F>(path));
+    for index in 0..x.count() {
+        let one = x.at(index);
+        let out = &mut room.offsets[index * x.panel * groups..][..x.panel * groups];
+        for (group, out) in out.chunks_exact_mut(x.panel).enumerate() {
+            for (m, out) in out.iter_mut().enumerate() {
+                // SAFETY: the panel holds a sum for every 16 columns and a scale for every 32.
+                unsafe {
+                    let sum = if F::GROUPS == 2 {
+                        *one.sums.add(group * x.panel + m)
+                    } else {
+                        *one.sums.add(2 * group * x.panel + m) + *one.sums.add((2 * group + 1) * x.panel + m)
+                    };
+                    *out = if F::MINIMUMS {
+                        let scale = *one.scales.add(group / F::GROUPS * x.panel + m);
+                        (-(sum as f32) * scale).to_bits() as i32
+                    } else {
+                        -zero * sum
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// One token, straight from the packed codes.
+struct One<'a, F> {
     tiles: &'a Tiles,
     x: Panels,
     strips: std::ops::Range<usize>,
@@ -74,87 +141,32 @@ struct Multiply<'a, F> {
     format: std::marker::PhantomData<F>,
 }
 
-impl<F: Format> Kernel for Multiply<'_, F> {
+impl<F: Format> Kernel for One<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<I: Isa>(mut self) {
+    unsafe fn run<I: Isa>(self) {
         // SAFETY: the caller's promise.
         unsafe {
-            self.offsets::<I>();
+            offsets::<F>(I::PATH, self.x, self.room);
             for strip in self.strips.clone() {
                 let rows = LANES.min(self.tiles.rows() - strip * LANES);
                 let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
-                if self.x.tokens == 1 {
-                    self.one::<I>(strip, rows, out);
-                    continue;
-                }
-                self.unpack::<I>(strip);
-                for index in 0..self.x.count() {
-                    let x = self.x.at(index);
-                    let out = Output { begin: out.begin.add(index * x.panel * out.stride), ..out };
-                    let offsets = index * x.panel * x.columns / BLOCK * F::GROUPS;
-                    match x.panel {
-                        1 => self.panel::<I, 1>(x, offsets, rows, out),
-                        2 => self.panel::<I, 2>(x, offsets, rows, out),
-                        3 => self.panel::<I, 3>(x, offsets, rows, out),
-                        4 => self.panel::<I, 4>(x, offsets, rows, out),
-                        8 => self.panel::<I, 8>(x, offsets, rows, out),
-                        _ => self.panel::<I, 12>(x, offsets, rows, out),
-                    }
-                }
+                self.strip::<I>(strip, rows, out);
             }
         }
     }
 }
 
-impl<F: Format> Multiply<'_, F> {
-    /// What the zero code stands for on this path.
-    #[inline(always)]
-    fn zero<I: Isa>() -> i32 {
-        if F::FULL && !I::FULL_IS_UNSIGNED { F::ZERO - 128 } else { F::ZERO }
-    }
-
+impl<F: Format> One<'_, F> {
     #[inline(always)]
     unsafe fn dot<I: Isa>(acc: I::I, w: I::B, x: i32) -> I::I {
         // SAFETY: the caller promises the instructions.
         unsafe { if F::FULL { I::dot_full(acc, w, x) } else { I::dot(acc, w, x) } }
     }
 
-    /// Prepares, for every scale's columns of every token, where integer sums begin (−zero · sum) or, as a float's bits, what
-    /// minimums are multiplied by (−scale · sum).
     #[inline(always)]
-    unsafe fn offsets<I: Isa>(&mut self) {
-        let x = self.x;
-        let (groups, zero) = (x.columns / BLOCK * F::GROUPS, Self::zero::<I>());
-        for index in 0..x.count() {
-            let one = x.at(index);
-            let out = &mut self.room.offsets[index * x.panel * groups..][..x.panel * groups];
-            for (group, out) in out.chunks_exact_mut(x.panel).enumerate() {
-                for (m, out) in out.iter_mut().enumerate() {
-                    // SAFETY: the panel holds a sum for every 16 columns and a scale for every 32.
-                    unsafe {
-                        let sum = if F::GROUPS == 2 {
-                            *one.sums.add(group * x.panel + m)
-                        } else {
-                            *one.sums.add(2 * group * x.panel + m)
-                                + *one.sums.add((2 * group + 1) * x.panel + m)
-                        };
-                        *out = if F::MINIMUMS {
-                            let scale = *one.scales.add(group / F::GROUPS * x.panel + m);
-                            (-(sum as f32) * scale).to_bits() as i32
-                        } else {
-                            -zero * sum
-                        };
-                    }
-                }
-            }
-        }
-    }
-
-    /// One token, straight from the packed codes.
-    #[inline(always)]
-    unsafe fn one<I: Isa>(&self, strip: usize, rows: usize, out: Output) {
+    unsafe fn strip<I: Isa>(&self, strip: usize, rows: usize, out: Output) {
         let (codes, scales) = self.tiles.parts(strip);
         let parts = F::COLUMNS / BLOCK;
         let chunk = 8 / F::GROUPS;
@@ -191,18 +203,29 @@ impl<F: Format> Multiply<'_, F> {
                 }
             }
             let sum = I::add(I::add(sums[0], sums[1]), minimums);
-            I::store_first(out.begin, rows, sum);
+            out.put::<I>(0, rows, sum);
         }
     }
+}
 
-    /// A strip as bytes and floats.
+/// A strip as bytes and floats.
+struct Unpack<'a, F> {
+    tiles: &'a Tiles,
+    strip: usize,
+    room: &'a mut Unpacked,
+    format: std::marker::PhantomData<F>,
+}
+
+impl<F: Format> Kernel for Unpack<'_, F> {
+    type Output = ();
+
     #[inline(always)]
-    unsafe fn unpack<I: Isa>(&mut self, strip: usize) {
-        let (codes, scales) = self.tiles.parts(strip);
+    unsafe fn run<I: Isa>(self) {
+        let (codes, scales) = self.tiles.parts(self.strip);
         let parts = F::COLUMNS / BLOCK;
         // SAFETY: the strip holds `columns` columns; the room is for as many.
         unsafe {
-            for unit in 0..self.x.columns / F::COLUMNS {
+            for unit in 0..self.tiles.columns() / F::COLUMNS {
                 let scales = scales.as_ptr().add(unit * F::SCALE_BYTES);
                 for part in 0..parts {
                     let block = unit * parts + part;
@@ -222,22 +245,60 @@ impl<F: Format> Multiply<'_, F> {
             }
         }
     }
+}
 
-    /// A panel of `M` tokens with the unpacked strip.
+/// What a product of bytes needs to know of a format: formats that agree in it share their code.
+struct Shape<const FULL: bool, const GROUPS: usize, const MINIMUMS: bool>;
+
+/// An unpacked strip times all panels.
+struct Strip<'a, S> {
+    room: &'a Unpacked,
+    x: Panels,
+    rows: usize,
+    out: Output,
+    shape: std::marker::PhantomData<S>,
+}
+
+impl<const FULL: bool, const GROUPS: usize, const MINIMUMS: bool> Kernel
+    for Strip<'_, Shape<FULL, GROUPS, MINIMUMS>>
+{
+    type Output = ();
+
     #[inline(always)]
-    unsafe fn panel<I: Isa, const M: usize>(&self, x: Panels, offsets: usize, rows: usize, out: Output) {
-        let chunk = 8 / F::GROUPS;
+    unsafe fn run<I: Isa>(self) {
+        // SAFETY: the caller's promise; the panel's width is what `panel_of` gives on this path.
+        unsafe {
+            for index in 0..self.x.count() {
+                let wide = I::FLOAT_ROWS >= 12;
+                match self.x.panel {
+                    2 => self.panel::<I, 2>(index),
+                    3 if !wide => self.panel::<I, 3>(index),
+                    4 if wide => self.panel::<I, 4>(index),
+                    8 if wide => self.panel::<I, 8>(index),
+                    12 if wide => self.panel::<I, 12>(index),
+                    other => unreachable!("a panel of {other} tokens"),
+                }
+            }
+        }
+    }
+}
+
+impl<const FULL: bool, const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<FULL, GROUPS, MINIMUMS>> {
+    /// A panel of `M` tokens.
+    #[inline(always)]
+    unsafe fn panel<I: Isa, const M: usize>(&self, index: usize) {
+        let (x, chunk) = (self.x.at(index), 8 / GROUPS);
         // SAFETY: the room holds the strip, the panel `M` tokens; `out` has room for the panel's tokens.
         unsafe {
             let (codes, scales) = (self.room.codes.as_ptr(), self.room.scales.as_ptr());
             let minimums = self.room.minimums.as_ptr();
-            let offsets = self.room.offsets.as_ptr().add(offsets);
+            let offsets = self.room.offsets.as_ptr().add(index * M * x.columns / BLOCK * GROUPS);
             let mut sums = [I::splat(0.0); M];
             for block in 0..x.columns / BLOCK {
-                for group in 0..F::GROUPS {
-                    let at = block * F::GROUPS + group;
+                for group in 0..GROUPS {
+                    let at = block * GROUPS + group;
                     let mut acc = [I::zero_i(); M];
-                    if !F::MINIMUMS {
+                    if !MINIMUMS {
                         for (m, acc) in acc.iter_mut().enumerate() {
                             *acc = I::splat_i(*offsets.add(at * M + m));
                         }
@@ -247,7 +308,8 @@ impl<F: Format> Multiply<'_, F> {
                         let w = I::load_b(codes.add(c * 64));
                         let x = x.codes.cast::<i32>().add(c * M);
                         for (m, acc) in acc.iter_mut().enumerate() {
-                            *acc = Self::dot::<I>(*acc, w, *x.add(m));
+                            let x = *x.add(m);
+                            *acc = if FULL { I::dot_full(*acc, w, x) } else { I::dot(*acc, w, x) };
                         }
                     }
                     let scale = I::load(scales.add(at * LANES));
@@ -255,25 +317,17 @@ impl<F: Format> Multiply<'_, F> {
                         let factor = I::splat(*x.scales.add(block * M + m));
                         *sum = I::fma(I::to_float(acc), I::mul(scale, factor), *sum);
                     }
-                    if F::MINIMUMS {
+                    if MINIMUMS {
                         let minimum = I::load(minimums.add(at * LANES));
                         for (m, sum) in sums.iter_mut().enumerate() {
-                            *sum = I::fma(
-                                minimum,
-                                I::splat(f32::from_bits(*offsets.add(at * M + m) as u32)),
-                                *sum,
-                            );
+                            let offset = f32::from_bits(*offsets.add(at * M + m) as u32);
+                            *sum = I::fma(minimum, I::splat(offset), *sum);
                         }
                     }
                 }
             }
             for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
-                let out = out.begin.add(m * out.stride);
-                if rows == LANES {
-                    I::store(out, sum);
-                } else {
-                    I::store_first(out, rows, sum);
-                }
+                self.out.put::<I>(index * M + m, self.rows, sum);
             }
         }
     }
@@ -367,7 +421,7 @@ mod tests {
                         unsafe { panels.quantize(path, row, x.get(row * columns..(row + 1) * columns)) };
                     }
                     let mut out = vec![f32::NAN; tokens * rows];
-                    let to = Output { begin: out.as_mut_ptr(), stride: rows };
+                    let to = Output { begin: out.as_mut_ptr(), stride: rows, accumulate: false };
                     let mut room = Unpacked::new(columns, tokens);
                     // SAFETY: the sizes above.
                     unsafe { multiply(path, &tiles, panels, 0..rows.div_ceil(16), to, &mut room) };

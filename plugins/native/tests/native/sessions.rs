@@ -1,34 +1,13 @@
 //! What a session promises whatever the batch: the same logits one by one, in chunks and together, and sequences that can be
 //! copied and cut.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-use std::path::Path;
-
-use drophammer_native::Native;
-use drophammer_sdk::{
-    Backend, Batch, Budgets, ErrorCode, HostInfo, JobContext, LoadRequest, LogLevel, Session,
-};
+use drophammer_sdk::{Batch, ErrorCode, Session};
 use proptest::prelude::*;
 
-struct Job;
-
-impl JobContext for Job {
-    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
-    fn log(&self, _level: LogLevel, _message: &str) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+use crate::fixture::{fixture, load};
 
 fn session() -> Box<dyn Session> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama");
-    let request =
-        LoadRequest { path, context: Some(200), max_sequences: 3, reference: true, ..LoadRequest::default() };
-    Native::open(HostInfo::default()).unwrap().load(&request, Box::new(Job)).unwrap()
+    load(&fixture("shakespeare-llama"), true, 3)
 }
 
 /// Feeds `tokens` to a sequence from `position` on; gives every row.

@@ -1,0 +1,113 @@
+//! Artifacts made by the plugin: their bytes are the planned ones, and the model in them is the source's.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use drophammer_sdk::{
+    Backend, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, JobContext, LogLevel, ProbeRequest,
+};
+
+use crate::fixture::{Job, fixture, forward, largest_difference, load, native, reference};
+
+fn goal(scheme: &str) -> Goal {
+    Goal { format: "gguf".into(), scheme: scheme.into(), ..Goal::default() }
+}
+
+fn request(scheme: &str, staging: &Path) -> ForgeRequest {
+    ForgeRequest {
+        source: fixture("shakespeare-llama"),
+        goal: goal(scheme),
+        staging: staging.to_owned(),
+        name: "shakespeare".into(),
+        ..ForgeRequest::default()
+    }
+}
+
+fn forge(scheme: &str, staging: &Path) -> ForgeReport {
+    native().quantize(&request(scheme, staging), &Job).unwrap()
+}
+
+/// Root of the mean square of differences, over that of `due` about its mean.
+fn relative_error(got: &[f32], due: &[f32]) -> f64 {
+    let mean = due.iter().map(|x| f64::from(*x)).sum::<f64>() / due.len() as f64;
+    let error: f64 = got.iter().zip(due).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let size: f64 = due.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum();
+    (error / size).sqrt()
+}
+
+#[test]
+fn plain_artifacts_give_the_reference_logits() {
+    let (rows, due) = reference(&fixture("shakespeare-llama"));
+    for (scheme, tolerance) in [("bf16", 1e-3), ("f32", 1e-3), ("f16", 1e-2)] {
+        let staging = tempfile::tempdir().unwrap();
+        let report = native().convert(&request(scheme, staging.path()), &Job).unwrap();
+        let mut session = load(&staging.path().join(&report.files[0]), true, 1);
+        let difference = largest_difference(&forward(session.as_mut(), &rows), &due);
+        assert!(difference <= tolerance, "{scheme}: largest difference {difference}");
+    }
+}
+
+#[test]
+fn quantized_artifacts_stay_near_the_source_and_fast_mode_near_reference_mode() {
+    let (rows, due) = reference(&fixture("shakespeare-llama"));
+    // The widths of this model are multiples of 256: K-quants need no fallback.
+    for (scheme, to_source, fast) in [
+        ("q8_0", 0.01, 0.02),
+        ("q6_k", 0.03, 0.02),
+        ("q4_k_m", 0.12, 0.02),
+        ("q4_0", 0.2, 0.02),
+        ("q2_k", 0.6, 0.03),
+    ] {
+        let staging = tempfile::tempdir().unwrap();
+        let report = forge(scheme, staging.path());
+        assert_eq!(report.notes, Vec::<String>::new());
+        let path = staging.path().join(&report.files[0]);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), report.bytes);
+        let exact = forward(load(&path, true, 1).as_mut(), &rows);
+        let error = relative_error(&exact, &due);
+        assert!(error < to_source, "{scheme}: {error} from the source");
+        let quick = forward(load(&path, false, 1).as_mut(), &rows);
+        let error = relative_error(&quick, &exact);
+        assert!(error < fast, "{scheme}: fast mode {error} from reference mode");
+    }
+}
+
+#[test]
+fn the_estimate_tells_the_artifacts_size_and_unknown_schemes_are_refused_with_the_known_ones() {
+    let goals = vec![goal("q4_k_m"), goal("bf16"), goal("q17")];
+    let report = native().probe(&ProbeRequest { source: Some(fixture("shakespeare-llama")), goals }).unwrap();
+    let staging = tempfile::tempdir().unwrap();
+    assert!(report.estimates[0].supported && report.estimates[1].supported);
+    let name_difference = ("shakespeare".len() - "model".len()) as u64;
+    assert!(forge("q4_k_m", staging.path()).bytes.abs_diff(report.estimates[0].bytes) <= name_difference);
+    assert!(!report.estimates[2].supported);
+    assert!(report.estimates[2].help.as_ref().unwrap().contains("q4_k_m"));
+    let error = native().convert(&request("q8_0", staging.path()), &Job).unwrap_err();
+    assert_eq!(error.code, ErrorCode::InvalidRequest);
+}
+
+/// Is cancelled after so many questions.
+struct Impatient(AtomicU32);
+
+impl JobContext for Impatient {
+    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
+    fn log(&self, _level: LogLevel, _message: &str) {}
+    fn cancelled(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::Relaxed) <= 1
+    }
+    fn budgets(&self) -> Budgets {
+        Budgets { threads: 1, memory_bytes: 0, disk_bytes: 0 }
+    }
+}
+
+#[test]
+fn a_cancelled_job_goes_on_where_it_stopped_and_makes_the_same_bytes() {
+    let (whole, resumed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let report = forge("q4_0", whole.path());
+    let job = Impatient(AtomicU32::new(12));
+    let error = native().quantize(&request("q4_0", resumed.path()), &job).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Cancelled);
+    forge("q4_0", resumed.path());
+    let bytes = |directory: &Path| std::fs::read(directory.join(&report.files[0])).unwrap();
+    assert!(bytes(whole.path()) == bytes(resumed.path()), "the resumed artifact differs");
+}

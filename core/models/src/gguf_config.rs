@@ -38,22 +38,46 @@ const SAME: &[(&str, &str)] = &[
     ("logit_scale", "logit_scale"),
 ];
 
-/// A GGUF file's keys, seen by a family.
-#[derive(Debug, Clone, Copy)]
+/// A GGUF file's keys and tensors, seen by a family: of a file that is read, or of one about to be written.
+#[derive(Clone, Copy)]
 pub struct GgufKeys<'a> {
-    source: &'a Source,
+    metadata: &'a Metadata,
+    tensors: &'a dyn TensorFacts,
     architecture: &'static str,
+}
+
+/// What keys alone do not tell.
+pub(crate) trait TensorFacts {
+    /// Rows of a tensor, where it exists.
+    fn rows(&self, name: &str) -> Option<u64>;
+
+    /// The values of a small tensor.
+    fn values(&self, name: &str) -> Option<Vec<f32>>;
+}
+
+impl TensorFacts for Source {
+    fn rows(&self, name: &str) -> Option<u64> {
+        Some(self.tensor(name)?.rows())
+    }
+
+    fn values(&self, name: &str) -> Option<Vec<f32>> {
+        const MOST: u64 = 1 << 16;
+        let tensor = self.tensor(name).filter(|tensor| tensor.elements() <= MOST)?;
+        let mut values = vec![0.0; tensor.elements() as usize];
+        drophammer_quant::dequantize(tensor.dtype, self.bytes(tensor), &mut values).ok()?;
+        Some(values)
+    }
 }
 
 impl<'a> GgufKeys<'a> {
     /// All metadata.
     pub fn metadata(&self) -> &'a Metadata {
-        self.source.metadata()
+        self.metadata
     }
 
     /// The value of `<architecture>.<key>`.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
-        self.source.metadata().get(&format!("{}.{key}", self.architecture))
+        self.metadata.get(&format!("{}.{key}", self.architecture))
     }
 
     /// A number.
@@ -74,21 +98,17 @@ impl<'a> GgufKeys<'a> {
 
     /// Rows of a tensor.
     pub fn rows(&self, name: &str) -> Option<u64> {
-        Some(self.source.tensor(name)?.rows())
+        self.tensors.rows(name)
     }
 
     /// Whether there is a tensor of this name.
     pub fn has_tensor(&self, name: &str) -> bool {
-        self.source.tensor(name).is_some()
+        self.tensors.rows(name).is_some()
     }
 
     /// The values of a small tensor.
     pub fn tensor(&self, name: &str) -> Option<Vec<f32>> {
-        const MOST: u64 = 1 << 16;
-        let tensor = self.source.tensor(name).filter(|tensor| tensor.elements() <= MOST)?;
-        let mut values = vec![0.0; tensor.elements() as usize];
-        drophammer_quant::dequantize(tensor.dtype, self.source.bytes(tensor), &mut values).ok()?;
-        Some(values)
+        self.tensors.values(name)
     }
 }
 
@@ -96,9 +116,13 @@ impl<'a> GgufKeys<'a> {
 ///
 /// # Errors
 /// [`Error::MissingTensor`] without an embedding; [`Error::Unsupported`] where layers differ in what they may not.
-pub(crate) fn config(source: &Source, family: &'static Family) -> Result<Json> {
+pub(crate) fn config(
+    metadata: &Metadata,
+    tensors: &dyn TensorFacts,
+    family: &'static Family,
+) -> Result<Json> {
     let architecture = family.gguf.map_or("", |gguf| gguf.architecture);
-    let keys = GgufKeys { source, architecture };
+    let keys = GgufKeys { metadata, tensors, architecture };
     let mut config = Map::new();
     config.insert("model_type".into(), json!(family.model_types.first().copied().unwrap_or(family.name)));
     for (gguf, hugging_face) in SAME {
@@ -136,11 +160,11 @@ fn scalar(family: &Family, key: &str, value: &Value) -> Result<Json> {
 
 fn vocabulary(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) -> Result<()> {
     let name = "token_embd.weight";
-    let tensor = keys.source.tensor(name).ok_or_else(|| Error::MissingTensor {
+    let rows = keys.rows(name).ok_or_else(|| Error::MissingTensor {
         id: crate::Role::TokenEmbedding.global(),
         name: name.into(),
     })?;
-    config.insert("vocab_size".into(), json!(tensor.rows()));
+    config.insert("vocab_size".into(), json!(rows));
     config.insert("tie_word_embeddings".into(), json!(!keys.has_tensor("output.weight")));
     Ok(())
 }
@@ -149,9 +173,10 @@ fn vocabulary(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) -> Result<()>
 fn present(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
     let any = |names: &[&str]| json!(names.iter().any(|name| keys.has_tensor(&format!("blk.0.{name}.bias"))));
     for key in ["attention_bias", "qkv_bias", "use_bias", "bias"] {
-        config.insert(key.into(), any(&["attn_q", "attn_qkv"]));
+        config.insert(key.into(), any(&["attn_q", "attn_qkv", "attn_kv_a_mqa"]));
     }
     config.insert("mlp_bias".into(), any(&["ffn_up"]));
+    config.insert("norm_bias".into(), json!(keys.has_tensor("output_norm.bias")));
     let layers = config.get("num_hidden_layers").and_then(Json::as_u64).unwrap_or(0).min(1 << 16);
     if config.contains_key("num_experts") {
         let dense = (0..layers).filter(|layer| !keys.has_tensor(&format!("blk.{layer}.ffn_gate_inp.weight")));

@@ -14,15 +14,15 @@ use drophammer_quant::{pass, presets};
 use fixture::{TOLERANCE, fixtures};
 
 /// Writes a model as GGUF into `directory`.
-fn write(source: &Path, scheme: &str, tokenizer: bool, directory: &Path) -> PathBuf {
-    let export = GgufExport::new(Checkpoint::open(source).unwrap()).unwrap();
+fn write(source: &Path, scheme: &str, tokenizer: bool, directory: &Path) -> Result<PathBuf, Error> {
+    let export = GgufExport::new(Checkpoint::open(source)?)?;
     let preset = presets::preset(scheme).unwrap();
     let tensors = export.declare(preset, false, &[]);
-    let metadata = export.metadata(preset, tokenizer).unwrap();
+    let metadata = export.metadata(preset, tokenizer)?;
     let layout = drophammer_formats::gguf::plan("model", &metadata, &tensors, None).unwrap();
     let items = export.items(&tensors, |_| None).unwrap();
     pass::forge(directory, layout, &items, Digest::of(b"test"), &pass::Options::default(), &()).unwrap();
-    directory.join("model.gguf")
+    Ok(directory.join("model.gguf"))
 }
 
 #[test]
@@ -31,7 +31,11 @@ fn every_fixture_gives_the_same_numbers_through_gguf() {
     for scheme in ["f32", "bf16"] {
         for fixture in fixtures() {
             let directory = tempfile::tempdir().unwrap();
-            let file = write(&fixture.path, scheme, false, directory.path());
+            let written = write(&fixture.path, scheme, false, directory.path());
+            let Ok(file) = written.inspect_err(|error| failures.push(format!("{}: {error}", fixture.name)))
+            else {
+                continue;
+            };
             if let Some(keep) = std::env::var_os("DROPHAMMER_KEEP_GGUF") {
                 std::fs::copy(&file, Path::new(&keep).join(format!("{}-{scheme}.gguf", fixture.name)))
                     .unwrap();
@@ -91,4 +95,36 @@ fn a_tokenizer_that_gguf_cannot_hold_is_refused() {
     assert!(unigram.contains("Unigram"), "{unigram}");
     let rules = r#"{"model": {"type": "BPE", "vocab": {"a": 0}}, "pre_tokenizer": {"type": "Whitespace"}}"#;
     assert!(refusal(rules).contains("Whitespace"));
+}
+
+#[test]
+fn what_gguf_cannot_tell_is_refused_by_name() {
+    for (name, old, new, told) in [
+        (
+            "gpt2",
+            "\"scale_attn_by_inverse_layer_idx\": false",
+            "\"scale_attn_by_inverse_layer_idx\": true",
+            "scale",
+        ),
+        ("bert", "\"hidden_act\": \"gelu\"", "\"hidden_act\": \"relu\"", "activation"),
+        (
+            "smollm3",
+            "\"no_rope_layer_interval\": 4",
+            "\"no_rope_layer_interval\": 4, \"no_rope_layers\": [0, 1, 1, 1]",
+            "rope",
+        ),
+    ] {
+        let fixture = fixtures().into_iter().find(|fixture| fixture.name == name).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let weights = "model.safetensors";
+        std::fs::copy(fixture.path.join(weights), directory.path().join(weights)).unwrap();
+        let config = std::fs::read_to_string(fixture.path.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let mut changed: serde_json::Value = serde_json::from_str(&format!("{{{new}}}")).unwrap();
+        assert!(config.to_string().contains(&old.replace("\": ", "\":")), "{name} has no {old}");
+        config.as_object_mut().unwrap().append(changed.as_object_mut().unwrap());
+        std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+        let error = GgufExport::new(Checkpoint::open(directory.path()).unwrap()).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains(told), "{error}");
+    }
 }

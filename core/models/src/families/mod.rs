@@ -195,7 +195,7 @@ pub(crate) fn model_config(source: &Source) -> Result<(Json, &'static Family, Ro
     if source.config().is_none() && source.metadata().get("general.architecture").is_some() {
         let family = gguf_family(source.metadata())?;
         let layout = family.gguf.map_or(RopeLayout::Halves, |gguf| gguf.layout);
-        return Ok((gguf_config::config(source, family)?, family, layout));
+        return Ok((gguf_config::config(source.metadata(), source, family)?, family, layout));
     }
     let no_config = || Error::NoConfig { path: source.root().display().to_string() };
     let whole = source.config().ok_or_else(no_config)?;

@@ -1,7 +1,6 @@
 //! A description as llama.cpp's keys. The family's own come last and win.
 
 use drophammer_formats::gguf::{Array, Metadata, Value};
-use drophammer_quant::presets::Preset;
 
 use crate::checkpoint::Checkpoint;
 use crate::description::{Attention, Description, FeedForward, ModelKind, NormRule};
@@ -9,7 +8,7 @@ use crate::families::{Gguf, GgufWriter};
 use crate::graph::NormKind;
 use crate::rope::{Rope, RopeScaling, Yarn};
 
-pub(super) fn metadata(checkpoint: &Checkpoint, gguf: &Gguf, preset: &Preset) -> Metadata {
+pub(super) fn metadata(checkpoint: &Checkpoint, gguf: &Gguf, file_type: u32) -> Metadata {
     let description = checkpoint.description();
     let mut metadata = Metadata::new();
     metadata.set("general.architecture", gguf.architecture);
@@ -17,7 +16,7 @@ pub(super) fn metadata(checkpoint: &Checkpoint, gguf: &Gguf, preset: &Preset) ->
     if let Some(name) = checkpoint.source().root().file_stem() {
         metadata.set("general.name", name.to_string_lossy().into_owned());
     }
-    metadata.set("general.file_type", preset.file_type);
+    metadata.set("general.file_type", file_type);
     metadata.set("general.quantization_version", 2u32);
     let mut keys = GgufWriter::new(&mut metadata, gguf.architecture);
     keys.set("vocab_size", description.vocabulary);

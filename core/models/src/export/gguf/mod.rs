@@ -21,6 +21,7 @@ mod metadata;
 mod pre_tokenizer;
 mod rows;
 mod tokenizer;
+mod told;
 
 use drophammer_formats::gguf::Metadata;
 use drophammer_formats::{DType, TensorDecl};
@@ -66,7 +67,9 @@ impl GgufExport {
         })?;
         let checkpoint = checkpoint.with_layout(gguf.layout);
         let tensors = Lister { checkpoint: &checkpoint, gguf, tensors: Vec::new() }.list()?;
-        Ok(Self { checkpoint, gguf, tensors })
+        let export = Self { checkpoint, gguf, tensors };
+        told::check(&export, &metadata::metadata(&export.checkpoint, &gguf, 0))?;
+        Ok(export)
     }
 
     /// The model.
@@ -110,7 +113,7 @@ impl GgufExport {
     /// # Errors
     /// [`Error::Tokenizer`] where one is wanted and none is there, or it cannot be told in GGUF.
     pub fn metadata(&self, preset: &Preset, tokenizer: bool) -> Result<Metadata> {
-        let mut metadata = metadata::metadata(&self.checkpoint, &self.gguf, preset);
+        let mut metadata = metadata::metadata(&self.checkpoint, &self.gguf, preset.file_type);
         if tokenizer {
             tokenizer::write(&self.checkpoint, &mut metadata)?;
         } else {

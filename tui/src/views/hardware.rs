@@ -68,16 +68,16 @@ impl View for HardwareView {
                 if area.width >= 130 { Constraint::Fill(4) } else { Constraint::Length(0) },
             ])
             .areas(top);
-            draw_cpu(canvas, cpu, sample);
-            if history.is_empty() {
-                let [rest, history] =
-                    Layout::vertical([Constraint::Fill(3), Constraint::Fill(2)]).areas(rest);
-                draw_rest(canvas, rest, sample);
-                draw_history(canvas, history, mirror);
+            let (cpu, history) = if history.is_empty() {
+                // Few cores leave room below them.
+                let cores = (sample.cpu.cores.len() as u16 + 4).min(cpu.height * 3 / 5);
+                Layout::vertical([Constraint::Length(cores), Constraint::Fill(1)]).areas::<2>(cpu).into()
             } else {
-                draw_rest(canvas, rest, sample);
-                draw_history(canvas, history, mirror);
-            }
+                (cpu, history)
+            };
+            draw_cpu(canvas, cpu, sample);
+            draw_rest(canvas, rest, sample);
+            draw_history(canvas, history, mirror);
         } else {
             let cores = (sample.cpu.cores.len() as u16 + 3).min(top.height / 2);
             let [cpu, rest] = Layout::vertical([Constraint::Length(cores), Constraint::Fill(1)]).areas(top);

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use drophammer_client::api;
-use drophammer_engine::admission::Resources;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
 use crate::events::Events;
-use crate::hardware::{Hardware, total_memory};
+use crate::hardware::Hardware;
 use crate::home::Home;
 use crate::journal::Journal;
 use crate::ledger::Ledger;
@@ -84,7 +83,7 @@ async fn start(options: Options) -> anyhow::Result<()> {
     let server = api::Server {
         url: tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).map(|a| format!("http://{a}/v1")),
     };
-    let capacity = capacity(&config);
+    let capacity = crate::planning::capacity(&config);
     tracing::info!(home = %home.root.display(), socket = %home.socket().display(), server = server.url, "daemon started");
     let pipeline =
         Pipeline::new(Parts { config, home, targets, ledger, journal, events, supervisor, capacity });
@@ -197,17 +196,6 @@ async fn listen(config: &Config) -> anyhow::Result<Option<TcpListener>> {
             "{address} cannot be listened on; set another `port` (0: any) under [serve] in the configuration"
         )
     })
-}
-
-/// What jobs may take together; disk is looked up when it is needed.
-fn capacity(config: &Config) -> Resources {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    let wanted = &config.limits;
-    Resources {
-        memory: if wanted.memory_bytes == 0 { total_memory() / 10 * 8 } else { wanted.memory_bytes },
-        cores: if wanted.cores == 0 { cores } else { wanted.cores },
-        disk: 0,
-    }
 }
 
 async fn wait_for_signal(stop: CancellationToken) {

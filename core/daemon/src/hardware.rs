@@ -184,6 +184,11 @@ fn memory(system: &System) -> (u64, u64) {
     }
 }
 
+/// Bytes free for this user on the disk a path is on; `None` where the system does not say.
+pub fn free_disk(path: &std::path::Path) -> Option<u64> {
+    rustix::fs::statvfs(path).ok().map(|found| found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Memory in all, once.
 pub(crate) fn total_memory() -> u64 {
     let mut system = System::new();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use drophammer_client::SOCKET_NAME;
+use drophammer_sdk::HostInfo;
 
 use crate::config::Config;
 
@@ -37,19 +38,37 @@ pub fn find() -> anyhow::Result<PathBuf> {
 }
 
 impl Home {
-    /// Lays out the home: makes the directories that are not there yet.
+    /// Where everything is; nothing is made.
     ///
     /// # Errors
-    /// When one cannot be made; the message names it.
-    pub fn prepare(root: &Path, config: &Config) -> anyhow::Result<Self> {
+    /// When the working directory is needed and unknown.
+    pub fn locate(root: &Path, config: &Config) -> anyhow::Result<Self> {
         let root = std::path::absolute(root)?;
-        let home = Self {
+        Ok(Self {
             models: root.join(&config.paths.models),
             library: root.join(&config.paths.library),
             staging: root.join(&config.paths.staging),
             plugins: plugin_places(&root, config),
             root,
-        };
+        })
+    }
+
+    /// What a plugin is told about its host.
+    pub fn host_info(&self, config: &Config, plugin: &str) -> HostInfo {
+        HostInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtimes: self.runtimes(),
+            cache: self.cache().join(plugin),
+            config: config.plugins.get(plugin).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Lays out the home: makes the directories that are not there yet.
+    ///
+    /// # Errors
+    /// When one cannot be made; the message names it.
+    pub fn prepare(root: &Path, config: &Config) -> anyhow::Result<Self> {
+        let home = Self::locate(root, config)?;
         for directory in [&home.root, &home.models, &home.library, &home.staging] {
             std::fs::create_dir_all(directory).with_context(|| {
                 format!("{} cannot be made; set {HOME_VARIABLE} to a writable place", directory.display())

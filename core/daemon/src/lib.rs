@@ -24,6 +24,7 @@ pub mod library;
 pub mod lock;
 mod moment;
 pub mod pipeline;
+pub mod planning;
 mod plugins;
 pub mod store;
 pub mod watcher;

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use drophammer_client::api;
 use drophammer_engine::plan::{Offer, Target};
-use drophammer_sdk::{Goal, ProbeRequest};
 use tokio::sync::watch;
 
 use crate::events::Events;
 use crate::pipeline::Pipeline;
+use crate::planning;
 use crate::workers::{Catalog, Installed};
 
 /// The plugins.
@@ -76,66 +76,7 @@ impl Plugins {
         targets: &[Target],
     ) -> Vec<Vec<Offer>> {
         self.ready().await;
-        let catalog = self.catalog();
-        let asked = catalog.plugins().iter().map(|plugin| ask(pipeline, plugin, source, targets));
-        let answers = futures::future::join_all(asked).await;
-        (0..targets.len())
-            .map(|target| {
-                let offers = answers.iter().flatten();
-                offers.filter(|(at, _)| *at == target).map(|(_, offer)| offer.clone()).collect()
-            })
-            .collect()
+        planning::offers(&self.catalog(), &pipeline.supervisor, &|id| pipeline.host_info(id), source, targets)
+            .await
     }
-}
-
-/// One plugin's offers, each with the index of its target.
-async fn ask(
-    pipeline: &Pipeline,
-    plugin: &Installed,
-    source: &std::path::Path,
-    targets: &[Target],
-) -> Vec<(usize, Offer)> {
-    let (Ok(manifest), Some(Ok(report))) = (&plugin.manifest, &plugin.report) else { return Vec::new() };
-    let makes = |target: &Target| {
-        report.formats.iter().any(|known| known.make && known.format == target.format)
-            && target.backend.as_ref().is_none_or(|wanted| *wanted == manifest.id)
-    };
-    let wanted: Vec<usize> = (0..targets.len()).filter(|&at| makes(&targets[at])).collect();
-    if wanted.is_empty() {
-        return Vec::new();
-    }
-    let goals = wanted.iter().map(|&at| goal(&targets[at])).collect();
-    let request = ProbeRequest { source: Some(source.to_owned()), goals };
-    let answer = plugin.probe(&pipeline.supervisor, pipeline.host_info(&manifest.id), request).await;
-    let none = |reason: String, help: String| Offer {
-        backend: manifest.id.clone(),
-        rank: manifest.rank,
-        reason: Some(reason),
-        help: Some(help).filter(|help| !help.is_empty()),
-        ..Offer::default()
-    };
-    match answer {
-        None => Vec::new(),
-        Some(Err(failure)) => {
-            wanted.iter().map(|&at| (at, none(failure.message(), failure.help()))).collect()
-        }
-        Some(Ok(report)) => {
-            let offer = |estimate: drophammer_sdk::Estimate| Offer {
-                supported: estimate.supported,
-                steps: estimate.steps,
-                bytes: estimate.bytes,
-                peak_memory: estimate.peak_memory_bytes,
-                seconds: estimate.seconds,
-                reason: estimate.reason,
-                help: estimate.help,
-                ..none(String::new(), String::new())
-            };
-            wanted.into_iter().zip(report.estimates.into_iter().map(offer)).collect()
-        }
-    }
-}
-
-/// A target as a plugin is asked for it.
-pub(crate) fn goal(target: &Target) -> Goal {
-    Goal { format: target.format.clone(), scheme: target.scheme.clone(), options: target.options.clone() }
 }

@@ -160,7 +160,7 @@ impl<'a> Config<'a> {
         let width = self.maybe_count("head_dim")?.unwrap_or(hidden / heads);
         let inner = match self.first(&["intermediate_size", "n_inner", "ffn_hidden_size"]) {
             Some(_) => self.positive(&["intermediate_size", "n_inner", "ffn_hidden_size"])?,
-            None => hidden.saturating_mul(4),
+            None => 4 * hidden,
         };
         let norm = NormRule::rms(self.epsilon()?);
         let layer = Layer {

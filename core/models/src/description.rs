@@ -380,9 +380,6 @@ impl Description {
     }
 }
 
-/// Far beyond any model; tables of rotations are as wide.
-const WIDEST_HEAD: u32 = 1 << 16;
-
 impl Description {
     /// Checks what the builder and backends take for granted: sizes that fit together and into 32 bits.
     ///
@@ -396,18 +393,11 @@ impl Description {
             if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
                 return fault("num_key_value_heads", kv_heads, &format!("does not divide the {heads} heads"));
             }
-            if key_width == 0 || value_width == 0 || key_width.max(value_width) > WIDEST_HEAD {
-                return fault("head_dim", key_width.max(value_width), "no head's width");
+            if key_width == 0 || value_width == 0 {
+                return fault("head_dim", key_width, "must be at least 1");
             }
             if heads.checked_mul(key_width.max(value_width)).is_none() {
                 return fault("num_attention_heads", heads, "together with the head's width too large");
-            }
-            if !attention.scale.is_finite() {
-                return Err(bad(
-                    "query_pre_attn_scalar",
-                    &f64::from(attention.scale).into(),
-                    "gives no finite scale",
-                ));
             }
             if attention.window == Some(0) {
                 return fault("sliding_window", 0, "must be at least 1");

@@ -70,7 +70,13 @@ fn ask<Q: Serialize, A: DeserializeOwned>(
     call: impl FnOnce(RStr<'_>) -> abi::AbiResult<abi::types::RString>,
 ) -> Result<A> {
     let document = print(request)?;
-    parse(&into_result(call(document.as_rstr()))?)
+    let answer = into_result(call(document.as_rstr()))?;
+    parse(&answer).map_err(|error| BackendError {
+        // The plugin's fault, not that of whoever asked.
+        code: ErrorCode::Failed,
+        message: format!("the plugin's answer: {}", error.message),
+        help: error.help,
+    })
 }
 
 impl Backend for Plugin {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Pipeline, intake};
 use crate::ledger::{JobRecord, ModelRecord};
 use crate::library::{Maker, Manifest, PublishError, SourceRecord, Staged};
-use crate::plugins::goal;
+use crate::planning::goal;
 use crate::worker::protocol::{Limits, Outcome, Work};
 use crate::workers::{Ending, Finished, Task, WorkerEvent, WorkerFailure};
 
@@ -126,9 +126,8 @@ impl Pipeline {
             disk_bytes: planned.needs.disk.saturating_mul(2),
             nice: self.config.workers.nice,
         };
-        let order =
-            if is_plain(&planned.target.scheme) { Work::Convert(request) } else { Work::Quantize(request) };
-        let finished = self.work(job, &planned.backend, WorkerRole::Forge, limits, order, token).await?;
+        let work = Work::forge(request);
+        let finished = self.work(job, &planned.backend, WorkerRole::Forge, limits, work, token).await?;
         let Outcome::Forged(report) = finished.outcome else {
             return Err(Stop::broken("failed", "the worker answered with something else", "report this"));
         };
@@ -332,11 +331,6 @@ impl Pipeline {
         }
         Ok(())
     }
-}
-
-/// Whether a scheme stores plain floating-point numbers: these are converted, all others quantized.
-fn is_plain(scheme: &str) -> bool {
-    matches!(scheme, "f32" | "f16" | "bf16" | "fp32" | "fp16")
 }
 
 /// A failure to write. A full disk is somebody's to free; the job then goes on where it was.

@@ -34,9 +34,6 @@ use crate::workers::Supervisor;
 
 pub use orders::OrderError;
 
-/// Memory a worker takes whatever it does, with room for a plugin's runtime.
-const WORKER_MEMORY: u64 = 64 << 20;
-
 /// Everything the stages need.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -132,29 +129,17 @@ impl Pipeline {
 
     /// What a plugin is told about its host.
     pub fn host_info(&self, plugin: &str) -> HostInfo {
-        HostInfo {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            runtimes: self.home.runtimes(),
-            cache: self.home.cache().join(plugin),
-            config: self.config.plugins.get(plugin).cloned().unwrap_or_default(),
-        }
+        self.home.host_info(&self.config, plugin)
     }
 
     /// What the machine lets a job take.
     pub(crate) fn machine(&self) -> Machine {
-        let wanted = self.config.limits.cores_per_job;
-        Machine {
-            capacity: Resources { disk: self.free_disk(), ..self.capacity },
-            cores_per_job: if wanted == 0 { self.capacity.cores.min(8) } else { wanted },
-            worker_memory: WORKER_MEMORY,
-        }
+        crate::planning::machine(&self.config, self.capacity, &self.home.staging)
     }
 
     /// Bytes that jobs may still write.
     pub(crate) fn free_disk(&self) -> u64 {
-        let found = rustix::fs::statvfs(&self.home.staging);
-        let free = found.map_or(u64::MAX, |found| found.f_bavail.saturating_mul(found.f_frsize));
-        free.saturating_sub(self.config.limits.disk_reserve_bytes)
+        self.machine().capacity.disk
     }
 
     /// A job's own directory.

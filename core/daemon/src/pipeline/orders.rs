@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use drophammer_client::api::{self, ErrorReport, LogLevel};
 use drophammer_engine::job::{Event, Kind, State};
-use drophammer_engine::plan::{Planned, Target};
+use drophammer_engine::plan::Target;
 
 use super::{Pipeline, intake};
 use crate::ledger::LedgerError;
+use crate::planning;
 
 /// Why an order cannot be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +180,7 @@ impl Pipeline {
         let planned = self.plan(path, &targets).await;
         Ok(api::PlanReport {
             source: crate::ledger::source_info(path.display().to_string(), Some(&identity), identity.bytes),
-            targets: planned.into_iter().map(plan_target).collect(),
+            targets: planned.into_iter().map(planning::document).collect(),
         })
     }
 
@@ -245,21 +246,4 @@ pub(crate) fn no_such_artifact(id: &str) -> OrderError {
             .about(id.to_owned())
             .help("`drophammer models` lists them"),
     )
-}
-
-fn plan_target(planned: Planned) -> api::PlanTarget {
-    let known = |number: u64| Some(number).filter(|number| *number > 0);
-    api::PlanTarget {
-        name: planned.target.name,
-        backend: planned.backend,
-        device: planned.target.device,
-        format: planned.target.format,
-        scheme: planned.target.scheme,
-        supported: planned.supported,
-        reason: Some(planned.reasons.join("; ")).filter(|reasons| !reasons.is_empty()),
-        steps: planned.steps,
-        bytes: known(planned.bytes),
-        peak_memory_bytes: known(planned.needs.memory),
-        seconds: planned.supported.then_some(planned.seconds),
-    }
 }

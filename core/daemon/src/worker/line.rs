@@ -74,6 +74,7 @@ impl Line {
 }
 
 /// What the plugin sees of the line.
+#[derive(Clone)]
 pub(super) struct WorkerJob {
     pub(super) line: Line,
     pub(super) limits: Limits,

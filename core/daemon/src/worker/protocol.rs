@@ -9,7 +9,7 @@
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use drophammer_sdk::{ForgeReport, ForgeRequest, HostInfo, LogLevel, ProbeReport, ProbeRequest};
+use drophammer_sdk::{ForgeReport, ForgeRequest, HostInfo, LoadRequest, LogLevel, ProbeReport, ProbeRequest};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -65,15 +65,39 @@ pub enum Work {
     Convert(ForgeRequest),
     /// Make a quantized artifact.
     Quantize(ForgeRequest),
+    /// Raw output rows for given tokens.
+    Logits(LogitsOrder),
+}
+
+/// Which rows to write.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogitsOrder {
+    /// What to load.
+    pub load: LoadRequest,
+    /// A safetensors file with `tokens` [B, T], 64-bit.
+    pub tokens: PathBuf,
+    /// Where `logits.safetensors` is written.
+    pub staging: PathBuf,
 }
 
 impl Work {
+    /// Makes what the request's goal asks for: plain number schemes are converted to, all others quantized to.
+    pub fn forge(request: ForgeRequest) -> Self {
+        const PLAIN: [&str; 5] = ["f32", "f16", "bf16", "fp32", "fp16"];
+        if PLAIN.contains(&request.goal.scheme.as_str()) {
+            Self::Convert(request)
+        } else {
+            Self::Quantize(request)
+        }
+    }
+
     /// The stage a failure is laid to before the plugin names one of its own.
     pub fn stage(&self) -> &'static str {
         match self {
             Self::Probe(_) => "probe",
             Self::Convert(_) => "convert",
             Self::Quantize(_) => "quantize",
+            Self::Logits(_) => "logits",
         }
     }
 
@@ -81,6 +105,7 @@ impl Work {
     pub fn staging(&self) -> Option<&std::path::Path> {
         match self {
             Self::Convert(request) | Self::Quantize(request) => Some(&request.staging),
+            Self::Logits(order) => Some(&order.staging),
             Self::Probe(_) => None,
         }
     }
@@ -133,6 +158,8 @@ pub enum Outcome {
     Probed(ProbeReport),
     /// Of [`Work::Convert`] and [`Work::Quantize`].
     Forged(ForgeReport),
+    /// Of [`Work::Logits`].
+    Written,
 }
 
 /// An error the worker itself could still report.

@@ -95,16 +95,9 @@ impl<'a> Locator<'a> {
         }
     }
 
-    /// The plain tensor of a module. BERT's first checkpoints call a layer norm's weight and bias gamma and beta.
-    fn tensor(&self, place: &Place, module: &str, part: Part) -> Option<&'a TensorInfo> {
-        let old = if part == Part::Bias { ".beta" } else { ".gamma" };
-        let names = [format!("{module}{}", place.suffix(part)), format!("{module}{old}")];
-        names.iter().find_map(|name| self.source.tensor(name))
-    }
-
     fn has(&self, place: &Place, id: WeightId) -> bool {
         let module = self.module(place, id.layer, 0);
-        self.tensor(place, &module, id.part).is_some()
+        self.source.tensor(&format!("{module}{}", place.suffix(id.part))).is_some()
             || (id.part == Part::Weight && self.packing.find(self.source, &module, place.exact).is_some())
     }
 

@@ -148,11 +148,6 @@ pub(super) fn decode(
     drophammer_quant::dequantize(tensor.dtype, bytes, out).map_err(|error| problem(error.to_string()))
 }
 
-/// How far ahead of what is being read the disk is asked to read, in bytes.
-const READ_AHEAD: u64 = 8 << 20;
-/// Reads smaller than this are not worth a system call.
-const WORTH_ASKING: u64 = 1 << 18;
-
 /// The bytes of `count` elements from element `first`; both on block boundaries.
 pub(super) fn elements<'a>(
     source: &'a Source,
@@ -163,9 +158,6 @@ pub(super) fn elements<'a>(
     let range = || {
         let begin = tensor.dtype.bytes_for(first)?;
         let end = begin.checked_add(tensor.dtype.bytes_for(count)?)?;
-        if end - begin > WORTH_ASKING {
-            source.prefetch(tensor, begin..end.saturating_add(READ_AHEAD));
-        }
         source.bytes(tensor).get(usize::try_from(begin).ok()?..usize::try_from(end).ok()?)
     };
     range().ok_or_else(|| Error::Tensor {

@@ -1,0 +1,282 @@
+//! Every command and its flags. Help, shell completions and the manual page are made from this.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+
+/// Drop a model into a folder; it comes out converted, quantized, measured and ready to serve.
+#[derive(Debug, Parser)]
+#[command(name = "drophammer", version)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 unsupported input, 4 missing runtime.\n\
+    DROPHAMMER_HOME moves the home (~/.drophammer), DROPHAMMER_CONFIG names the configuration file.")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+impl Arguments {
+    /// Whether the answer is to be one JSON document, errors included.
+    pub(crate) fn wants_json(&self) -> bool {
+        let Some(command) = &self.command else { return false };
+        match command {
+            Command::Status(output)
+            | Command::Jobs(output)
+            | Command::Models(output)
+            | Command::Plugins(output)
+            | Command::Devices(output)
+            | Command::Doctor(output)
+            | Command::Inspect(Inspect { output, .. })
+            | Command::Plan(Plan { output, .. })
+            | Command::Plugin(
+                PluginCommand::List(output)
+                | PluginCommand::Info { output, .. }
+                | PluginCommand::Check { output, .. },
+            ) => output.json,
+            _ => false,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The dashboard; starts the daemon if none runs. Also what happens without any command.
+    Tui,
+    /// Run the daemon in the foreground.
+    Daemon,
+    /// The daemon in brief.
+    Status(Output),
+    /// Every job the daemon remembers.
+    Jobs(Output),
+    /// Every model and what was made of it.
+    Models(Output),
+    /// Every plugin and what it can do here.
+    Plugins(Output),
+    /// Every device some plugin reaches.
+    Devices(Output),
+    /// What a file or directory is: parameters, tensors, size.
+    Inspect(Inspect),
+    /// What would be made of a source, what it costs, and why.
+    Plan(Plan),
+    /// Convert a source, and quantize it in the same pass; needs no daemon.
+    Convert(Convert),
+    /// Quantize a source; needs no daemon.
+    Quantize(Quantize),
+    /// Raw logits or hidden states for given token ids; needs no daemon.
+    Logits(Logits),
+    /// Hand a model to the daemon: it is linked or copied into the watched folder.
+    Add {
+        /// The file or directory.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        path: PathBuf,
+        /// Its name in the watched folder; by default the path's last part.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Have the daemon forge a model.
+    Forge {
+        /// The model's name.
+        model: String,
+        /// Only this target; may be given several times.
+        #[arg(long = "target", value_name = "NAME")]
+        targets: Vec<String>,
+    },
+    /// Stop a job.
+    Cancel {
+        /// Its id.
+        job: String,
+    },
+    /// Queue a finished job again.
+    Retry {
+        /// Its id.
+        job: String,
+    },
+    /// Look at plugins without a daemon.
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+    /// What works on this machine, what is missing, and how to get it.
+    Doctor(Output),
+    /// Write shell completions to standard output.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page to standard output.
+    Man,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginCommand {
+    /// Every plugin found here, probed.
+    List(Output),
+    /// Everything about one plugin.
+    Info {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Check a plugin as the daemon would: manifest, digest, ABI, probe.
+    Check {
+        /// Its dylib, or the directory with its plugin.toml.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        path: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// How the answer is written.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Output {
+    /// One JSON document instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// A file or directory.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) source: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// A file or directory.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) source: PathBuf,
+    /// Only this target; may be given several times.
+    #[arg(long = "target", value_name = "NAME")]
+    pub(crate) targets: Vec<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// What one-shot work may use.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Budget {
+    /// Threads to compute with; all cores by default.
+    #[arg(short = 't', long)]
+    pub(crate) threads: Option<u32>,
+    /// The most memory the work may take, such as 4G; most of the machine's by default.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) memory: Option<u64>,
+    /// Use this backend instead of the preferred one.
+    #[arg(long, value_name = "ID")]
+    pub(crate) backend: Option<String>,
+    /// Show what the worker logs and prints.
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Convert {
+    /// The source: a file or directory.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) source: PathBuf,
+    /// The format to make, such as gguf.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: String,
+    /// The number scheme, such as q8_0; by default the nearest to how the source is stored.
+    #[arg(long)]
+    pub(crate) scheme: Option<String>,
+    /// Where to put the result.
+    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::AnyPath)]
+    pub(crate) output: PathBuf,
+    /// Importance matrix, as llama.cpp writes it.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) imatrix: Option<PathBuf>,
+    /// Accept a source without a tokenizer.
+    #[arg(long)]
+    pub(crate) no_tokenizer: bool,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quantize {
+    /// The source: a file or directory.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) source: PathBuf,
+    /// The number scheme, such as q4_k_m.
+    #[arg(long)]
+    pub(crate) scheme: String,
+    /// The format to make; by default the one whose scheme this is.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: Option<String>,
+    /// Where to put the result.
+    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::AnyPath)]
+    pub(crate) output: PathBuf,
+    /// Importance matrix, as llama.cpp writes it.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) imatrix: Option<PathBuf>,
+    /// Accept a source without a tokenizer.
+    #[arg(long)]
+    pub(crate) no_tokenizer: bool,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logits {
+    /// The model: a source or an artifact.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) source: PathBuf,
+    /// A safetensors file with `tokens`, 64-bit ids of shape [B, T].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) tokens: PathBuf,
+    /// Where to put `logits` [B, T, V] (or `hidden` [B, T, D] of encoders), float32.
+    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::FilePath)]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
+}
+
+/// A size as people write it: `512M`, `4G`, `1.5GiB`, bytes without a unit. Units are powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().trim_end_matches(['b', 'B']).trim_end_matches('i') {
+        "" => 0,
+        "k" | "K" => 10,
+        "m" | "M" => 20,
+        "g" | "G" => 30,
+        "t" | "T" => 40,
+        _ => return Err(format!("`{unit}` is no unit; write it as in 512M or 4G")),
+    };
+    let number: f64 =
+        number.parse().map_err(|_| format!("`{text}` is no size; write it as in 512M or 4G"))?;
+    let bytes = number * f64::from(1u32 << shift.min(30)) * if shift == 40 { 1024.0 } else { 1.0 };
+    if bytes < 1.0 { Err("must be at least one byte".to_owned()) } else { Ok(bytes as u64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registry_is_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, expected) in [
+            ("1", Ok(1)),
+            ("512M", Ok(512 << 20)),
+            ("1.5GiB", Ok(3 << 29)),
+            ("2 tb", Err(())),
+            ("2T", Ok(2 << 40)),
+            ("4kb", Ok(4096)),
+            ("0", Err(())),
+            ("G", Err(())),
+            ("1X", Err(())),
+            ("-1", Err(())),
+        ] {
+            assert_eq!(size(text).map_err(drop), expected, "{text}");
+        }
+    }
+}

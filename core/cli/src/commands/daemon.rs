@@ -1,0 +1,170 @@
+//! Commands about the running daemon, through its control API.
+
+use std::path::PathBuf;
+
+use drophammer_client::api::{self, AddModel, ForgeModel};
+use drophammer_client::{Client, Endpoint};
+
+use super::table::{columns, maybe, size};
+use super::{answer, print};
+use crate::arguments::Output;
+use crate::failure::{Failure, Result};
+
+/// Runs the daemon in the foreground; its log goes to standard error.
+pub(super) fn run() -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DROPHAMMER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(drophammer_daemon::run(drophammer_daemon::Options::default())?)
+}
+
+fn client() -> Result<Client> {
+    Ok(Client::new(Endpoint::in_home(&drophammer_daemon::home::find()?)))
+}
+
+pub(super) async fn status(output: Output) -> Result<()> {
+    answer(output.json, &client()?.status().await?, |status| {
+        let jobs = &status.jobs;
+        format!(
+            "drophammer {} (process {})\nhome     {}\nmodels   {}\nlibrary  {}\nserver   {}\njobs     {} queued, {} running, \
+             {} succeeded, {} failed, {} blocked\nworkers  {}\n",
+            status.version,
+            status.pid,
+            status.home,
+            status.models_dir,
+            status.library_dir,
+            status.server.url.as_deref().unwrap_or("off"),
+            jobs.queued,
+            jobs.running,
+            jobs.succeeded,
+            jobs.failed,
+            jobs.blocked,
+            status.workers.len()
+        )
+    })
+}
+
+pub(super) async fn jobs(output: Output) -> Result<()> {
+    answer(output.json, &client()?.jobs().await?, |jobs| {
+        let rows: Vec<_> = jobs.jobs.iter().map(job_row).collect();
+        let mut text = columns(&["job", "model", "target", "state", "stage", "done", "seconds"], &rows);
+        for (job, error) in jobs.jobs.iter().filter_map(|job| Some((job, job.error.as_ref()?))) {
+            text += &format!("\njob {}: {error}\n", job.id);
+        }
+        text
+    })
+}
+
+fn job_row(job: &api::Job) -> Vec<String> {
+    vec![
+        job.id.clone(),
+        job.model.clone(),
+        job.target.clone().unwrap_or_default(),
+        job.state.to_string(),
+        job.stage.to_string(),
+        format!("{:.0}%", job.progress * 100.0),
+        format!("{:.1}", job.seconds),
+    ]
+}
+
+pub(super) async fn models(output: Output) -> Result<()> {
+    answer(output.json, &client()?.models().await?, |models| {
+        let mut rows = Vec::new();
+        for model in &models.models {
+            let waits =
+                model.waits_for.as_ref().map(|what| format!(" (waits for {what})")).unwrap_or_default();
+            let state = format!("{}{waits}", model.state);
+            rows.push(vec![model.name.clone(), state, size(model.source.bytes)]);
+            rows.extend(model.artifacts.iter().map(artifact_row));
+        }
+        let titles = [
+            "model",
+            "state",
+            "size",
+            "bits",
+            "perplexity",
+            "KL",
+            "top-1",
+            "prefill t/s",
+            "decode t/s",
+            "memory",
+        ];
+        let mut text = columns(&titles, &rows);
+        for (model, error) in models.models.iter().filter_map(|model| Some((model, model.error.as_ref()?))) {
+            text += &format!("\n{}: {error}\n", model.name);
+        }
+        text
+    })
+}
+
+fn artifact_row(artifact: &api::Artifact) -> Vec<String> {
+    let measured = &artifact.measurements;
+    vec![
+        format!("  {} {}", artifact.format, artifact.scheme),
+        if artifact.best { "best".to_owned() } else { String::new() },
+        size(artifact.bytes),
+        maybe(artifact.bits_per_weight, 2),
+        maybe(measured.perplexity, 3),
+        maybe(measured.kl_mean, 5),
+        maybe(measured.top1.map(|top1| top1 * 100.0), 2),
+        maybe(measured.prefill_tps, 1),
+        maybe(measured.decode_tps, 1),
+        measured.peak_memory_bytes.map_or_else(|| "–".to_owned(), size),
+    ]
+}
+
+pub(super) async fn plugins(output: Output) -> Result<()> {
+    answer(output.json, &client()?.plugins().await?, |plugins| super::plugin::table(&plugins.plugins))
+}
+
+pub(super) async fn devices(output: Output) -> Result<()> {
+    let plugins = client()?.plugins().await?.plugins;
+    let of = |plugin: api::Plugin| {
+        plugin.devices.into_iter().map(move |device| api::PluginDevice { plugin: plugin.id.clone(), device })
+    };
+    let devices = api::Devices { devices: plugins.into_iter().flat_map(of).collect() };
+    answer(output.json, &devices, |devices| {
+        let row = |entry: &api::PluginDevice| {
+            let device = &entry.device;
+            vec![
+                entry.plugin.clone(),
+                device.id.clone(),
+                device.kind.to_string(),
+                device.name.clone(),
+                device.memory_bytes.map_or_else(|| "–".to_owned(), size),
+                if device.emulated { "emulated".to_owned() } else { String::new() },
+            ]
+        };
+        let rows: Vec<_> = devices.devices.iter().map(row).collect();
+        columns(&["plugin", "device", "kind", "name", "memory", ""], &rows)
+    })
+}
+
+pub(super) async fn add(path: PathBuf, name: Option<String>) -> Result<()> {
+    let path = std::path::absolute(&path).map_err(|error| Failure::io(&path, &error))?;
+    let add = AddModel { path: path.display().to_string(), name };
+    let model = client()?.add_model(&add).await?;
+    print(&format!("{} is {}\n", model.name, model.state));
+    Ok(())
+}
+
+pub(super) async fn forge(model: String, targets: Vec<String>) -> Result<()> {
+    let jobs = client()?.forge_model(&model, &ForgeModel { targets }).await?;
+    for job in &jobs.jobs {
+        let target = job.target.as_deref().unwrap_or_default();
+        print(&format!("job {}: {} {target} is {}\n", job.id, job.model, job.state));
+    }
+    Ok(())
+}
+
+pub(super) async fn cancel(job: String) -> Result<()> {
+    let job = client()?.cancel_job(&job).await?;
+    print(&format!("job {} is {}\n", job.id, job.state));
+    Ok(())
+}
+
+pub(super) async fn retry(job: String) -> Result<()> {
+    let job = client()?.retry_job(&job).await?;
+    print(&format!("job {} is {}\n", job.id, job.state));
+    Ok(())
+}

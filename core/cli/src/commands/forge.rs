@@ -1,0 +1,164 @@
+//! One-shot `convert` and `quantize`: the same workers, plugins and checks as in the daemon, without one.
+
+use std::path::PathBuf;
+
+use drophammer_daemon::worker::protocol::{Outcome, Work};
+use drophammer_daemon::workers::Installed;
+use drophammer_sdk::{Estimate, ForgeRequest, Goal, ProbeRequest};
+
+use super::print;
+use super::table::{maybe, size};
+use crate::arguments::{Budget, Convert, Quantize};
+use crate::artifact::Staging;
+use crate::failure::{Exit, Failure, Result};
+use crate::workshop::Workshop;
+
+/// What both commands come down to.
+struct Order {
+    source: PathBuf,
+    goal: Goal,
+    output: PathBuf,
+    imatrix: Option<PathBuf>,
+    no_tokenizer: bool,
+    budget: Budget,
+}
+
+pub(super) async fn convert(arguments: Convert) -> Result<()> {
+    let shop = Workshop::probed().await?;
+    let goal = Goal { format: arguments.to, scheme: arguments.scheme.unwrap_or_default(), ..Goal::default() };
+    let order = Order {
+        source: arguments.source,
+        goal,
+        output: arguments.output,
+        imatrix: arguments.imatrix,
+        no_tokenizer: arguments.no_tokenizer,
+        budget: arguments.budget,
+    };
+    forge(&shop, order).await
+}
+
+pub(super) async fn quantize(arguments: Quantize) -> Result<()> {
+    let shop = Workshop::probed().await?;
+    let format = match arguments.to {
+        Some(format) => format,
+        None => format_of(&shop, &arguments.scheme)?,
+    };
+    let goal = Goal { format, scheme: arguments.scheme, ..Goal::default() };
+    let order = Order {
+        source: arguments.source,
+        goal,
+        output: arguments.output,
+        imatrix: arguments.imatrix,
+        no_tokenizer: arguments.no_tokenizer,
+        budget: arguments.budget,
+    };
+    forge(&shop, order).await
+}
+
+/// The format whose scheme this is, as the plugins say.
+fn format_of(shop: &Workshop, scheme: &str) -> Result<String> {
+    let reports = shop.catalog.plugins().iter().filter_map(|plugin| plugin.report.as_ref()?.as_ref().ok());
+    let makes = |format: &&drophammer_sdk::FormatSupport| {
+        format.make && format.schemes.iter().any(|known| known == scheme)
+    };
+    let mut formats: Vec<String> = reports
+        .flat_map(|report| &report.formats)
+        .filter(makes)
+        .map(|format| format.format.clone())
+        .collect();
+    formats.sort();
+    formats.dedup();
+    match formats.as_slice() {
+        [format] => Ok(format.clone()),
+        [] => {
+            let message = format!("no plugin here knows the scheme {scheme}");
+            Err(Failure::new(
+                Exit::Unsupported,
+                message,
+                "`drophammer doctor` lists the schemes of each plugin",
+            ))
+        }
+        several => {
+            let message = format!("the scheme {scheme} exists for {}", several.join(", "));
+            Err(Failure::new(Exit::Usage, message, "say which with --to"))
+        }
+    }
+}
+
+async fn forge(shop: &Workshop, order: Order) -> Result<()> {
+    let source = std::path::absolute(&order.source).map_err(|error| Failure::io(&order.source, &error))?;
+    let maker = shop.maker(&order.goal.format, order.budget.backend.as_deref())?;
+    let estimate = estimate(shop, maker, &source, &order.goal).await?;
+    let scheme = estimate.scheme.clone();
+    let staging = Staging::beside(&order.output)?;
+    check_disk(staging.path(), estimate.bytes)?;
+    let request = ForgeRequest {
+        source,
+        goal: Goal { scheme: scheme.clone(), ..order.goal },
+        staging: staging.path().to_path_buf(),
+        name: staging.name(),
+        imatrix: order
+            .imatrix
+            .map(std::path::absolute)
+            .transpose()
+            .map_err(|e| Failure::io("imatrix".as_ref(), &e))?,
+        no_tokenizer: order.no_tokenizer,
+        ..ForgeRequest::default()
+    };
+    let limits = shop.limits(&order.budget);
+    let finished = shop.work(maker, limits, Work::forge(request), order.budget.verbose).await?;
+    let Outcome::Forged(report) = finished.outcome else {
+        return Err(Failure::new(Exit::Failed, "the worker answered with something else", "report this"));
+    };
+    let path = staging.publish(&report)?;
+    for note in &report.notes {
+        eprintln!("note: {note}");
+    }
+    print(&format!(
+        "{}: {scheme}, {}, {} bits per weight, peak memory {}\n",
+        path.display(),
+        size(report.bytes),
+        maybe(Some(report.bits_per_weight), 2),
+        finished.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), size),
+    ));
+    Ok(())
+}
+
+/// What the backend says about this goal before any work starts.
+async fn estimate(
+    shop: &Workshop,
+    maker: &Installed,
+    source: &std::path::Path,
+    goal: &Goal,
+) -> Result<Estimate> {
+    let request = ProbeRequest { source: Some(source.to_path_buf()), goals: vec![goal.clone()] };
+    let report = maker.probe(&shop.supervisor, shop.host(&maker.id()), request).await.transpose()?;
+    let estimate = report.and_then(|report| report.estimates.into_iter().next());
+    let Some(estimate) = estimate else {
+        let message = format!("the plugin {} does not say whether it can do this", maker.id());
+        return Err(Failure::new(Exit::Unsupported, message, "update the plugin, or use another --backend"));
+    };
+    if !estimate.supported {
+        let goal = format!("{} {}", goal.format, goal.scheme);
+        let reason = estimate.reason.unwrap_or_else(|| "no reason given".to_owned());
+        let message = format!("{} cannot be made into {}: {reason}", source.display(), goal.trim());
+        return Err(Failure::new(Exit::Unsupported, message, estimate.help.unwrap_or_default()));
+    }
+    Ok(estimate)
+}
+
+/// Refuses work whose result would not fit.
+fn check_disk(place: &std::path::Path, bytes: u64) -> Result<()> {
+    let needed = drophammer_engine::plan::disk_needed(bytes);
+    let free = drophammer_daemon::hardware::free_disk(place);
+    if free.is_some_and(|free| free < needed) {
+        let message = format!(
+            "{}: the result needs {} of disk, {} are free",
+            place.parent().unwrap_or(place).display(),
+            size(needed),
+            size(free.unwrap_or(0))
+        );
+        return Err(Failure::new(Exit::Failed, message, "free some space, or write elsewhere with --output"));
+    }
+    Ok(())
+}

@@ -27,6 +27,8 @@ impl Arguments {
             | Command::Doctor(output)
             | Command::Inspect(Inspect { output, .. })
             | Command::Plan(Plan { output, .. })
+            | Command::Eval(Eval { output, .. })
+            | Command::Bench(Bench { output, .. })
             | Command::Plugin(
                 PluginCommand::List(output)
                 | PluginCommand::Info { output, .. }
@@ -61,6 +63,10 @@ pub(crate) enum Command {
     Convert(Convert),
     /// Quantize a source; needs no daemon.
     Quantize(Quantize),
+    /// Perplexity, and with a reference: KL divergence and top-1 agreement; needs no daemon.
+    Eval(Eval),
+    /// Prefill and decode speed, loading time and memory; needs no daemon.
+    Bench(Bench),
     /// Raw logits or hidden states for given token ids; needs no daemon.
     Logits(Logits),
     /// Hand a model to the daemon: it is linked or copied into the watched folder.
@@ -217,6 +223,46 @@ pub(crate) struct Quantize {
     pub(crate) no_tokenizer: bool,
     #[command(flatten)]
     pub(crate) budget: Budget,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Eval {
+    /// What to evaluate.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) artifact: PathBuf,
+    /// What to compare it with, usually what it was made from.
+    #[arg(long, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
+    pub(crate) reference: Option<PathBuf>,
+    /// The text to score; by default a public-domain one that comes with the program.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) text: Option<PathBuf>,
+    /// The most tokens to read.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) tokens: usize,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// What to run, one after the other.
+    #[arg(required = true, value_hint = ValueHint::AnyPath)]
+    pub(crate) artifacts: Vec<PathBuf>,
+    /// Tokens of the prompt.
+    #[arg(short, long, default_value_t = 512)]
+    pub(crate) prompt: u32,
+    /// Tokens generated.
+    #[arg(short = 'n', long, default_value_t = 128)]
+    pub(crate) generate: u32,
+    /// Runs that count; the middle one is told.
+    #[arg(short, long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repetitions: u32,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, Args)]

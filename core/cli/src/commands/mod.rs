@@ -39,6 +39,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Command::Plan(plan) => wait(plan::run(plan)),
         Command::Convert(convert) => wait(forge::convert(convert)),
         Command::Quantize(quantize) => wait(forge::quantize(quantize)),
+        Command::Eval(eval) => wait(measure::eval(eval)),
+        Command::Bench(bench) => wait(measure::bench(bench)),
         Command::Logits(logits) => wait(measure::logits(logits)),
         Command::Plugin(PluginCommand::List(output)) => wait(plugin::list(output)),
         Command::Plugin(PluginCommand::Info { id, output }) => wait(plugin::info(id, output)),

@@ -7,6 +7,7 @@
 //! What must not come in: decisions. A worker does what its [`protocol::Assignment`] says and reports.
 
 mod confinement;
+mod lending;
 pub(crate) mod line;
 pub mod protocol;
 mod resources;

@@ -9,6 +9,7 @@
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
+use drophammer_infer::measure::{Bench, Measurement};
 use drophammer_sdk::{ForgeReport, ForgeRequest, HostInfo, LoadRequest, LogLevel, ProbeReport, ProbeRequest};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -65,8 +66,40 @@ pub enum Work {
     Convert(ForgeRequest),
     /// Make a quantized artifact.
     Quantize(ForgeRequest),
+    /// Perplexity and, where a lending worker is at the other end of the handed channel, the distance from it.
+    Measure(MeasureOrder),
+    /// Load a reference and answer for it over the handed channel until that is closed.
+    Lend(LoadRequest),
+    /// Loading time and tokens per second.
+    Bench(BenchOrder),
     /// Raw output rows for given tokens.
     Logits(LogitsOrder),
+}
+
+/// How to measure quality.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MeasureOrder {
+    /// What to load.
+    pub load: LoadRequest,
+    /// Sources or artifacts whose tokenizer may read the text; the first one that has one does.
+    pub vocabulary: Vec<PathBuf>,
+    /// The text; by default the one that comes with the program.
+    pub text: Option<PathBuf>,
+    /// Tokens beyond this many are not read.
+    pub most_tokens: usize,
+}
+
+/// How to measure speed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BenchOrder {
+    /// What to load.
+    pub load: LoadRequest,
+    /// Tokens of the prompt.
+    pub prompt: u32,
+    /// Tokens generated.
+    pub generate: u32,
+    /// Runs that count.
+    pub repetitions: u32,
 }
 
 /// Which rows to write.
@@ -97,6 +130,9 @@ impl Work {
             Self::Probe(_) => "probe",
             Self::Convert(_) => "convert",
             Self::Quantize(_) => "quantize",
+            Self::Measure(_) => "measure",
+            Self::Lend(_) => "reference",
+            Self::Bench(_) => "bench",
             Self::Logits(_) => "logits",
         }
     }
@@ -106,7 +142,7 @@ impl Work {
         match self {
             Self::Convert(request) | Self::Quantize(request) => Some(&request.staging),
             Self::Logits(order) => Some(&order.staging),
-            Self::Probe(_) => None,
+            Self::Probe(_) | Self::Measure(_) | Self::Lend(_) | Self::Bench(_) => None,
         }
     }
 }
@@ -158,8 +194,25 @@ pub enum Outcome {
     Probed(ProbeReport),
     /// Of [`Work::Convert`] and [`Work::Quantize`].
     Forged(ForgeReport),
+    /// Of [`Work::Measure`].
+    Measured(Measurement),
+    /// Of [`Work::Lend`].
+    Lent,
+    /// Of [`Work::Bench`].
+    Benched(Benched),
     /// Of [`Work::Logits`].
     Written,
+}
+
+/// How fast a model is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Benched {
+    /// Seconds to load it.
+    pub load_seconds: f64,
+    /// Threads it ran with.
+    pub threads: u32,
+    /// Tokens per second.
+    pub bench: Bench,
 }
 
 /// An error the worker itself could still report.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drophammer_client::api::LogSource;
-use drophammer_sdk::LogLevel;
+use drophammer_sdk::{ErrorCode, LogLevel};
 use futures::{SinkExt, StreamExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -60,6 +60,7 @@ pub struct Running {
     cancel: mpsc::Sender<()>,
     result: oneshot::Receiver<Result<Finished, WorkerFailure>>,
     plugin: String,
+    companion: Option<Box<Running>>,
 }
 
 impl Running {
@@ -107,7 +108,13 @@ impl Running {
         };
         let reader = FramedRead::new(reader, codec());
         tokio::spawn(watch.run(assignment, reader, cancelled, result_sender));
-        Ok(Self { pid, events, cancel, result, plugin })
+        Ok(Self { pid, events, cancel, result, plugin, companion: None })
+    }
+
+    /// Ties another worker to this one: it ends with it, and when it is the cause of this one's failure it is blamed.
+    pub(super) fn accompanied_by(mut self, companion: Running) -> Self {
+        self.companion = Some(Box::new(companion));
+        self
     }
 
     /// Its process.
@@ -142,6 +149,18 @@ impl Running {
     /// # Errors
     /// How it failed.
     pub async fn finish(mut self) -> Result<Finished, WorkerFailure> {
+        let companion = self.companion.take();
+        match (self.finish_alone().await, companion) {
+            (Err(failure), Some(companion)) if failure.code() == ErrorCode::WorkerDied => {
+                let other = tokio::time::timeout(EXIT_GRACE, companion.finish_alone()).await;
+                Err(other.ok().and_then(Result::err).unwrap_or(failure))
+            }
+            (finished, _) => finished,
+        }
+    }
+
+    /// [`Running::finish`] of a worker that has no companion itself.
+    async fn finish_alone(mut self) -> Result<Finished, WorkerFailure> {
         self.events.close();
         let lost = WorkerFailure::not_started(&self.plugin, "its supervisor stopped");
         (&mut self.result).await.unwrap_or(Err(lost))

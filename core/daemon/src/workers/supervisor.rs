@@ -77,12 +77,21 @@ impl Supervisor {
         self.start_with(task, Vec::new()).await
     }
 
+    /// Starts a worker that measures ([`Work::Measure`]) and a second one that lends it the reference
+    /// ([`Work::Lend`]), in lockstep over a channel of their own. What is given is the first; the second ends with it.
+    ///
+    /// # Errors
+    /// As for [`Supervisor::start`].
+    pub async fn start_compared(&self, measuring: Task, lending: Task) -> Result<Running, WorkerFailure> {
+        let (one, other) = UnixStream::pair()
+            .map_err(|error| WorkerFailure::not_started(&measuring.plugin.display().to_string(), error))?;
+        let lender = self.start_with(lending, vec![one.into()]).await?;
+        let measurer = self.start_with(measuring, vec![other.into()]).await?;
+        Ok(measurer.accompanied_by(lender))
+    }
+
     /// Starts a worker that gets further descriptors, in an order its work knows.
-    pub(super) async fn start_with(
-        &self,
-        task: Task,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<Running, WorkerFailure> {
+    async fn start_with(&self, task: Task, descriptors: Vec<OwnedFd>) -> Result<Running, WorkerFailure> {
         let manifest =
             Manifest::read(&task.plugin).map_err(|error| WorkerFailure::refused(&task.plugin, error))?;
         let not_started = |error: io::Error| WorkerFailure::not_started(&manifest.id, error);

@@ -1,12 +1,15 @@
 //! The work itself: opens the plugin and calls it.
 
 mod logits;
+mod measure;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use drophammer_sdk::host::Plugin;
 use drophammer_sdk::{Backend, BackendError, ErrorCode, LoadRequest, Result, Session};
 
+use super::lending;
 use super::line::WorkerJob;
 use super::protocol::{Assignment, Outcome, Work};
 
@@ -14,12 +17,24 @@ use super::protocol::{Assignment, Outcome, Work};
 ///
 /// # Errors
 /// The plugin's own, and those of the files the work reads and writes.
-pub(super) fn perform(assignment: Assignment, job: WorkerJob, _handed: Vec<OwnedFd>) -> Result<Outcome> {
+pub(super) fn perform(assignment: Assignment, job: WorkerJob, handed: Vec<OwnedFd>) -> Result<Outcome> {
     let plugin = Plugin::open(&assignment.plugin, &assignment.host)?;
+    let mut channels = handed.into_iter().map(UnixStream::from);
     match assignment.work {
         Work::Probe(request) => plugin.probe(&request).map(Outcome::Probed),
         Work::Convert(request) => plugin.convert(&request, &job).map(Outcome::Forged),
         Work::Quantize(request) => plugin.quantize(&request, &job).map(Outcome::Forged),
+        Work::Measure(order) => {
+            measure::quality(&plugin, &order, &job, channels.next()).map(Outcome::Measured)
+        }
+        Work::Lend(request) => {
+            let mut session = load(&plugin, &request, &job)?;
+            let mut channel = channels.next().ok_or_else(|| {
+                BackendError::new(ErrorCode::InvalidRequest, "a lending worker got no channel")
+            })?;
+            lending::lend(session.as_mut(), &mut channel).map(|()| Outcome::Lent)
+        }
+        Work::Bench(order) => measure::speed(&plugin, &order, &job).map(Outcome::Benched),
         Work::Logits(order) => logits::write(&plugin, &order, &job).map(|()| Outcome::Written),
     }
 }

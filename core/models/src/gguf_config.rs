@@ -9,6 +9,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::error::{Error, Result};
 use crate::families::Family;
+use crate::rope::Yarn;
 
 /// Keys (after `<architecture>.`) that mean the same as one of Hugging Face's.
 const SAME: &[(&str, &str)] = &[
@@ -222,11 +223,14 @@ fn rope(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
         scaling.insert("rope_type".into(), json!("dynamic"));
         scaling.insert("factor".into(), json!(factor));
     }
-    for (gguf, hugging_face) in [
-        ("rope.scaling.attn_factor", "attention_factor"),
-        ("rope.scaling.yarn_beta_fast", "beta_fast"),
-        ("rope.scaling.yarn_beta_slow", "beta_slow"),
-    ] {
+    if let Some(magnitude) = keys.number("rope.scaling.attn_factor") {
+        // With YaRN it comes on top of the usual one.
+        let usual = if kind == "yarn" { Yarn::usual_magnitude(factor.unwrap_or(1.0), 1.0) } else { 1.0 };
+        scaling.insert("attention_factor".into(), json!(magnitude * usual));
+    }
+    for (gguf, hugging_face) in
+        [("rope.scaling.yarn_beta_fast", "beta_fast"), ("rope.scaling.yarn_beta_slow", "beta_slow")]
+    {
         if let Some(value) = keys.number(gguf) {
             scaling.insert(hugging_face.into(), json!(value));
         }

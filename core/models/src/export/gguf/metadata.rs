@@ -91,9 +91,10 @@ fn rotation(rope: &Rope, keys: &mut GgufWriter<'_>) {
             keys.set("rope.scaling.original_context_length", yarn.original);
             keys.set("rope.scaling.yarn_beta_fast", yarn.beta_fast as f32);
             keys.set("rope.scaling.yarn_beta_slow", yarn.beta_slow as f32);
-            let usual = Yarn::usual_magnitude(yarn.factor, 1.0);
-            if (yarn.magnitude / usual - 1.0).abs() > 1e-6 {
-                keys.set("rope.scaling.attn_factor", yarn.magnitude as f32);
+            // llama.cpp multiplies this with the usual magnitude.
+            let factor = yarn.magnitude / Yarn::usual_magnitude(yarn.factor, 1.0);
+            if (factor - 1.0).abs() > 1e-6 {
+                keys.set("rope.scaling.attn_factor", factor as f32);
             }
         }
         RopeScaling::Long { original, magnitude, .. } => {

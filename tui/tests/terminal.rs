@@ -28,8 +28,7 @@ fn the_dashboard() {
     if mode == "panic" {
         std::thread::spawn(|| {
             std::thread::sleep(Duration::from_millis(500));
-            let nothing: Option<()> = None;
-            nothing.unwrap();
+            panic!("a failure on request");
         });
     }
     let home = tempfile::tempdir().unwrap();
@@ -146,7 +145,7 @@ fn plain(bytes: &[u8]) -> String {
     let mut characters = text.chars();
     while let Some(c) = characters.next() {
         if c == '\u{1b}' {
-            let _ = characters.by_ref().find(|c| c.is_ascii_alphabetic());
+            let _ = characters.by_ref().find(char::is_ascii_alphabetic);
         } else {
             plain.push(c);
         }

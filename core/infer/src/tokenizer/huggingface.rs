@@ -1,5 +1,6 @@
 //! `tokenizer.json` and the files that say what its special tokens mean.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +12,7 @@ use serde_json::Value as Json;
 
 use super::error::{Problem, TokenizerError};
 use super::pieces::{Entry, Pieces, Rules};
-use super::{Frame, Result, SpecialTokens, Tokenizer};
+use super::{Frame, Result, SpecialTokens, Tokenizer, gguf, sentencepiece};
 
 /// The largest vocabularies take about 40 MB.
 const MAX_TOKENIZER: u64 = 512 << 20;
@@ -24,7 +25,7 @@ pub(super) fn open(
     generation_config: Option<&Json>,
 ) -> Result<Tokenizer> {
     let Some(path) = &files.tokenizer_json else {
-        return Err(missing(files, root));
+        return open_sentencepiece(files, root);
     };
     let bytes = read_bounded(path)?;
     let tokenizer_config = files.tokenizer_config.as_deref().map(read_json).transpose()?;
@@ -32,6 +33,24 @@ pub(super) fn open(
     let named = [tokenizer_config.as_ref(), special_tokens_map.as_ref()];
     let numbered = [generation_config, config];
     parse(&bytes, &named, &numbered).map_err(|problem| problem.at(path))
+}
+
+/// Without a `tokenizer.json`, a SentencePiece model will do.
+fn open_sentencepiece(files: &TokenizerFiles, root: &Path) -> Result<Tokenizer> {
+    let models = [&files.tokenizer_model, &files.spiece_model, &files.sentencepiece_model];
+    let Some(path) = models.into_iter().flatten().next() else {
+        return Err(missing(files, root));
+    };
+    let added = match &files.added_tokens {
+        None => BTreeMap::new(),
+        Some(path) => {
+            let json = read_json(path)?;
+            let entries = json.as_object().into_iter().flatten();
+            entries.filter_map(|(text, id)| Some((u32::try_from(id.as_u64()?).ok()?, text.clone()))).collect()
+        }
+    };
+    let metadata = sentencepiece::to_metadata(&read_bounded(path)?, &added);
+    metadata.and_then(|metadata| gguf::build(&metadata)).map_err(|problem| problem.at(path))
 }
 
 /// `named` documents give special tokens by their text, `numbered` ones by id; earlier documents count more.

@@ -1,7 +1,7 @@
 //! Text ↔ token ids.
 //!
-//! A [`Tokenizer`] is read from a model's own files: `tokenizer.json` as the `tokenizers` library defines it, or the
-//! vocabulary inside a GGUF file. Encoding is that library's; decoding is done here, over one table that holds the
+//! A [`Tokenizer`] is read from a model's own files: `tokenizer.json` as the `tokenizers` library defines it, a
+//! SentencePiece model, or the vocabulary inside a GGUF file. Encoding is that library's; decoding is done here, over one table that holds the
 //! bytes of every token, because a stream of text needs bytes and not strings: a token may end in the middle of a
 //! character.
 
@@ -9,6 +9,7 @@ mod error;
 mod gguf;
 mod huggingface;
 mod pieces;
+mod sentencepiece;
 mod stream;
 
 use std::path::Path;

@@ -145,6 +145,30 @@ fn sentencepiece_vocabularies_give_sentencepieces_own_ids() {
 }
 
 #[test]
+fn a_sentencepiece_file_gives_the_same_tokenizer_as_its_vocabulary_in_gguf() {
+    let directory = tempfile::tempdir().unwrap();
+    let file =
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/sentencepiece_bpe.model"))
+            .unwrap();
+    std::fs::write(directory.path().join("tokenizer.model"), &file).unwrap();
+    std::fs::write(directory.path().join("added_tokens.json"), r#"{"<|more|>": 700}"#).unwrap();
+    let tokenizer = Tokenizer::from_directory(directory.path()).unwrap();
+    let (_, data) = sentencepiece("sentencepiece_bpe.json", "llama");
+    for case in data["cases"].as_array().unwrap() {
+        let (text, expected) = (case["text"].as_str().unwrap(), ids(&case["ids"]));
+        assert_eq!(tokenizer.encode(text, false).unwrap(), expected, "{text:?}");
+    }
+    assert_eq!(tokenizer.encode("<|more|>", true).unwrap(), [1, 700]);
+    assert_eq!((tokenizer.special().eos, tokenizer.len()), (Some(2), 701));
+    for cut in (0..file.len()).step_by(97) {
+        std::fs::write(directory.path().join("tokenizer.model"), &file[..cut]).unwrap();
+        let error = Tokenizer::from_directory(directory.path()).err();
+        let named = error.is_none_or(|error| error.to_string().contains("tokenizer."));
+        assert!(named, "cut at {cut}");
+    }
+}
+
+#[test]
 fn generated_text_keeps_its_space_after_text_and_loses_it_after_a_special_token() {
     let (tokenizer, _) = sentencepiece("sentencepiece_bpe.json", "llama");
     let answer = tokenizer.encode("lord", false).unwrap();

@@ -6,8 +6,9 @@ use std::io::Read as _;
 
 use anyhow::Context as _;
 
-/// Size of a cell and of the letters in it, in the picture's units.
-const CELL: (f64, f64) = (8.4, 18.0);
+/// Size of a cell and of the letters in it, in the picture's units. A cell is as high as the font's line,
+/// so that the lines of boxes meet.
+const CELL: (f64, f64) = (8.43, 16.3);
 const FONT_SIZE: f64 = 14.0;
 /// Room around the screen.
 const MARGIN: f64 = 14.0;
@@ -135,7 +136,7 @@ fn draw_run(out: &mut String, run: &Run, top: f64) {
         out,
         "<text x=\"{left:.1}\" y=\"{:.1}\" textLength=\"{width:.1}\" lengthAdjust=\"spacingAndGlyphs\" \
          fill=\"{}\"{look}>{}</text>",
-        top + CELL.1 * 0.75,
+        top + CELL.1 * 0.8,
         hex(text),
         escaped(&run.text)
     );

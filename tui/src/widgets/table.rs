@@ -82,7 +82,12 @@ impl Table<'_> {
             let line = Rect { y, height: 1, ..inside };
             canvas.spots.add(Rect { y, height: 1, ..area }, Spot::Row(self.pane, index));
             match row(index) {
-                Row::Line(text) => canvas.line(line.x, y, line.width, &text),
+                Row::Line(text) => {
+                    canvas.line(line.x, y, line.width, &text);
+                    if text.width() > usize::from(line.width) {
+                        canvas.text(line.right() - 1, y, 1, "…", canvas.theme.dim);
+                    }
+                }
                 Row::Fields(fields) => draw_fields(canvas, line, self.columns, &columns, &fields),
             }
             if index == self.state.selected {

@@ -15,7 +15,8 @@ const MAX_DEPTH: usize = 8;
 const MAX_DIMENSIONS: u32 = 4;
 /// More than any model needs, by two orders of magnitude; a file may be sparse, so its length alone is no bound.
 const MAX_TENSORS: u64 = 1 << 22;
-const MAX_ARRAY: u64 = 1 << 28;
+/// Elements of all arrays together: the largest vocabularies have a few hundred thousand tokens and merges.
+const MAX_ELEMENTS: u64 = 1 << 24;
 const MAX_ALIGNMENT: u64 = 1 << 30;
 
 /// One parsed and checked GGUF file.
@@ -40,7 +41,7 @@ pub struct Gguf {
 /// Any [`Fault`] of the header or of a tensor's place. [`Fault::Truncated`] with `len` = `bytes.len()` when
 /// `bytes` ends inside the header.
 pub fn parse(bytes: &[u8], file_len: u64) -> Result<Gguf, Fault> {
-    let mut cursor = Cursor { bytes, position: 0 };
+    let mut cursor = Cursor { bytes, position: 0, elements: 0 };
     check_magic(bytes)?;
     cursor.position = 4;
     let version = cursor.u32("the version")?;
@@ -156,6 +157,8 @@ fn place_tensors(tensors: &mut [TensorInfo], data_begin: u64, file_len: u64) -> 
 struct Cursor<'a> {
     bytes: &'a [u8],
     position: usize,
+    /// Array elements met so far.
+    elements: u64,
 }
 
 impl<'a> Cursor<'a> {
@@ -254,11 +257,12 @@ impl<'a> Cursor<'a> {
             9 => 12,
             _ => return Err(unknown()),
         };
-        if count > MAX_ARRAY {
+        self.elements = self.elements.saturating_add(count);
+        if self.elements > MAX_ELEMENTS {
             return Err(Fault::Count {
                 what: "array elements",
                 count,
-                possible: MAX_ARRAY,
+                possible: MAX_ELEMENTS,
                 offset: count_at,
             });
         }

@@ -20,7 +20,7 @@ fn main() -> Result<()> {
         bail!("usage: pass SOURCE OUT_DIRECTORY TYPE [THREADS]");
     };
     let dtype = DType::from_name(dtype).with_context(|| format!("no type {dtype}"))?;
-    let mut options = Options::default();
+    let mut options = Options { durable: false, ..Options::default() };
     if let Some(threads) = rest.first() {
         options.threads = threads.parse()?;
     }

@@ -55,7 +55,7 @@ fn layout(decls: &[TensorDecl], max_file_bytes: Option<u64>) -> Layout {
 
 /// Small chunks, so that even the fixture has many.
 fn options(threads: usize) -> Options {
-    Options { threads, memory_budget: Some(16 << 10) }
+    Options { threads, memory_budget: Some(16 << 10), ..Options::default() }
 }
 
 fn forge_fixture(directory: &Path, options: &Options, progress: &dyn Progress) -> Result<(), PassError> {
@@ -86,7 +86,7 @@ fn undisturbed() -> Vec<(PathBuf, Vec<u8>)> {
 fn the_bytes_do_not_depend_on_threads_or_memory_and_decode_to_the_source() {
     let expected = undisturbed();
     assert!(expected.len() > 1, "the output is split");
-    let larger = Options { threads: 3, memory_budget: Some(1 << 20) };
+    let larger = Options { threads: 3, memory_budget: Some(1 << 20), ..Options::default() };
     for options in [Options::default(), options(2), options(5), larger] {
         let dir = tempfile::tempdir().unwrap();
         forge_fixture(dir.path(), &options, &()).unwrap();
@@ -111,17 +111,20 @@ fn the_estimate_is_the_same_for_any_size_of_tensor_and_keeps_to_the_budget() {
     let rows = |_: Range<u64>, _: &mut [f32]| Ok::<(), BoxError>(());
     let item =
         |shape: &[u64]| Item::quantize(0, &TensorDecl::new("w", DType::Q8_0, shape), rows, None).unwrap();
-    let free = Options { threads: 2, memory_budget: None };
+    let free = Options { threads: 2, memory_budget: None, ..Options::default() };
     let small = estimate(&[item(&[4096, 4096])], &free).unwrap();
     let large = estimate(&[item(&[262_144, 4096]), item(&[128, 4096, 4096])], &free).unwrap();
     assert_eq!(small.peak_bytes, large.peak_bytes);
     assert!(small.peak_bytes < 16 << 20);
 
-    let tight = Options { threads: 8, memory_budget: Some(64 << 10) };
+    let tight = Options { threads: 8, memory_budget: Some(64 << 10), ..Options::default() };
     let fitted = estimate(&[item(&[4096, 4096])], &tight).unwrap();
     assert!(fitted.peak_bytes <= 64 << 10 && fitted.threads >= 1);
-    let error =
-        estimate(&[item(&[4096, 4096])], &Options { threads: 1, memory_budget: Some(1000) }).unwrap_err();
+    let error = estimate(
+        &[item(&[4096, 4096])],
+        &Options { threads: 1, memory_budget: Some(1000), ..Options::default() },
+    )
+    .unwrap_err();
     assert!(matches!(error, PassError::Memory { budget: 1000, .. }), "{error}");
 }
 
@@ -255,7 +258,7 @@ fn forge_one(
     let decl = TensorDecl::new("blk.0.w", dtype, shape);
     let layout = layout(std::slice::from_ref(&decl), None);
     let place = layout.places[0];
-    let options = Options { threads: 3, memory_budget: None };
+    let options = Options { threads: 3, memory_budget: None, ..Options::default() };
     forge(dir.path(), layout, &[item(&decl)], Digest::of(b""), &options, &())?;
     let file = std::fs::read(dir.path().join("out.gguf")).unwrap();
     Ok(file[place.offset as usize..(place.offset + place.len) as usize].to_vec())
@@ -369,7 +372,7 @@ fn one_source_fills_several_outputs_with_rows_in_groups() {
     for memory_budget in [None, Some(500)] {
         let dir = tempfile::tempdir().unwrap();
         let items = [Item::encode("w", [100, 8], rows(), Signs, outputs())];
-        let options = Options { threads: 2, memory_budget };
+        let options = Options { threads: 2, memory_budget, ..Options::default() };
         forge(dir.path(), layout(&decls, None), &items, Digest::of(b""), &options, &()).unwrap();
         seen.push(std::fs::read(dir.path().join("out.gguf")).unwrap());
     }

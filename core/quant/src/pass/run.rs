@@ -23,11 +23,18 @@ pub struct Options {
     pub threads: usize,
     /// Most memory for buffers, in bytes. `None` leaves it at the threads' usual chunks (a few megabytes each).
     pub memory_budget: Option<u64>,
+    /// Whether the output is forced to the disk at the end. What is published must be; what is measured against
+    /// tools that leave it to the system should not.
+    pub durable: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: std::thread::available_parallelism().map_or(1, usize::from), memory_budget: None }
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_budget: None,
+            durable: true,
+        }
     }
 }
 

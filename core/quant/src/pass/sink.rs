@@ -49,7 +49,7 @@ impl TensorSink for PlacedFiles {
 /// same layout, items and `recipe` stopped.
 ///
 /// `recipe` names everything the bytes depend on besides the plan itself: the source's digest, options, and the
-/// version of the code. On success the files are complete and flushed, and the journal is gone; on failure the
+/// version of the code. On success the files are complete (and flushed, if that is asked for) and the journal is gone; on failure the
 /// files and the journal stay, for the next call.
 ///
 /// # Errors
@@ -74,7 +74,9 @@ pub fn forge(
         (Journal::create(directory, plan)?, files)
     };
     let report = run(items, &files, Some(&mut journal), options, progress)?;
-    files.finish()?;
+    if options.durable {
+        files.finish()?;
+    }
     journal.remove()?;
     Ok(report)
 }

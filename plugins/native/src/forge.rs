@@ -178,6 +178,7 @@ pub(crate) fn forge(request: &ForgeRequest, job: &dyn JobContext) -> Result<Forg
         // The process itself and mapped pages in use take some of the job's memory.
         memory_budget: (budgets.memory_bytes != 0)
             .then(|| budgets.memory_bytes.saturating_sub(64 << 20).max(16 << 20)),
+        ..pass::Options::default()
     };
     let recipe = recipe(&plan, request)?;
     pass::forge(&request.staging, plan.layout.clone(), &items, recipe, &options, &Heard(job))

@@ -1,0 +1,143 @@
+//! Everything above a session, on the native engine and a trained model.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use drophammer_formats::Source;
+use drophammer_infer::complete::complete;
+use drophammer_infer::constrain::{ConstraintFactory, Grammar};
+use drophammer_infer::measure::{Protocol, SessionSource, measure};
+use drophammer_infer::sampler::SamplingParameters;
+use drophammer_infer::scheduler::{Config, EventKind, Request, Scheduler};
+use drophammer_infer::template::{ChatTemplate, Conversation, TemplateFiles};
+use drophammer_infer::tokenizer::Tokenizer;
+use drophammer_native::Native;
+use drophammer_sdk::{Backend, Budgets, JobContext, LoadRequest, LogLevel, Session};
+use serde_json::{Value as Json, json};
+
+struct Job;
+
+impl JobContext for Job {
+    fn progress(&self, _: &str, _: &str, _: u64, _: u64) {}
+    fn log(&self, _: LogLevel, _: &str) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+    fn budgets(&self) -> Budgets {
+        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
+    }
+}
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama")
+}
+
+fn load(path: &Path, sequences: u32, reference: bool) -> Box<dyn Session> {
+    let request = LoadRequest {
+        path: path.to_owned(),
+        max_sequences: sequences,
+        max_batch: Some(64),
+        reference,
+        ..LoadRequest::default()
+    };
+    Native.load(&request, Box::new(Job)).unwrap()
+}
+
+fn scheduler(session: Box<dyn Session>, tokenizer: &Arc<Tokenizer>) -> Scheduler {
+    let start = std::time::Instant::now();
+    let clock = Box::new(move || start.elapsed().as_secs_f64());
+    Scheduler::new(session, Arc::clone(tokenizer), Config::default(), clock)
+}
+
+fn reference() -> Json {
+    serde_json::from_slice(&std::fs::read(fixture().join("reference.json")).unwrap()).unwrap()
+}
+
+fn ids(json: &Json) -> Vec<u32> {
+    json.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+#[test]
+fn the_trained_model_has_the_perplexity_of_its_reference() {
+    let tokenizer = Tokenizer::from_directory(&fixture()).unwrap();
+    let text = std::fs::read_to_string(fixture().join("val.txt")).unwrap();
+    let tokens = tokenizer.encode(&text, false).unwrap();
+    let mut session = load(&fixture(), 1, true);
+    let mut source = SessionSource::new(&mut *session).unwrap();
+    let found = measure(&mut source, None, &tokens, &Protocol::default(), &mut |_| true).unwrap();
+    let expected = reference()["perplexity"].as_f64().unwrap();
+    assert!((found.perplexity / expected - 1.0).abs() < 1e-3, "{} instead of {expected}", found.perplexity);
+}
+
+#[test]
+fn the_trained_model_continues_as_its_reference_does_whatever_else_is_in_the_batch() {
+    let tokenizer = Arc::new(Tokenizer::from_directory(&fixture()).unwrap());
+    let mut scheduler = scheduler(load(&fixture(), 3, true), &tokenizer);
+    let expected = ids(&reference()["greedy_tokens"]);
+    let prompt = tokenizer.encode(reference()["greedy_prompt"].as_str().unwrap(), true).unwrap();
+    let request = |prompt: &[u32], count: usize| Request {
+        sampling: SamplingParameters::greedy(),
+        max_tokens: Some(count as u32),
+        ..Request::new(prompt.to_vec())
+    };
+    let others = ["ROMEO:\n", "My lord, what say you to", "KING RICHARD:\nNow is the winter"];
+    for text in others {
+        scheduler.submit(request(&tokenizer.encode(text, true).unwrap(), 20)).unwrap();
+        scheduler.step();
+    }
+    let id = scheduler.submit(request(&prompt, expected.len() - prompt.len())).unwrap();
+    let mut found = prompt.clone();
+    while !scheduler.is_idle() {
+        for event in scheduler.step() {
+            match event.kind {
+                EventKind::Token { token, .. } if event.request == id => found.push(token),
+                EventKind::Failed(error) => panic!("{error}"),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn json_by_a_schema_comes_even_from_a_poet() {
+    let tokenizer = Arc::new(Tokenizer::from_directory(&fixture()).unwrap());
+    let mut scheduler = scheduler(load(&fixture(), 1, false), &tokenizer);
+    let schema = json!({
+        "type": "object",
+        "properties": {"speaker": {"type": "string", "maxLength": 20}, "lines": {"type": "integer", "maximum": 999}},
+        "required": ["speaker", "lines"],
+        "additionalProperties": false,
+    });
+    let factory = ConstraintFactory::new(&tokenizer).unwrap();
+    let request = Request {
+        constraint: Some(factory.compile(&Grammar::JsonSchema(schema)).unwrap()),
+        seed: 7,
+        ..Request::new(tokenizer.encode("HAMLET:\n", true).unwrap())
+    };
+    let answer = complete(&mut scheduler, request, &mut |_| true).unwrap();
+    let value: Json = serde_json::from_str(&answer.text).unwrap_or_else(|e| panic!("{e}: {}", answer.text));
+    assert!(value["speaker"].is_string() && value["lines"].is_i64(), "{}", answer.text);
+}
+
+/// The real model is 98 MB and not part of the repository: `cargo xtask fetch smollm2` prints its path.
+#[test]
+#[ignore = "needs DROPHAMMER_SMOLLM2, the path of SmolLM2's GGUF file"]
+fn the_capital_of_france_is_paris() {
+    let path = PathBuf::from(std::env::var("DROPHAMMER_SMOLLM2").unwrap());
+    let source = Source::open(&path).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_source(&source).unwrap());
+    let template = ChatTemplate::of_model(&TemplateFiles::of_source(&source).unwrap(), &tokenizer).unwrap();
+    let messages = [json!({"role": "user", "content": "What is the capital of France?"})];
+    let conversation =
+        Conversation { messages: &messages, add_generation_prompt: true, ..Conversation::default() };
+    let prompt = tokenizer.encode(&template.render(&conversation).unwrap(), false).unwrap();
+    let request =
+        Request { sampling: SamplingParameters::greedy(), max_tokens: Some(40), ..Request::new(prompt) };
+    let mut scheduler = scheduler(load(&path, 1, true), &tokenizer);
+    let answer = complete(&mut scheduler, request, &mut |_| true).unwrap();
+    assert!(answer.text.contains("The capital of France is Paris"), "{}", answer.text);
+    assert_eq!(answer.reason.word(), "stop");
+}

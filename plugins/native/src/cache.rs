@@ -8,10 +8,9 @@
 #![allow(clippy::cast_ptr_alignment)] // pages begin at cache lines, layers at multiples of a page of numbers
 #![allow(unsafe_code)] // threads write disjoint parts of one memory; every block says why that is sound
 
-use std::alloc::Layout;
-
 use crate::kernels::attention::{PAGE, PageOfHead, Stored};
 use crate::kernels::{LANES, Path, rows};
+use crate::memory::Memory;
 
 const NONE: u32 = u32::MAX;
 
@@ -53,30 +52,6 @@ pub(crate) struct Cache {
     free: Vec<u32>,
     references: Vec<u32>,
     tables: Vec<Vec<Entry>>,
-}
-
-/// Zeroed memory that begins at a cache line and that threads write through a shared reference.
-struct Memory(std::ptr::NonNull<u8>, Layout);
-
-// SAFETY: plain bytes; `Cache::write`'s callers keep threads apart.
-unsafe impl Send for Memory {}
-// SAFETY: as above.
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    fn zeroed(bytes: usize) -> Option<Self> {
-        let layout = Layout::from_size_align(bytes, 64).ok()?;
-        // SAFETY: the size is not zero (see `Cache::new`).
-        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
-        std::ptr::NonNull::new(memory).map(|memory| Self(memory, layout))
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { std::alloc::dealloc(self.0.as_ptr(), self.1) }
-    }
 }
 
 /// Where a token's keys and values go.
@@ -172,7 +147,7 @@ impl Cache {
             let (from, to) = (self.page_offset(page), self.page_offset(own));
             // SAFETY: two different pages, both inside the memory; `&mut self` excludes other users.
             unsafe {
-                let memory = self.memory.0.as_ptr();
+                let memory = self.memory.as_ptr();
                 std::ptr::copy_nonoverlapping(memory.add(from), memory.add(to), self.page_bytes);
             }
             own
@@ -235,7 +210,7 @@ impl Cache {
         let end = (to as usize / PAGE + 1).min(table.len());
         let begin = (from as usize / PAGE).min(end);
         table[begin..end].iter().enumerate().filter(|(_, entry)| entry.valid != 0).map(move |(i, entry)| {
-            let page = self.memory.0.as_ptr().wrapping_add(self.page_offset(entry.page));
+            let page = self.memory.as_ptr().wrapping_add(self.page_offset(entry.page));
             PageOfHead {
                 keys: page.wrapping_add(keys),
                 values: page.wrapping_add(values),
@@ -268,7 +243,7 @@ impl Cache {
         let slot = place.slot as usize;
         // SAFETY: the offsets lie inside the page, and nobody else uses these bytes by the caller's promise.
         unsafe {
-            let page = self.memory.0.as_ptr().add(self.page_offset(place.page));
+            let page = self.memory.as_ptr().add(self.page_offset(place.page));
             let keys = page.add(keys);
             let values = page.add(values + slot * shape.value_stride() * self.stored.bytes());
             match self.stored {

@@ -13,6 +13,7 @@ mod convert;
 mod failure;
 mod forge;
 mod kernels;
+mod memory;
 mod model;
 mod probe;
 mod quantize;

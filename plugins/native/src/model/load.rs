@@ -14,6 +14,7 @@ use super::matrix::{Bytes, Matrix};
 use super::record::{MatrixRef, Recorder, VectorRef};
 use super::step::assign_buffers;
 use crate::cache::LayerShape;
+use crate::memory::Arena;
 
 /// A program and what its cache has to hold.
 pub(crate) struct Loaded {
@@ -39,22 +40,36 @@ pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<usize>) -> Result<
     let Recorder { steps, matrices, vectors, ropes, caches, .. } = recorder;
     let (mut steps, result) = fuse(steps, result);
     let (buffers, result) = assign_buffers(&mut steps, result);
-    let mut held = Vec::with_capacity(matrices.len());
-    for reference in &matrices {
-        let mut matrix = matrix_of(checkpoint, reference)?;
-        // Tables are read row by row, experts sparsely: both stay in the file.
-        if let Some(threads) = fast
-            && !reference.table
-            && reference.expert.is_none()
-            && matrix.tile(threads)
-        {
-            checkpoint.weight(reference.weight)?.release();
-        }
-        held.push(matrix);
+    let mut held: Vec<Matrix> =
+        matrices.iter().map(|reference| matrix_of(checkpoint, reference)).collect::<Result<_, _>>()?;
+    if let Some(threads) = fast {
+        tile(checkpoint, &matrices, &mut held, threads)?;
     }
     let matrices = held;
     let vectors = vectors.iter().map(|vector| vector_of(checkpoint, vector)).collect::<Result<_, _>>()?;
     Ok(Loaded { program: Program { steps, buffers, result, matrices, vectors, ropes }, layers: caches })
+}
+
+/// Lays out in tiles what gains by it.
+fn tile(
+    checkpoint: &Checkpoint,
+    references: &[MatrixRef],
+    matrices: &mut [Matrix],
+    threads: usize,
+) -> Result<(), Error> {
+    // Tables are read row by row, experts sparsely: both stay in the file.
+    let gains = |reference: &MatrixRef| !reference.table && reference.expert.is_none();
+    let all = references.iter().zip(matrices).filter(|(reference, _)| gains(reference));
+    let mut all: Vec<_> = all.collect();
+    let bytes = all.iter().filter_map(|(_, matrix)| matrix.cut()).map(|cut| cut.bytes()).sum();
+    // Without the memory, weights are used as they are stored.
+    let Some(mut arena) = Arena::new(bytes) else { return Ok(()) };
+    for (reference, matrix) in &mut all {
+        if matrix.tile(&mut arena, threads) {
+            checkpoint.weight(reference.weight)?.release();
+        }
+    }
+    Ok(())
 }
 
 fn matrix_of(checkpoint: &Arc<Checkpoint>, reference: &MatrixRef) -> Result<Matrix, Error> {

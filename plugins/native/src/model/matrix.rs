@@ -8,8 +8,9 @@ use drophammer_formats::DType;
 use drophammer_models::{Checkpoint, WeightId};
 use drophammer_quant::Codec;
 
-use crate::kernels::tile::{self, Tiles};
+use crate::kernels::tile::{self, Cut, Tiles};
 use crate::kernels::{LANES, Path, rows};
+use crate::memory::Arena;
 
 /// Bytes that live as long as what they were borrowed from.
 #[derive(Clone)]
@@ -99,10 +100,19 @@ impl Matrix {
         Self { rows, columns, form: Form::Decoded { checkpoint, id, first_row }, tiles: None }
     }
 
-    /// Lays the matrix out in tiles, on several threads, where its type has them.
-    pub(crate) fn tile(&mut self, threads: usize) -> bool {
+    /// How the matrix would be laid out in tiles, where its type has them.
+    pub(crate) fn cut(&self) -> Option<Cut> {
+        match &self.form {
+            Form::Stored { dtype, .. } => Cut::of(*dtype, self.rows, self.columns),
+            Form::Decoded { .. } => None,
+        }
+    }
+
+    /// Lays the matrix out in tiles, on several threads; `false` where it cannot be.
+    pub(crate) fn tile(&mut self, arena: &mut Arena, threads: usize) -> bool {
+        let Some(cut) = self.cut() else { return false };
         let Form::Stored { dtype, bytes, row_bytes, .. } = &self.form else { return false };
-        let Some(mut tiles) = Tiles::new(*dtype, self.rows, self.columns) else { return false };
+        let Some(mut tiles) = Tiles::new(cut, arena) else { return false };
         let (strip_bytes, columns) = (tiles.strip_bytes(), self.columns);
         let strips = self.rows.div_ceil(LANES);
         let each = strips.div_ceil(threads.max(1)).max(1);

@@ -20,78 +20,85 @@ pub(crate) mod multiply;
 use drophammer_formats::DType;
 
 use super::LANES;
+use crate::memory::{Arena, Region};
 use formats::{Format, with_format};
 
 /// Columns of a block.
 pub(crate) const BLOCK: usize = 32;
 
-/// A matrix as strips of tiles.
-pub(crate) struct Tiles {
+/// How a matrix of some type and shape is cut into strips.
+#[derive(Clone, Copy)]
+pub(crate) struct Cut {
     dtype: DType,
     rows: usize,
     columns: usize,
     strip_bytes: usize,
     /// Where scales begin in a strip.
     scales: usize,
-    memory: Vec<Line>,
 }
 
-/// A cache line: what tiles are aligned to.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-impl Tiles {
-    /// Empty tiles for a matrix; `None` if its type has none.
-    pub(crate) fn new(dtype: DType, rows: usize, columns: usize) -> Option<Self> {
-        let (codes, scales) = with_format!(dtype, F => {
-            if columns % F::COLUMNS != 0 {
+impl Cut {
+    /// `None` if the type has no tiles.
+    pub(crate) fn of(dtype: DType, rows: usize, columns: usize) -> Option<Self> {
+        let (scales, units) = with_format!(dtype, F => {
+            if !columns.is_multiple_of(F::COLUMNS) {
                 return None;
             }
             (columns / BLOCK * F::code_bytes(), columns / F::COLUMNS * F::SCALE_BYTES)
         }, else return None);
-        let strip_bytes = (codes + scales).next_multiple_of(64);
-        let lines = strip_bytes.checked_mul(rows.div_ceil(LANES))? / 64;
-        Some(Self { dtype, rows, columns, strip_bytes, scales: codes, memory: vec![Line([0; 64]); lines] })
+        Some(Self { dtype, rows, columns, strip_bytes: (scales + units).next_multiple_of(64), scales })
+    }
+
+    /// Bytes of all strips.
+    pub(crate) fn bytes(&self) -> usize {
+        self.strip_bytes * self.rows.div_ceil(LANES)
+    }
+}
+
+/// A matrix as strips of tiles.
+pub(crate) struct Tiles {
+    cut: Cut,
+    region: Region,
+}
+
+impl Tiles {
+    /// Empty tiles; `None` if the arena has no room.
+    pub(crate) fn new(cut: Cut, arena: &mut Arena) -> Option<Self> {
+        Some(Self { cut, region: arena.take(cut.bytes())? })
     }
 
     /// Bytes of one strip.
     pub(crate) fn strip_bytes(&self) -> usize {
-        self.strip_bytes
+        self.cut.strip_bytes
     }
 
     /// All strips, one after another.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = self.memory.len() * 64;
-        // SAFETY: lines are plain bytes without padding.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), len) }
+        self.region.bytes_mut()
     }
 
     fn strip(&self, strip: usize) -> &[u8] {
-        let lines = self.strip_bytes / 64;
-        let memory = &self.memory[strip * lines..][..lines];
-        // SAFETY: lines are plain bytes without padding.
-        unsafe { std::slice::from_raw_parts(memory.as_ptr().cast(), memory.len() * 64) }
+        &self.region.bytes()[strip * self.cut.strip_bytes..][..self.cut.strip_bytes]
     }
 
     /// Codes and scales of a strip.
     pub(crate) fn parts(&self, strip: usize) -> (&[u8], &[u8]) {
-        self.strip(strip).split_at(self.scales)
+        self.strip(strip).split_at(self.cut.scales)
     }
 
     /// How it was stored.
     pub(crate) fn dtype(&self) -> DType {
-        self.dtype
+        self.cut.dtype
     }
 
     /// Rows, those that fill the last strip up not counted.
     pub(crate) fn rows(&self) -> usize {
-        self.rows
+        self.cut.rows
     }
 
     /// Columns.
     pub(crate) fn columns(&self) -> usize {
-        self.columns
+        self.cut.columns
     }
 }
 

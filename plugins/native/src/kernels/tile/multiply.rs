@@ -335,9 +335,10 @@ impl<const FULL: bool, const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shap
 
 #[cfg(test)]
 mod tests {
-    use super::super::lay_strip;
+    use super::super::{Cut, lay_strip};
     use super::*;
     use crate::kernels::activation::Quantized;
+    use crate::memory::Arena;
     use drophammer_formats::DType;
 
     const TYPES: &[DType] = &[
@@ -406,7 +407,8 @@ mod tests {
                 let x: Vec<f32> = (0..tokens * columns)
                     .map(|i| ((i * 7919 % 2003) as f32 / 1001.0 - 1.0).powi(3))
                     .collect();
-                let mut tiles = Tiles::new(dtype, rows, columns).unwrap();
+                let cut = Cut::of(dtype, rows, columns).unwrap();
+                let mut tiles = Tiles::new(cut, &mut Arena::new(cut.bytes()).unwrap()).unwrap();
                 let strip_bytes = tiles.strip_bytes();
                 for (i, strip) in tiles.bytes_mut().chunks_exact_mut(strip_bytes).enumerate() {
                     let rows: Vec<&[u8]> =

@@ -1,9 +1,16 @@
 //! Mixtures of experts: which token goes to which expert, and room for the rows that do.
 
+#![allow(unsafe_code)] // threads write disjoint rows of shared buffers; each block says which
+
 use drophammer_models::graph::{Routing, Scoring};
 
-use super::step::Step;
-use crate::threads::Shares;
+use super::execute::{Frame, Scratch};
+use super::products::Work;
+use super::step::{Experts, Step};
+use crate::kernels::LANES;
+use crate::kernels::float::Rows;
+use crate::kernels::rows::{self, Binary};
+use crate::threads::{Member, Shares};
 
 /// One token's use of one expert.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -148,6 +155,87 @@ fn softmax(x: &mut [f32]) {
     let sum: f32 = x.iter().sum();
     for x in x {
         *x /= sum;
+    }
+}
+
+impl Frame<'_> {
+    pub(super) fn mixture(&self, step: &Experts, member: Member<'_>, scratch: &mut Scratch) {
+        let Some(room) = &self.experts else { return };
+        let (tokens, used) = (self.rows(step.x.domain), step.routing.used as usize);
+        let (hidden, width) = (step.x.width, step.width);
+        if member.index == 0 {
+            // SAFETY: the other threads wait at the barrier below.
+            unsafe {
+                let logits = self.read(step.logits, 0, tokens * step.logits.width);
+                route(logits, &step.routing, self.vector(step.correction), room.plan());
+            }
+        }
+        member.barrier();
+        // SAFETY: written before the barrier, only read after it.
+        let plan = unsafe { room.plan() };
+        for (slot, choice) in plan.choices.iter().enumerate() {
+            if slot % member.count == member.index {
+                // SAFETY: each slot is one thread's.
+                unsafe {
+                    let x = self.read(step.x, choice.token as usize * hidden, hidden);
+                    room.x.part(slot * hidden, hidden).copy_from_slice(x);
+                }
+            }
+        }
+        member.barrier();
+        let input = |begin: *mut f32, width: usize, slot: usize| Rows {
+            begin: begin.wrapping_add(slot * width),
+            stride: width,
+        };
+        let halves =
+            [(&step.gate, &step.gate_bias, room.gate.begin()), (&step.up, &step.up_bias, room.up.begin())];
+        let work = halves.iter().flat_map(|(matrices, biases, out)| {
+            plan.experts().map(move |(expert, slots)| Work {
+                matrix: &self.program.matrices[matrices[expert]],
+                bias: self.vector(biases.get(expert).copied()),
+                x: input(room.x.begin(), hidden, slots.start),
+                panels: None,
+                tokens: slots.len(),
+                out: out.wrapping_add(slots.start * width),
+                out_stride: width,
+                accumulate: false,
+            })
+        });
+        self.multiply(work, member, scratch);
+        member.barrier();
+        let share = member.share(tokens * used * width, LANES);
+        let (gate, up) =
+            (room.gate.begin().wrapping_add(share.start), room.up.begin().wrapping_add(share.start));
+        // SAFETY: each element is one thread's.
+        unsafe { rows::binary(self.path, Binary::Gated(step.gating), gate, up, gate, share.len()) };
+        member.barrier();
+        let work = plan.experts().map(|(expert, slots)| Work {
+            matrix: &self.program.matrices[step.down[expert]],
+            bias: self.vector(step.down_bias.get(expert).copied()),
+            x: input(room.gate.begin(), width, slots.start),
+            panels: None,
+            tokens: slots.len(),
+            out: room.x.begin().wrapping_add(slots.start * hidden),
+            out_stride: hidden,
+            accumulate: false,
+        });
+        self.multiply(work, member, scratch);
+        member.barrier();
+        let share = member.share(tokens, 1);
+        for token in share.clone() {
+            // SAFETY: each row is one thread's.
+            unsafe { self.write(step.out, token * hidden, hidden).fill(0.0) };
+        }
+        for (slot, choice) in plan.choices.iter().enumerate() {
+            if share.contains(&(choice.token as usize)) {
+                // SAFETY: each row is one thread's; slots are only read.
+                unsafe {
+                    let y = &room.x.whole()[slot * hidden..][..hidden];
+                    let out = self.write(step.out, choice.token as usize * hidden, hidden);
+                    rows::add_scaled(self.path, y, choice.weight, out);
+                }
+            }
+        }
     }
 }
 

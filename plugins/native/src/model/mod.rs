@@ -1,13 +1,15 @@
 //! A model ready to run.
 //!
-//! [`record`] turns an architecture into [`step`]s once, [`fuse`] joins them; [`load`] does that for a
-//! checkpoint; [`matrix`] holds its weights; [`execute`] runs the steps on
-//! all threads, [`experts`] those of a mixture.
+//! [`record`] turns an architecture into [`step`]s once and [`fuse`] joins them; [`load`] does that for a checkpoint, whose
+//! weights [`matrix`] holds. [`execute`] runs the steps on all threads; [`products`], [`attend`] and [`experts`] are the
+//! larger ones.
 
+mod attend;
 pub(crate) mod execute;
 mod experts;
 mod fuse;
 pub(crate) mod load;
 pub(crate) mod matrix;
+mod products;
 pub(crate) mod record;
 pub(crate) mod step;

@@ -1,0 +1,206 @@
+//! Matrix products of a step: who multiplies which rows, and in which form.
+#![allow(unsafe_code)] // threads write disjoint rows of shared buffers; each block says which
+
+use drophammer_models::graph::Gating;
+
+use super::execute::{Frame, Scratch};
+use super::matrix::Matrix;
+use super::step::{Norm, Product, Value};
+use crate::kernels::LANES;
+use crate::kernels::activation::Panels;
+use crate::kernels::float::{Output, Rows, dot, lay_strip, multiply_strip};
+use crate::kernels::rows::{self, Binary};
+use crate::kernels::tile::Tiles;
+use crate::kernels::tile::multiply::multiply;
+use crate::threads::Member;
+
+/// Up to so many tokens rows of weights are multiplied one by one; beyond it pays to lay them in strips.
+const FEW_TOKENS: usize = 3;
+
+/// One matrix product. The output's rows and the input's lie in buffers that hold `tokens` of them.
+#[derive(Clone, Copy)]
+pub(super) struct Work<'a> {
+    pub(super) matrix: &'a Matrix,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) x: Rows,
+    /// The same rows in eight bits, where the matrix is tiled.
+    pub(super) panels: Option<Panels>,
+    pub(super) tokens: usize,
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+    /// Whether products are added to what is there.
+    pub(super) accumulate: bool,
+}
+
+impl Frame<'_> {
+    /// Products of the same rows, with what was joined to them before and after.
+    ///
+    /// One token's row every thread normalizes and quantizes for itself, which takes less than waiting for another.
+    pub(super) fn linear(
+        &self,
+        x: Value,
+        norm: Option<&Norm>,
+        products: &[Product],
+        gating: Option<Gating>,
+        member: Member<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let (tokens, columns) = (self.rows(x.domain), x.width);
+        let tiled = products.iter().any(|p| self.program.matrices[p.matrix].tiles().is_some());
+        let mut input = Rows { begin: self.begin(x), stride: columns };
+        let panels = if tokens == 1 {
+            if let Some(norm) = norm {
+                self.norm_row(norm, 0, &mut scratch.row[..columns]);
+                input.begin = scratch.row.as_ptr();
+            }
+            let panels = tiled.then(|| scratch.quantized.room().panels(self.path, 1, columns));
+            if let Some(panels) = panels {
+                // SAFETY: the row is this thread's own.
+                unsafe {
+                    panels.quantize(self.path, 0, Some(std::slice::from_raw_parts(input.begin, columns)));
+                };
+            }
+            panels
+        } else {
+            let panels = tiled.then(|| self.quantized.panels(self.path, tokens, columns));
+            for row in member.share(panels.map_or(tokens, |panels| panels.rows()), 1) {
+                if let Some(norm) = norm.filter(|_| row < tokens) {
+                    // SAFETY: each row is one thread's.
+                    self.norm_row(norm, row, unsafe { self.write(x, row * columns, columns) });
+                }
+                if let Some(panels) = panels {
+                    // SAFETY: each row is one thread's; rows beyond the tokens fill a panel up.
+                    unsafe {
+                        let x = (row < tokens).then(|| self.read(x, row * columns, columns));
+                        panels.quantize(self.path, row, x);
+                    }
+                }
+            }
+            if norm.is_some() || tiled {
+                member.barrier();
+            }
+            panels
+        };
+        let work = products.iter().map(|product| {
+            let matrix = &self.program.matrices[product.matrix];
+            Work {
+                matrix,
+                bias: self.vector(product.bias),
+                x: input,
+                panels,
+                tokens,
+                out: self.begin(product.out),
+                out_stride: product.out.width,
+                accumulate: product.accumulate,
+            }
+        });
+        let Some(gating) = gating else { return self.multiply(work, member, scratch) };
+        // Both halves' same rows are one thread's, which then gates them.
+        let rows = products[0].out.width;
+        let strips = member.share(rows.div_ceil(LANES), 1);
+        for work in work {
+            self.strips(&work, strips.clone(), scratch);
+        }
+        let (gate, up) = (self.begin(products[0].out), self.begin(products[1].out));
+        let (begin, end) = (strips.start * LANES, (strips.end * LANES).min(rows));
+        for t in 0..if begin < end { tokens } else { 0 } {
+            let at = t * rows + begin;
+            // SAFETY: these rows of both halves are this thread's.
+            unsafe {
+                let (gate, up) = (gate.add(at), up.add(at));
+                rows::binary(self.path, Binary::Gated(gating), gate, up, gate, end - begin);
+            }
+        }
+    }
+
+    /// Multiplies, sixteen rows of weights at a time; all products' strips together are shared by the threads.
+    pub(super) fn multiply<'w>(
+        &self,
+        work: impl Iterator<Item = Work<'w>> + Clone,
+        member: Member<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let strips = |work: &Work<'_>| work.matrix.rows.div_ceil(LANES);
+        let share = member.share(work.clone().map(|work| strips(&work)).sum(), 1);
+        let mut first = 0;
+        for work in work {
+            let end = first + strips(&work);
+            let mine = share.start.clamp(first, end) - first..share.end.clamp(first, end) - first;
+            self.strips(&work, mine, scratch);
+            first = end;
+        }
+    }
+
+    fn strips(&self, work: &Work<'_>, strips: std::ops::Range<usize>, scratch: &mut Scratch) {
+        match (work.matrix.tiles(), work.panels) {
+            (Some(tiles), Some(panels)) => self.tiles(work, tiles, panels, strips, scratch),
+            _ => strips.for_each(|strip| self.strip(work, strip, scratch)),
+        }
+    }
+
+    fn tiles(
+        &self,
+        work: &Work<'_>,
+        tiles: &Tiles,
+        panels: Panels,
+        strips: std::ops::Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let rows = strips.start * LANES..(strips.end * LANES).min(work.matrix.rows);
+        let out = Output { begin: work.out, stride: work.out_stride, accumulate: work.accumulate };
+        // SAFETY: these strips' outputs are this thread's; the panels were quantized before the last barrier.
+        unsafe { multiply(self.path, tiles, panels, strips, out, &mut scratch.unpacked) };
+        if let Some(bias) = work.bias {
+            for t in 0..work.tokens {
+                for r in rows.clone() {
+                    // SAFETY: as above.
+                    unsafe { *work.out.add(t * work.out_stride + r) += bias[r] };
+                }
+            }
+        }
+    }
+
+    fn strip(&self, work: &Work<'_>, strip: usize, scratch: &mut Scratch) {
+        let Work { matrix, x, tokens, out_stride, .. } = *work;
+        if tokens == 0 {
+            return;
+        }
+        let (first, columns) = (strip * LANES, matrix.columns);
+        let rows = LANES.min(matrix.rows - first);
+        let out = work.out.wrapping_add(first);
+        if tokens <= FEW_TOKENS {
+            for r in 0..rows {
+                let row = &mut scratch.rows[..columns];
+                matrix.decode_row(self.path, first + r, row);
+                for t in 0..tokens {
+                    // SAFETY: inputs are whole rows; this output is this strip's.
+                    unsafe {
+                        let x = std::slice::from_raw_parts(x.begin.add(t * x.stride), columns);
+                        let out = out.add(t * out_stride + r);
+                        let before = if work.accumulate { *out } else { 0.0 };
+                        *out = before + dot(self.path, row, x);
+                    }
+                }
+            }
+        } else {
+            for r in 0..rows {
+                matrix.decode_row(self.path, first + r, &mut scratch.rows[r * columns..][..columns]);
+            }
+            let strip = &mut scratch.strip[..columns * LANES];
+            lay_strip(&scratch.rows[..rows * columns], columns, strip);
+            // SAFETY: inputs are whole rows; these outputs are this strip's.
+            unsafe {
+                let out = Output { begin: out, stride: out_stride, accumulate: work.accumulate };
+                multiply_strip(self.path, strip, x, out, tokens, rows);
+            }
+        }
+        if let Some(bias) = work.bias {
+            for t in 0..tokens {
+                for (r, bias) in bias[first..first + rows].iter().enumerate() {
+                    // SAFETY: as above.
+                    unsafe { *out.add(t * out_stride + r) += bias };
+                }
+            }
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! [`Outbox`]. It never does IO and never changes the mirror.
 
 pub(crate) mod chat;
+pub(crate) mod comparison;
 pub(crate) mod forge;
 pub(crate) mod forge_rows;
 pub(crate) mod hardware;

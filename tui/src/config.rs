@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use serde::Deserialize;
 
 use crate::keys::KeyRow;
@@ -26,6 +27,14 @@ impl Default for TuiConfig {
 }
 
 impl TuiConfig {
+    /// Reads the `[tui]` table of a configuration.
+    ///
+    /// # Errors
+    /// When a setting is unknown or of the wrong kind; the message names it.
+    pub fn read(table: serde_json::Map<String, serde_json::Value>) -> anyhow::Result<Self> {
+        serde_json::from_value(table.into()).context("table [tui] of the configuration")
+    }
+
     /// The theme to use: `asked` (from the command line) goes first, then `NO_COLOR`, then the
     /// configuration; in 256 colours where the terminal does not claim more.
     pub(crate) fn theme(&self, asked: Option<&str>) -> Result<Theme, String> {

@@ -178,8 +178,8 @@ pub(crate) trait BlockFormat: Send + Sync + 'static {
     /// Its block: plain bytes of alignment 1.
     type Block: bytemuck::Pod;
 
-    /// Encodes `rows`, as many blocks as `out` holds.
-    fn encode<L: crate::lanes::Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [Self::Block]);
+    /// Encodes `rows`, as many blocks as `out` holds, with the instructions of `level`.
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [Self::Block]);
 
     /// Decodes one block into as many floats as it holds.
     fn decode(block: &Self::Block, out: &mut [f32]);
@@ -187,21 +187,6 @@ pub(crate) trait BlockFormat: Send + Sync + 'static {
 
 /// The [`Codec`] of a [`BlockFormat`].
 pub(crate) struct BlockCodec<F>(pub(crate) std::marker::PhantomData<F>);
-
-struct Encode<'a, F: BlockFormat> {
-    rows: &'a [f32],
-    weights: Weights<'a>,
-    out: &'a mut [F::Block],
-}
-
-impl<F: BlockFormat> Kernel for Encode<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: crate::lanes::Lanes>(self) {
-        F::encode::<L>(self.rows, self.weights, self.out);
-    }
-}
 
 struct Decode<'a, F: BlockFormat> {
     blocks: &'a [F::Block],
@@ -241,7 +226,7 @@ impl<F: BlockFormat> Codec for BlockCodec<F> {
         );
         let weights = Weights::new(importance);
         assert!(weights.fit(rows.len()), "importance of {:?} columns", importance.map(<[f32]>::len));
-        simd::run(level, Encode::<F> { rows, weights, out: bytemuck::cast_slice_mut(out) });
+        F::encode(level, rows, weights, bytemuck::cast_slice_mut(out));
     }
 
     fn decode_at(&self, level: Level, blocks: &[u8], out: &mut [f32]) {

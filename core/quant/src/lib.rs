@@ -4,6 +4,7 @@
 //!   [`gguf`] holds GGUF's block types, [`plain`] the types without blocks.
 //! - [`grouped`] holds the formats of MLX, OpenVINO and ONNX, whose scales lie in tensors of their own.
 //! - [`presets`] names mixtures (`q4_k_m`, …) and says which type each tensor gets.
+//! - [`importance`] reads and writes activation statistics; [`budget`] solves for the mixture that fits a size.
 //! - [`metrics`] measures what was lost.
 //! - [`pass`] streams a whole model through encoders into its output files, once, resumably.
 //! - [`simd`] chooses the vector instructions, [`lanes`] is what encoders are written in.
@@ -12,10 +13,12 @@
 
 #![allow(clippy::needless_range_loop)] // lanes, weights and quants are walked in step by one index
 
+pub mod budget;
 pub mod codec;
 pub mod gguf;
 pub mod grouped;
 mod half_float;
+pub mod importance;
 pub mod lanes;
 pub mod metrics;
 pub mod pass;

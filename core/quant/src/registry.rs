@@ -28,6 +28,6 @@ pub fn codec(dtype: DType) -> Option<&'static dyn Codec> {
         DType::F8E5M2 => return Some(&plain::F8E5M2),
         _ => {}
     }
-    block_codecs!(dtype; gguf::Q8_0, gguf::Q4_0, gguf::Q4_1, gguf::Q5_0, gguf::Q5_1, gguf::Q6K, gguf::Q4K, gguf::Q5K, gguf::Q2K, gguf::Q3K, gguf::Iq4Nl, gguf::Iq4Xs, gguf::Mxfp4, gguf::Nvfp4, gguf::Q1_0, gguf::Tq1_0, gguf::Tq2_0);
+    block_codecs!(dtype; gguf::Q8_0, gguf::Q4_0, gguf::Q4_1, gguf::Q5_0, gguf::Q5_1, gguf::Q6K, gguf::Q4K, gguf::Q5K, gguf::Q2K, gguf::Q3K, gguf::Iq4Nl, gguf::Iq4Xs, gguf::Mxfp4, gguf::Nvfp4, gguf::Q1_0, gguf::Tq1_0, gguf::Tq2_0, gguf::Iq1M, gguf::Iq1S, gguf::Iq2S, gguf::Iq2Xs, gguf::Iq2Xxs, gguf::Iq3S, gguf::Iq3Xxs);
     None
 }

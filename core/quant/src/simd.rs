@@ -111,17 +111,26 @@ pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
         }
         #[cfg(target_arch = "aarch64")]
         Level::Neon => kernel.run::<crate::lanes::Neon>(),
-        _ => kernel.run::<Portable>(),
+        _ => run_portable(kernel),
     }
 }
 
+// Kept apart from their callers, so that a kernel is compiled once for each level.
+
+#[inline(never)]
+fn run_portable<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Portable>()
+}
+
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<crate::lanes::Avx512>()
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<crate::lanes::Avx2>()

@@ -5,6 +5,8 @@ use drophammer_formats::DType;
 use crate::metrics::ErrorSums;
 use crate::simd::Level;
 
+mod owners;
+
 /// Bell-shaped values with outliers, from a multiplicative congruential generator whose state starts at `seed`.
 pub(crate) fn bell(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2) | 1;
@@ -22,7 +24,17 @@ pub(crate) fn bell(seed: u64, count: usize) -> Vec<f32> {
 
 /// Positive importance that varies over three orders of magnitude.
 pub(crate) fn importance(seed: u64, count: usize) -> Vec<f32> {
-    bell(seed, count).iter().map(|x| (x * 4.0).exp()).collect()
+    bell(seed, count).iter().map(|x| x * x * 8.0 + 0.01).collect()
+}
+
+/// Pseudo-random bytes.
+pub(crate) fn noise(count: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut byte = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        (state >> 24) as u8
+    };
+    (0..count).map(|_| byte()).collect()
 }
 
 /// Encodes at a level.
@@ -62,12 +74,7 @@ pub(crate) fn levels_agree(dtype: DType) {
             }
         }
     }
-    let mut bytes = vec![0u8; dtype.block_bytes() * 300];
-    let mut state = 1u32;
-    for byte in &mut bytes {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        *byte = (state >> 24) as u8;
-    }
+    let bytes = noise(dtype.block_bytes() * 300);
     let bits = |level| {
         decode(dtype, level, &bytes)
             .iter()

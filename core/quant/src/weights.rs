@@ -29,87 +29,68 @@ impl<'a> Weights<'a> {
     pub(crate) fn fit(&self, elements: usize) -> bool {
         self.columns.is_none_or(|columns| elements.is_multiple_of(columns.len()))
     }
-
-    /// Whether columns differ.
-    #[inline(always)]
-    pub(crate) fn vary(&self) -> bool {
-        self.columns.is_some()
-    }
-
-    /// Lays up to 16 groups of `length`, from element `start` on, into the lanes of `x` and their weights into those of
-    /// `w`. Missing groups are zero.
-    #[inline(always)]
-    pub(crate) fn gather<L: Lanes>(
-        &self,
-        rows: &[f32],
-        start: usize,
-        length: usize,
-        x: &mut [L],
-        w: &mut [L],
-    ) {
-        let count = LANES.min((rows.len() - start) / length);
-        for j in 0..length {
-            let mut lanes = [0.0; LANES];
-            for lane in 0..count {
-                lanes[lane] = rows[start + lane * length + j];
-            }
-            x[j] = L::load(&lanes);
-            if let Some(columns) = self.columns {
-                let mut lanes = [1.0; LANES];
-                for lane in 0..count {
-                    lanes[lane] = columns[(start + lane * length + j) % columns.len()] * self.gain + FLOOR;
-                }
-                w[j] = L::load(&lanes);
-            }
-        }
-    }
-
-    /// Weight of the element at `index` of the rows.
-    #[inline(always)]
-    fn slice(&self, index: usize, length: usize) -> &'a [f32] {
-        match self.columns {
-            Some(columns) => {
-                let start = index % columns.len();
-                &columns[start..start + length]
-            }
-            None => &[],
-        }
-    }
 }
 
-/// Up to 16 blocks of `N` values, block `b` in lane `b` of every vector. Missing blocks are zero.
-#[derive(Clone, Copy)]
-pub(crate) struct Tile<L, const N: usize> {
-    /// Element `j` of every block.
-    pub(crate) x: [L; N],
+/// One number per lane.
+pub(crate) type Row = [f32; LANES];
+
+/// Up to 16 blocks laid side by side: block `b` in lane `b` of every row.
+pub(crate) struct Tile {
+    /// Row `j` holds element `j` of every block; missing blocks are zero.
+    pub(crate) x: Vec<Row>,
     /// Its weight.
-    pub(crate) w: [L; N],
+    pub(crate) w: Vec<Row>,
+    /// Whether weights differ.
+    pub(crate) weighted: bool,
+    /// The code of every element, which a search fills in.
+    pub(crate) codes: Vec<[u8; LANES]>,
 }
 
-impl<L: Lanes, const N: usize> Tile<L, N> {
-    /// The blocks that start at element `start` of `rows`.
-    #[inline(always)]
-    pub(crate) fn load(rows: &[f32], weights: Weights<'_>, start: usize) -> Self {
-        let mut x = [[0.0f32; LANES]; N];
-        let mut w = [[1.0f32; LANES]; N];
-        for (lane, block) in rows[start..].chunks_exact(N).take(LANES).enumerate() {
-            for j in 0..N {
-                x[j][lane] = block[j];
+impl Tile {
+    /// Room for blocks of `length` elements.
+    pub(crate) fn new(length: usize) -> Self {
+        Self {
+            x: vec![[0.0; LANES]; length],
+            w: vec![[1.0; LANES]; length],
+            weighted: false,
+            codes: vec![[0; LANES]; length],
+        }
+    }
+
+    /// Lays out the blocks that start at element `start` of `rows`.
+    pub(crate) fn load(&mut self, rows: &[f32], weights: Weights<'_>, start: usize) {
+        let length = self.x.len();
+        let blocks = rows[start..].chunks_exact(length).take(LANES);
+        if blocks.len() < LANES {
+            self.x.fill([0.0; LANES]);
+            self.w.fill([1.0; LANES]);
+        }
+        for (lane, block) in blocks.enumerate() {
+            for (row, x) in self.x.iter_mut().zip(block) {
+                row[lane] = *x;
             }
-            if weights.vary() {
-                let importance = weights.slice(start + lane * N, N);
-                for j in 0..N {
-                    w[j][lane] = importance[j] * weights.gain + FLOOR;
+            if let Some(columns) = weights.columns {
+                let first = (start + lane * length) % columns.len();
+                for (row, w) in self.w.iter_mut().zip(&columns[first..first + length]) {
+                    row[lane] = w * weights.gain + FLOOR;
                 }
             }
         }
-        let mut tile = Self { x: [L::zero(); N], w: [L::splat(1.0); N] };
-        for j in 0..N {
-            tile.x[j] = L::load(&x[j]);
-            if weights.vary() {
-                tile.w[j] = L::load(&w[j]);
-            }
-        }
-        tile
+        self.weighted = weights.columns.is_some();
     }
+
+    /// The codes of one block, in order.
+    pub(crate) fn codes_of<const N: usize>(&self, lane: usize) -> [u8; N] {
+        std::array::from_fn(|j| self.codes[j][lane])
+    }
+}
+
+/// Rows as vectors.
+#[inline(always)]
+pub(crate) fn vectors<L: Lanes>(rows: &[Row]) -> Vec<L> {
+    let mut out = Vec::with_capacity(rows.len());
+    for row in rows {
+        out.push(L::load(row));
+    }
+    out
 }

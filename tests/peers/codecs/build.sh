@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: build.sh OUT — builds `owner` from ggml's C sources in the crate llama-cpp-sys-2 (fetched if absent), with
+# usage: build.sh OUT — builds the program `owner` and the library OUT.so from ggml's C sources in the crate llama-cpp-sys-2 (fetched if absent), with
 # the flags its own release build gives that file: -O3, baseline processor.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,3 +13,4 @@ if [ -z "$(find_sources)" ]; then
 fi
 ggml=$(find_sources)
 "${CC:-cc}" -O3 -DNDEBUG -I"$ggml/include" -I"$ggml/src" "$here/owner.c" "$ggml/src/ggml-quants.c" -lm -o "$out"
+"${CC:-cc}" -O3 -DNDEBUG -fPIC -shared -I"$ggml/include" -I"$ggml/src" "$here/owner.c" "$ggml/src/ggml-quants.c" -lm -o "$out.so"

@@ -32,7 +32,18 @@ void ggml_abort(const char * file, int line, const char * message, ...) {
     abort();
 }
 
-static size_t encode(int type, const float * x, void * y, int64_t rows, int64_t columns, const float * w) {
+// Builds the tables that the codebook types search.
+void owner_prepare(int type) {
+    switch (type) {
+        case GGML_TYPE_IQ2_XXS: case GGML_TYPE_IQ2_XS: case GGML_TYPE_IQ2_S: case GGML_TYPE_IQ1_S: case GGML_TYPE_IQ1_M:
+            iq2xs_init_impl(type); break;
+        case GGML_TYPE_IQ3_XXS: iq3xs_init_impl(256); break;
+        case GGML_TYPE_IQ3_S: iq3xs_init_impl(512); break;
+        default: break;
+    }
+}
+
+size_t owner_encode(int type, const float * x, void * y, int64_t rows, int64_t columns, const float * w) {
     switch (type) {
 #define ENCODE(NAME, name, bytes, elements) case GGML_TYPE_##NAME: return quantize_##name(x, y, rows, columns, w);
         TYPES(ENCODE)
@@ -40,7 +51,7 @@ static size_t encode(int type, const float * x, void * y, int64_t rows, int64_t 
     }
 }
 
-static void decode(int type, const void * y, float * x, int64_t n) {
+void owner_decode(int type, const void * y, float * x, int64_t n) {
     switch (type) {
 #define DECODE(NAME, name, bytes, elements) case GGML_TYPE_##NAME: dequantize_row_##name(y, x, n); return;
         TYPES(DECODE)
@@ -72,26 +83,20 @@ int main(int argc, char ** argv) {
     float * x = read_floats(argv[2], &count);
     int64_t columns = atoll(argv[3]), rows = count / columns;
     float * w = strcmp(argv[4], "-") ? read_floats(argv[4], &unused) : NULL;
-    switch (type) {
-        case GGML_TYPE_IQ2_XXS: case GGML_TYPE_IQ2_XS: case GGML_TYPE_IQ2_S: case GGML_TYPE_IQ1_S: case GGML_TYPE_IQ1_M:
-            iq2xs_init_impl(type); break;
-        case GGML_TYPE_IQ3_XXS: iq3xs_init_impl(256); break;
-        case GGML_TYPE_IQ3_S: iq3xs_init_impl(512); break;
-        default: break;
-    }
+    owner_prepare(type);
     size_t size = rows * ggml_row_size(type, columns);
     void * y = calloc(1, size);
     double best = 1e30;
     for (int i = 0; i < atoi(argv[5]); i++) {
         struct timespec a, b;
         clock_gettime(CLOCK_MONOTONIC, &a);
-        encode(type, x, y, rows, columns, w);
+        owner_encode(type, x, y, rows, columns, w);
         clock_gettime(CLOCK_MONOTONIC, &b);
         double seconds = (b.tv_sec - a.tv_sec) + 1e-9 * (b.tv_nsec - a.tv_nsec);
         if (seconds < best) best = seconds;
     }
     float * back = malloc(count * sizeof(float));
-    decode(type, y, back, count);
+    owner_decode(type, y, back, count);
     write_bytes(argv[6], y, size);
     write_bytes(argv[7], back, count * sizeof(float));
     printf("%.9f\n", best);

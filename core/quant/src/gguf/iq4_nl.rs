@@ -8,10 +8,12 @@ use bytemuck::{Pod, Zeroable};
 use drophammer_formats::DType;
 
 use crate::codec::BlockFormat;
+use crate::grouped::ScaleType;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::LANES;
 use crate::search::grid::NonLinear;
-use crate::search::symmetric;
+use crate::search::symmetric::OwnScale;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a block.
@@ -36,25 +38,15 @@ impl BlockFormat for Iq4Nl {
     const DTYPE: DType = DType::Iq4Nl;
     type Block = BlockIq4Nl;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockIq4Nl]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockIq4Nl]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
-            let d = if weights.vary() {
-                symmetric::half_scale::<L, true>(&x, &w, NonLinear)
-            } else {
-                symmetric::half_scale::<L, false>(&x, &w, NonLinear)
-            };
-            let inverse = d.recip_or_zero();
-            for (block, d) in blocks.iter_mut().zip(d.to_array()) {
-                block.d = Half::from_f32(d);
-            }
-            for j in 0..N / 2 {
-                let (low, high) =
-                    (NonLinear::index(x[j] * inverse), NonLinear::index(x[j + N / 2] * inverse));
-                let pairs = (low + high * L::splat(16.0)).to_bytes();
-                for (block, pair) in blocks.iter_mut().zip(pairs) {
-                    block.qs[j] = pair;
+            tile.load(rows, weights, i * LANES * N);
+            let d = simd::run(level, OwnScale { tile: &mut tile, grid: NonLinear, stored: ScaleType::F16 });
+            for (lane, block) in blocks.iter_mut().enumerate() {
+                block.d = Half::from_f32(d[lane]);
+                for j in 0..N / 2 {
+                    block.qs[j] = tile.codes[j][lane] | tile.codes[j + N / 2][lane] << 4;
                 }
             }
         }

@@ -13,9 +13,10 @@ use drophammer_formats::DType;
 use super::iq4_nl::IQ4_LEVELS;
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::LANES;
 use crate::search::grid::NonLinear;
-use crate::search::superblock;
+use crate::search::superblock::WithoutOffsets;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a sub-block, and sub-blocks in a block.
@@ -52,37 +53,26 @@ impl BlockFormat for Iq4Xs {
     const DTYPE: DType = DType::Iq4Xs;
     type Block = BlockIq4Xs;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockIq4Xs]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockIq4Xs]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
-            let fitted = if weights.vary() {
-                superblock::symmetric::<L, SUBS, true>(&x, &w, NonLinear, 32.0)
-            } else {
-                superblock::symmetric::<L, SUBS, false>(&x, &w, NonLinear, 32.0)
-            };
-            let inverse = (fitted.d * fitted.scale).recip_or_zero();
-            let (d, scales) = (fitted.d.to_array(), (fitted.scale + L::splat(32.0)).to_bytes());
+            tile.load(rows, weights, i * LANES * N);
+            let search = WithoutOffsets { tile: &mut tile, grid: NonLinear, levels: 32.0, subs: SUBS };
+            let (d, scales) = simd::run(level, search);
             for (k, block) in blocks.iter_mut().enumerate() {
-                block.d = Half::from_f32(d[k * SUBS]);
+                let first = k * SUBS;
+                block.d = Half::from_f32(d[first]);
                 block.scales_l = [0; 4];
                 let mut high = 0u16;
                 for b in 0..SUBS {
-                    let scale = scales[k * SUBS + b];
+                    let scale = scales[first + b];
                     block.scales_l[b / 2] |= (scale & 0x0f) << (4 * (b % 2));
                     high |= u16::from(scale >> 4) << (2 * b);
-                }
-                block.scales_h = high.to_le_bytes();
-            }
-            for j in 0..N / 2 {
-                let (low, high) =
-                    (NonLinear::index(x[j] * inverse), NonLinear::index(x[j + N / 2] * inverse));
-                let pairs = (low + high * L::splat(16.0)).to_bytes();
-                for (block, pairs) in blocks.iter_mut().zip(pairs.chunks_exact(SUBS)) {
-                    for (b, pair) in pairs.iter().enumerate() {
-                        block.qs[b * N / 2 + j] = *pair;
+                    for (j, byte) in block.qs[b * N / 2..][..N / 2].iter_mut().enumerate() {
+                        *byte = tile.codes[j][first + b] | tile.codes[j + N / 2][first + b] << 4;
                     }
                 }
+                block.scales_h = high.to_le_bytes();
             }
         }
     }

@@ -3,8 +3,16 @@
 //! Blocks are `repr(C)` with alignment 1 and exactly the bytes of the file, so a mapped tensor can be read as a
 //! slice of them. In the pictures one letter is one byte; a `/` parts the nibbles of a byte, low one first.
 
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
+pub mod iq_grids;
 mod mxfp4;
 mod nvfp4;
 mod q1_0;
@@ -21,6 +29,20 @@ mod q8_0;
 mod tq1_0;
 mod tq2_0;
 
+pub use iq1_m::BlockIq1M;
+pub(crate) use iq1_m::Iq1M;
+pub use iq1_s::BlockIq1S;
+pub(crate) use iq1_s::Iq1S;
+pub use iq2_s::BlockIq2S;
+pub(crate) use iq2_s::Iq2S;
+pub use iq2_xs::BlockIq2Xs;
+pub(crate) use iq2_xs::Iq2Xs;
+pub(crate) use iq2_xxs::Iq2Xxs;
+pub use iq2_xxs::{BlockIq2Xxs, even_signs};
+pub use iq3_s::BlockIq3S;
+pub(crate) use iq3_s::Iq3S;
+pub use iq3_xxs::BlockIq3Xxs;
+pub(crate) use iq3_xxs::Iq3Xxs;
 pub(crate) use iq4_nl::Iq4Nl;
 pub use iq4_nl::{BlockIq4Nl, IQ4_LEVELS};
 pub use iq4_xs::BlockIq4Xs;

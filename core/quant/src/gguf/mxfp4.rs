@@ -11,7 +11,10 @@ use drophammer_formats::DType;
 
 use crate::codec::BlockFormat;
 use crate::lanes::{LANES, Lanes};
-use crate::weights::{Tile, Weights};
+use crate::search::grid::E2m1;
+use crate::search::symmetric::AmongScales;
+use crate::simd::{self, Level};
+use crate::weights::{Row, Tile, Weights};
 
 /// Weights in a block.
 const N: usize = 32;
@@ -63,17 +66,10 @@ fn climb<L: Lanes>(u: L, steps: [f32; 7]) -> L {
     sum
 }
 
-/// `Σ w (x - d·q)²` with 4-bit floats of half-scale `d`.
-#[inline(always)]
-pub(super) fn e2m1_error<L: Lanes>(x: &[L], w: &[L], d: L) -> L {
-    let inverse = d.recip_or_zero();
-    let mut error = L::zero();
-    for j in 0..x.len() {
-        let magnitude = x[j].abs();
-        let miss = magnitude - d * nearest_e2m1(magnitude * inverse);
-        error = error + w[j] * miss * miss;
-    }
-    error
+/// The largest magnitude of every lane.
+pub(super) fn largest_magnitudes(rows: &[Row]) -> Row {
+    rows.iter()
+        .fold([0.0; LANES], |largest, row| std::array::from_fn(|lane| largest[lane].max(row[lane].abs())))
 }
 
 pub(crate) struct Mxfp4;
@@ -84,36 +80,19 @@ impl BlockFormat for Mxfp4 {
 
     /// The exponent that keeps the largest magnitude between 4 and 8 is the plain choice; one step to either side often
     /// loses less.
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockMxfp4]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockMxfp4]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
-            let mut largest = L::zero();
-            for x in &x {
-                largest = largest.max(x.abs());
-            }
+            tile.load(rows, weights, i * LANES * N);
             // Below 2^-100 everything rounds to zero; no scale or its inverse leaves the range of normal numbers.
-            let plain = largest.to_array().map(|x| ((x.to_bits() >> 23) as i32 - 2).clamp(25, 252));
-            let (mut best, mut least) = (plain, [f32::INFINITY; LANES]);
-            for step in [0, -1, 1] {
-                let exponents = plain.map(|e| e + step);
-                let scale = L::load(&exponents.map(|e| e8m0_half_to_f32(e as u8)));
-                let errors = e2m1_error(&x, &w, scale).to_array();
-                for lane in 0..LANES {
-                    if errors[lane] < least[lane] {
-                        (best[lane], least[lane]) = (exponents[lane], errors[lane]);
-                    }
-                }
-            }
-            let inverse = L::load(&best.map(|e| e8m0_half_to_f32(e as u8))).recip_or_zero();
-            for (block, e) in blocks.iter_mut().zip(best) {
-                block.e = e as u8;
-            }
-            for j in 0..N / 2 {
-                let (low, high) = (code_e2m1(x[j] * inverse), code_e2m1(x[j + N / 2] * inverse));
-                let pairs = (low + high * L::splat(16.0)).to_bytes();
-                for (block, pair) in blocks.iter_mut().zip(pairs) {
-                    block.qs[j] = pair;
+            let plain = largest_magnitudes(&tile.x).map(|x| ((x.to_bits() >> 23) as i32 - 2).clamp(25, 252));
+            let steps = [0, -1, 1];
+            let candidates = steps.map(|step| plain.map(|e| 2.0 * e8m0_half_to_f32((e + step) as u8)));
+            let best = simd::run(level, AmongScales { tile: &mut tile, grid: E2m1, candidates: &candidates });
+            for (lane, block) in blocks.iter_mut().enumerate() {
+                block.e = (plain[lane] + steps[usize::from(best[lane])]) as u8;
+                for j in 0..N / 2 {
+                    block.qs[j] = tile.codes[j][lane] | tile.codes[j + N / 2][lane] << 4;
                 }
             }
         }

@@ -8,10 +8,13 @@
 use bytemuck::{Pod, Zeroable};
 use drophammer_formats::DType;
 
-use super::mxfp4::{E2M1_DOUBLED, code_e2m1, e2m1_error};
+use super::mxfp4::{E2M1_DOUBLED, largest_magnitudes};
 use crate::codec::BlockFormat;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::LANES;
 use crate::plain::f32_to_f8_e4m3;
+use crate::search::grid::E2m1;
+use crate::search::symmetric::AmongScales;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a sub-block, and sub-blocks in a block.
@@ -51,36 +54,22 @@ impl BlockFormat for Nvfp4 {
     type Block = BlockNvfp4;
 
     /// The scale that puts the largest magnitude on 6 is the plain choice; neighbouring scales often lose less.
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockNvfp4]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockNvfp4]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
-            let mut largest = L::zero();
-            for x in &x {
-                largest = largest.max(x.abs());
-            }
-            let plain = (largest * L::splat(1.0 / 6.0)).to_array().map(|x| i32::from(f32_to_f8_e4m3(x)));
-            let (mut best, mut least) = ([0; LANES], [f32::INFINITY; LANES]);
-            for step in [0, -1, 1, -2, 2, 3, 4] {
-                let codes = plain.map(|code| (code + step).clamp(0, 0x7e));
-                let scale = L::load(&codes.map(|code| ue4m3_half_to_f32(code as u8)));
-                let errors = e2m1_error(&x, &w, scale).to_array();
-                for lane in 0..LANES {
-                    if errors[lane] < least[lane] {
-                        (best[lane], least[lane]) = (codes[lane], errors[lane]);
-                    }
-                }
-            }
-            let inverse = L::load(&best.map(|code| ue4m3_half_to_f32(code as u8))).recip_or_zero();
-            for (block, codes) in blocks.iter_mut().zip(best.chunks_exact(SUBS)) {
-                block.d = [codes[0] as u8, codes[1] as u8, codes[2] as u8, codes[3] as u8];
-            }
-            for j in 0..N / 2 {
-                let (low, high) = (code_e2m1(x[j] * inverse), code_e2m1(x[j + N / 2] * inverse));
-                let pairs = (low + high * L::splat(16.0)).to_bytes();
-                for (block, pairs) in blocks.iter_mut().zip(pairs.chunks_exact(SUBS)) {
-                    for (b, pair) in pairs.iter().enumerate() {
-                        block.qs[b * N / 2 + j] = *pair;
+            tile.load(rows, weights, i * LANES * N);
+            let plain = largest_magnitudes(&tile.x).map(|x| i32::from(f32_to_f8_e4m3(x / 6.0)));
+            let steps = [0, -1, 1, -2, 2, 3, 4];
+            let code = |lane: usize, step: i32| (plain[lane] + step).clamp(0, 0x7e) as u8;
+            let candidates =
+                steps.map(|step| std::array::from_fn(|lane| 2.0 * ue4m3_half_to_f32(code(lane, step))));
+            let best = simd::run(level, AmongScales { tile: &mut tile, grid: E2m1, candidates: &candidates });
+            for (k, block) in blocks.iter_mut().enumerate() {
+                for b in 0..SUBS {
+                    let lane = k * SUBS + b;
+                    block.d[b] = code(lane, steps[usize::from(best[lane])]);
+                    for (j, byte) in block.qs[b * N / 2..][..N / 2].iter_mut().enumerate() {
+                        *byte = tile.codes[j][lane] | tile.codes[j + N / 2][lane] << 4;
                     }
                 }
             }

@@ -9,7 +9,8 @@ use drophammer_formats::DType;
 
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::LANES;
+use crate::simd::Level;
 use crate::weights::{Tile, Weights};
 
 /// Weights in a block.
@@ -32,20 +33,21 @@ impl BlockFormat for Q1_0 {
     type Block = BlockQ1_0;
 
     /// With signs alone to choose, least squares gives the weighted mean magnitude.
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ1_0]) {
+    fn encode(_: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ1_0]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             let start = i * LANES * N;
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, start);
-            let (mut sum, mut total) = (L::zero(), L::zero());
-            for j in 0..N {
-                // Divided first: a sum of the largest magnitudes would overflow.
-                sum = sum + w[j] * (x[j].abs() * L::splat(1.0 / N as f32));
-                total = total + w[j] * L::splat(1.0 / N as f32);
+            tile.load(rows, weights, start);
+            let (mut sum, mut total) = ([0.0f32; LANES], [0.0f32; LANES]);
+            for (x, w) in tile.x.iter().zip(&tile.w) {
+                for lane in 0..LANES {
+                    // Divided first: a sum of the largest magnitudes would overflow.
+                    sum[lane] += w[lane] * (x[lane].abs() / N as f32);
+                    total[lane] += w[lane] / N as f32;
+                }
             }
-            let values = rows[start..].chunks_exact(N);
-            for ((block, d), x) in blocks.iter_mut().zip((sum / total).to_array()).zip(values) {
-                block.d = Half::from_f32(d);
+            for (lane, (block, x)) in blocks.iter_mut().zip(rows[start..].chunks_exact(N)).enumerate() {
+                block.d = Half::from_f32(sum[lane] / total[lane]);
                 for (byte, x) in block.qs.iter_mut().zip(x.chunks_exact(8)) {
                     *byte = x.iter().enumerate().fold(0, |bits, (j, &x)| bits | u8::from(x >= 0.0) << j);
                 }

@@ -11,8 +11,8 @@ use drophammer_formats::DType;
 
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
-use crate::lanes::Lanes;
-use crate::search::superblock;
+use crate::search::superblock::WithOffsets;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a sub-block, and sub-blocks in a block.
@@ -35,8 +35,12 @@ pub struct BlockQ2K {
 
 pub(crate) struct Q2K;
 
+/// The codes of sixteen sub-blocks of sixteen weights, in the order of the weights.
+pub(super) fn in_order(tile: &Tile) -> [u8; 256] {
+    std::array::from_fn(|i| tile.codes[i % N][i / N])
+}
+
 /// Packs 256 quants of two bits: each byte takes one weight from each of the four rows of its half.
-#[inline(always)]
 pub(super) fn pack_two_bits(quants: &[u8; 256]) -> [u8; 64] {
     let mut out = [0; 64];
     for (bytes, q) in out.chunks_exact_mut(32).zip(quants.chunks_exact(128)) {
@@ -51,28 +55,15 @@ impl BlockFormat for Q2K {
     const DTYPE: DType = DType::Q2K;
     type Block = BlockQ2K;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ2K]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ2K]) {
+        let mut tile = Tile::new(N);
         for (i, block) in out.iter_mut().enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * N * SUBS);
-            let fitted = if weights.vary() {
-                superblock::affine::<L, SUBS, true>(&x, &w, 3.0, 15.0)
-            } else {
-                superblock::affine::<L, SUBS, false>(&x, &w, 3.0, 15.0)
-            };
-            let line = fitted.line();
-            let inverse = line.d.recip_or_zero();
-            let mut quants = [0u8; N * SUBS];
-            for j in 0..N {
-                let column = ((x[j] - line.m) * inverse).round().clamp(0.0, 3.0).to_bytes();
-                for (lane, q) in column.into_iter().enumerate() {
-                    quants[lane * N + j] = q;
-                }
-            }
-            block.d = Half::from_f32(fitted.d.to_array()[0]);
-            block.dmin = Half::from_f32(fitted.dmin.to_array()[0]);
-            block.scales = (fitted.scale + fitted.min * L::splat(16.0)).to_bytes();
-            block.qs = pack_two_bits(&quants);
+            tile.load(rows, weights, i * N * SUBS);
+            let found = simd::run(level, WithOffsets { tile: &mut tile, n: 3.0, levels: 15.0, subs: SUBS });
+            block.d = Half::from_f32(found.d[0]);
+            block.dmin = Half::from_f32(found.dmin[0]);
+            block.scales = std::array::from_fn(|b| found.scale[b] | found.min[b] << 4);
+            block.qs = pack_two_bits(&in_order(&tile));
         }
     }
 

@@ -11,12 +11,12 @@
 use bytemuck::{Pod, Zeroable};
 use drophammer_formats::DType;
 
-use super::q2_k::pack_two_bits;
+use super::q2_k::{in_order, pack_two_bits};
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
-use crate::lanes::Lanes;
 use crate::search::grid::Centred;
-use crate::search::superblock;
+use crate::search::superblock::WithoutOffsets;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a sub-block, and sub-blocks in a block.
@@ -53,26 +53,16 @@ impl BlockFormat for Q3K {
     const DTYPE: DType = DType::Q3K;
     type Block = BlockQ3K;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ3K]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ3K]) {
+        let mut tile = Tile::new(N);
         for (i, block) in out.iter_mut().enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * N * SUBS);
-            let fitted = if weights.vary() {
-                superblock::symmetric::<L, SUBS, true>(&x, &w, Centred(4.0), 32.0)
-            } else {
-                superblock::symmetric::<L, SUBS, false>(&x, &w, Centred(4.0), 32.0)
-            };
-            let inverse = (fitted.d * fitted.scale).recip_or_zero();
-            let mut quants = [0u8; N * SUBS];
-            for j in 0..N {
-                let column = ((x[j] * inverse).round().clamp(-4.0, 3.0) + L::splat(4.0)).to_bytes();
-                for (lane, q) in column.into_iter().enumerate() {
-                    quants[lane * N + j] = q;
-                }
-            }
-            block.d = Half::from_f32(fitted.d.to_array()[0]);
+            tile.load(rows, weights, i * N * SUBS);
+            let search = WithoutOffsets { tile: &mut tile, grid: Centred(4.0), levels: 32.0, subs: SUBS };
+            let (d, scales) = simd::run(level, search);
+            let mut quants = in_order(&tile);
+            block.d = Half::from_f32(d[0]);
             block.scales = [0; 12];
-            for (b, scale) in (fitted.scale + L::splat(32.0)).to_bytes().into_iter().enumerate() {
+            for (b, scale) in scales.into_iter().enumerate() {
                 block.scales[b % 8] |= (scale & 0x0f) << (4 * (b / 8));
                 block.scales[8 + b % 4] |= (scale >> 4) << (2 * (b / 4));
             }

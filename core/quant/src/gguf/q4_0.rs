@@ -8,10 +8,12 @@ use bytemuck::{Pod, Zeroable};
 use drophammer_formats::DType;
 
 use crate::codec::BlockFormat;
+use crate::grouped::ScaleType;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::LANES;
 use crate::search::grid::Centred;
-use crate::search::symmetric;
+use crate::search::symmetric::OwnScale;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a block.
@@ -33,25 +35,16 @@ impl BlockFormat for Q4_0 {
     const DTYPE: DType = DType::Q4_0;
     type Block = BlockQ4_0;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4_0]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4_0]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
-            let d = if weights.vary() {
-                symmetric::half_scale::<L, true>(&x, &w, Centred(8.0))
-            } else {
-                symmetric::half_scale::<L, false>(&x, &w, Centred(8.0))
-            };
-            let inverse = d.recip_or_zero();
-            let quant = |x: L| (x * inverse).round().clamp(-8.0, 7.0) + L::splat(8.0);
-            let scales = d.to_array();
-            for (block, d) in blocks.iter_mut().zip(scales) {
-                block.d = Half::from_f32(d);
-            }
-            for j in 0..N / 2 {
-                let pairs = (quant(x[j]) + quant(x[j + N / 2]) * L::splat(16.0)).to_bytes();
-                for (block, pair) in blocks.iter_mut().zip(pairs) {
-                    block.qs[j] = pair;
+            tile.load(rows, weights, i * LANES * N);
+            let d =
+                simd::run(level, OwnScale { tile: &mut tile, grid: Centred(8.0), stored: ScaleType::F16 });
+            for (lane, block) in blocks.iter_mut().enumerate() {
+                block.d = Half::from_f32(d[lane]);
+                for j in 0..N / 2 {
+                    block.qs[j] = tile.codes[j][lane] | tile.codes[j + N / 2][lane] << 4;
                 }
             }
         }

@@ -8,9 +8,11 @@ use bytemuck::{Pod, Zeroable};
 use drophammer_formats::DType;
 
 use crate::codec::BlockFormat;
+use crate::grouped::ScaleType;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
-use crate::search::affine;
+use crate::lanes::LANES;
+use crate::search::affine::OwnLine;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a block.
@@ -34,26 +36,16 @@ impl BlockFormat for Q4_1 {
     const DTYPE: DType = DType::Q4_1;
     type Block = BlockQ4_1;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4_1]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4_1]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
-            let line = if weights.vary() {
-                affine::half_line::<L, true>(&x, &w, 15.0)
-            } else {
-                affine::half_line::<L, false>(&x, &w, 15.0)
-            };
-            let inverse = line.d.recip_or_zero();
-            let quant = |x: L| ((x - line.m) * inverse).round().clamp(0.0, 15.0);
-            let (scales, offsets) = (line.d.to_array(), line.m.to_array());
-            for ((block, d), m) in blocks.iter_mut().zip(scales).zip(offsets) {
-                block.d = Half::from_f32(d);
-                block.m = Half::from_f32(m);
-            }
-            for j in 0..N / 2 {
-                let pairs = (quant(x[j]) + quant(x[j + N / 2]) * L::splat(16.0)).to_bytes();
-                for (block, pair) in blocks.iter_mut().zip(pairs) {
-                    block.qs[j] = pair;
+            tile.load(rows, weights, i * LANES * N);
+            let line = simd::run(level, OwnLine { tile: &mut tile, top: 15.0, stored: ScaleType::F16 });
+            for (lane, block) in blocks.iter_mut().enumerate() {
+                block.d = Half::from_f32(line.d[lane]);
+                block.m = Half::from_f32(line.m[lane]);
+                for j in 0..N / 2 {
+                    block.qs[j] = tile.codes[j][lane] | tile.codes[j + N / 2][lane] << 4;
                 }
             }
         }

@@ -18,8 +18,9 @@ use drophammer_formats::DType;
 
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
-use crate::search::superblock;
+use crate::lanes::LANES;
+use crate::search::superblock::WithOffsets;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a sub-block, and sub-blocks in a block.
@@ -63,61 +64,27 @@ pub(super) fn pack_scales_k4(scales: &[u8], mins: &[u8]) -> [u8; 12] {
     out
 }
 
-/// Quants of a tile of 32-element sub-blocks, in the order of their weights, and the scales they belong to.
-pub(super) struct Rounded {
-    pub(super) quants: [u8; N * LANES],
-    pub(super) scales: [u8; LANES],
-    pub(super) mins: [u8; LANES],
-    pub(super) d: [f32; LANES],
-    pub(super) dmin: [f32; LANES],
-}
-
-/// Finds the scales of two blocks with quants in `0..=n` and rounds their weights.
-#[inline(always)]
-pub(super) fn round_pair<L: Lanes>(rows: &[f32], weights: Weights<'_>, start: usize, n: f32) -> Rounded {
-    let Tile { x, w } = Tile::<L, N>::load(rows, weights, start);
-    let fitted = if weights.vary() {
-        superblock::affine::<L, SUBS, true>(&x, &w, n, 63.0)
-    } else {
-        superblock::affine::<L, SUBS, false>(&x, &w, n, 63.0)
-    };
-    let line = fitted.line();
-    let inverse = line.d.recip_or_zero();
-    let mut quants = [0u8; N * LANES];
-    for j in 0..N {
-        let column = ((x[j] - line.m) * inverse).round().clamp(0.0, n).to_bytes();
-        for (lane, q) in column.into_iter().enumerate() {
-            quants[lane * N + j] = q;
-        }
-    }
-    Rounded {
-        quants,
-        scales: fitted.scale.to_bytes(),
-        mins: fitted.min.to_bytes(),
-        d: fitted.d.to_array(),
-        dmin: fitted.dmin.to_array(),
-    }
-}
-
 pub(crate) struct Q4K;
 
 impl BlockFormat for Q4K {
     const DTYPE: DType = DType::Q4K;
     type Block = BlockQ4K;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4K]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4K]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
-            let rounded = round_pair::<L>(rows, weights, i * LANES * N, 15.0);
+            tile.load(rows, weights, i * LANES * N);
+            let search = WithOffsets { tile: &mut tile, n: 15.0, levels: 63.0, subs: SUBS };
+            let found = simd::run(level, search);
             for (k, block) in blocks.iter_mut().enumerate() {
-                let lane = k * SUBS;
-                block.d = Half::from_f32(rounded.d[lane]);
-                block.dmin = Half::from_f32(rounded.dmin[lane]);
-                block.scales = pack_scales_k4(&rounded.scales[lane..], &rounded.mins[lane..]);
-                let quants = rounded.quants[lane * N..].chunks_exact(2 * N);
-                for (bytes, quants) in block.qs.chunks_exact_mut(N).zip(quants) {
-                    for j in 0..N {
-                        bytes[j] = quants[j] | quants[j + N] << 4;
+                let first = k * SUBS;
+                block.d = Half::from_f32(found.d[first]);
+                block.dmin = Half::from_f32(found.dmin[first]);
+                block.scales = pack_scales_k4(&found.scale[first..], &found.min[first..]);
+                for (c, bytes) in block.qs.chunks_exact_mut(N).enumerate() {
+                    let lane = first + 2 * c;
+                    for (byte, codes) in bytes.iter_mut().zip(&tile.codes) {
+                        *byte = codes[lane] | codes[lane + 1] << 4;
                     }
                 }
             }

@@ -9,10 +9,12 @@ use bytemuck::{Pod, Zeroable};
 use drophammer_formats::DType;
 
 use crate::codec::BlockFormat;
+use crate::grouped::ScaleType;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::LANES;
 use crate::search::grid::Centred;
-use crate::search::symmetric;
+use crate::search::symmetric::OwnScale;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a block.
@@ -36,23 +38,15 @@ impl BlockFormat for Q5_0 {
     const DTYPE: DType = DType::Q5_0;
     type Block = BlockQ5_0;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5_0]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5_0]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
-            let d = if weights.vary() {
-                symmetric::half_scale::<L, true>(&x, &w, Centred(16.0))
-            } else {
-                symmetric::half_scale::<L, false>(&x, &w, Centred(16.0))
-            };
-            let inverse = d.recip_or_zero();
-            let mut quants = [[0u8; LANES]; N];
-            for j in 0..N {
-                quants[j] = ((x[j] * inverse).round().clamp(-16.0, 15.0) + L::splat(16.0)).to_bytes();
-            }
-            for ((lane, block), d) in blocks.iter_mut().enumerate().zip(d.to_array()) {
-                block.d = Half::from_f32(d);
-                (block.qh, block.qs) = pack_fifth_bits(&quants, lane);
+            tile.load(rows, weights, i * LANES * N);
+            let d =
+                simd::run(level, OwnScale { tile: &mut tile, grid: Centred(16.0), stored: ScaleType::F16 });
+            for (lane, block) in blocks.iter_mut().enumerate() {
+                block.d = Half::from_f32(d[lane]);
+                (block.qh, block.qs) = pack_fifth_bits(&tile.codes_of(lane));
             }
         }
     }
@@ -71,13 +65,12 @@ impl BlockFormat for Q5_0 {
     }
 }
 
-/// The fifth-bit word and the nibbles of the 5-bit quants in one lane.
-#[inline(always)]
-pub(super) fn pack_fifth_bits(quants: &[[u8; LANES]; N], lane: usize) -> ([u8; 4], [u8; N / 2]) {
+/// The fifth-bit word and the nibbles of 5-bit quants.
+pub(super) fn pack_fifth_bits(quants: &[u8; N]) -> ([u8; 4], [u8; N / 2]) {
     let mut high_bits = 0u32;
     let mut nibbles = [0u8; N / 2];
     for j in 0..N / 2 {
-        let (low, high) = (quants[j][lane], quants[j + N / 2][lane]);
+        let (low, high) = (quants[j], quants[j + N / 2]);
         nibbles[j] = (low & 0x0f) | (high << 4);
         high_bits |= u32::from(low >> 4) << j | u32::from(high >> 4) << (j + N / 2);
     }

@@ -10,9 +10,11 @@ use drophammer_formats::DType;
 
 use super::q5_0::pack_fifth_bits;
 use crate::codec::BlockFormat;
+use crate::grouped::ScaleType;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
-use crate::search::affine;
+use crate::lanes::LANES;
+use crate::search::affine::OwnLine;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a block.
@@ -38,25 +40,15 @@ impl BlockFormat for Q5_1 {
     const DTYPE: DType = DType::Q5_1;
     type Block = BlockQ5_1;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5_1]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5_1]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * LANES * N);
-            let line = if weights.vary() {
-                affine::half_line::<L, true>(&x, &w, 31.0)
-            } else {
-                affine::half_line::<L, false>(&x, &w, 31.0)
-            };
-            let inverse = line.d.recip_or_zero();
-            let mut quants = [[0u8; LANES]; N];
-            for j in 0..N {
-                quants[j] = ((x[j] - line.m) * inverse).round().clamp(0.0, 31.0).to_bytes();
-            }
-            let (scales, offsets) = (line.d.to_array(), line.m.to_array());
+            tile.load(rows, weights, i * LANES * N);
+            let line = simd::run(level, OwnLine { tile: &mut tile, top: 31.0, stored: ScaleType::F16 });
             for (lane, block) in blocks.iter_mut().enumerate() {
-                block.d = Half::from_f32(scales[lane]);
-                block.m = Half::from_f32(offsets[lane]);
-                (block.qh, block.qs) = pack_fifth_bits(&quants, lane);
+                block.d = Half::from_f32(line.d[lane]);
+                block.m = Half::from_f32(line.m[lane]);
+                (block.qh, block.qs) = pack_fifth_bits(&tile.codes_of(lane));
             }
         }
     }

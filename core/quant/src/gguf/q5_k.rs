@@ -10,11 +10,13 @@
 use bytemuck::{Pod, Zeroable};
 use drophammer_formats::DType;
 
-use super::q4_k::{pack_scales_k4, round_pair, scale_min_k4};
+use super::q4_k::{pack_scales_k4, scale_min_k4};
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
-use crate::weights::Weights;
+use crate::lanes::LANES;
+use crate::search::superblock::WithOffsets;
+use crate::simd::{self, Level};
+use crate::weights::{Tile, Weights};
 
 /// Weights in a sub-block, and sub-blocks in a block.
 const N: usize = 32;
@@ -42,20 +44,22 @@ impl BlockFormat for Q5K {
     const DTYPE: DType = DType::Q5K;
     type Block = BlockQ5K;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5K]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5K]) {
+        let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
-            let rounded = round_pair::<L>(rows, weights, i * LANES * N, 31.0);
+            tile.load(rows, weights, i * LANES * N);
+            let search = WithOffsets { tile: &mut tile, n: 31.0, levels: 63.0, subs: SUBS };
+            let found = simd::run(level, search);
             for (k, block) in blocks.iter_mut().enumerate() {
-                let lane = k * SUBS;
-                block.d = Half::from_f32(rounded.d[lane]);
-                block.dmin = Half::from_f32(rounded.dmin[lane]);
-                block.scales = pack_scales_k4(&rounded.scales[lane..], &rounded.mins[lane..]);
+                let first = k * SUBS;
+                block.d = Half::from_f32(found.d[first]);
+                block.dmin = Half::from_f32(found.dmin[first]);
+                block.scales = pack_scales_k4(&found.scale[first..], &found.min[first..]);
                 block.qh = [0; 32];
-                let quants = rounded.quants[lane * N..].chunks_exact(2 * N);
-                for (c, (bytes, quants)) in block.qs.chunks_exact_mut(N).zip(quants).enumerate() {
-                    for j in 0..N {
-                        let (low, high) = (quants[j], quants[j + N]);
+                for (c, bytes) in block.qs.chunks_exact_mut(N).enumerate() {
+                    let lane = first + 2 * c;
+                    for (j, codes) in tile.codes.iter().enumerate() {
+                        let (low, high) = (codes[lane], codes[lane + 1]);
                         bytes[j] = (low & 0x0f) | high << 4;
                         block.qh[j] |= ((low >> 4) | (high >> 4) << 1) << (2 * c);
                     }

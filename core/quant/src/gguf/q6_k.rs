@@ -10,11 +10,12 @@
 use bytemuck::{Pod, Zeroable};
 use drophammer_formats::DType;
 
+use super::q2_k::in_order;
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
-use crate::lanes::Lanes;
 use crate::search::grid::Centred;
-use crate::search::superblock;
+use crate::search::superblock::WithoutOffsets;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a sub-block, and sub-blocks in a block.
@@ -41,25 +42,15 @@ impl BlockFormat for Q6K {
     const DTYPE: DType = DType::Q6K;
     type Block = BlockQ6K;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ6K]) {
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ6K]) {
+        let mut tile = Tile::new(N);
         for (i, block) in out.iter_mut().enumerate() {
-            let Tile { x, w } = Tile::<L, N>::load(rows, weights, i * N * SUBS);
-            let fitted = if weights.vary() {
-                superblock::symmetric::<L, SUBS, true>(&x, &w, Centred(32.0), 128.0)
-            } else {
-                superblock::symmetric::<L, SUBS, false>(&x, &w, Centred(32.0), 128.0)
-            };
-            let inverse = (fitted.d * fitted.scale).recip_or_zero();
-            let mut quants = [0u8; N * SUBS];
-            for j in 0..N {
-                let column = ((x[j] * inverse).round().clamp(-32.0, 31.0) + L::splat(32.0)).to_bytes();
-                for (lane, q) in column.into_iter().enumerate() {
-                    quants[lane * N + j] = q;
-                }
-            }
-            block.d = Half::from_f32(fitted.d.to_array()[0]);
-            block.scales = (fitted.scale + L::splat(128.0)).to_bytes().map(|s| (s ^ 0x80) as i8);
+            tile.load(rows, weights, i * N * SUBS);
+            let search = WithoutOffsets { tile: &mut tile, grid: Centred(32.0), levels: 128.0, subs: SUBS };
+            let (d, scales) = simd::run(level, search);
+            let quants = in_order(&tile);
+            block.d = Half::from_f32(d[0]);
+            block.scales = scales.map(|s| (s ^ 0x80) as i8);
             let halves = block.ql.chunks_exact_mut(64).zip(block.qh.chunks_exact_mut(32));
             for ((low, high), q) in halves.zip(quants.chunks_exact(128)) {
                 for j in 0..32 {

@@ -10,6 +10,7 @@ use drophammer_formats::DType;
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
 use crate::lanes::Lanes;
+use crate::simd::{self, Kernel, Level};
 use crate::weights::Weights;
 
 /// Weights in a block.
@@ -25,16 +26,18 @@ pub struct BlockQ8_0 {
     pub qs: [i8; N],
 }
 
-pub(crate) struct Q8_0;
+/// The encoder.
+struct Encode<'a> {
+    rows: &'a [f32],
+    out: &'a mut [BlockQ8_0],
+}
 
-impl BlockFormat for Q8_0 {
-    const DTYPE: DType = DType::Q8_0;
-    type Block = BlockQ8_0;
+impl Kernel for Encode<'_> {
+    type Output = ();
 
-    /// With 127 steps to each side no scale does measurably better than the plain one; but rounding to the
-    /// *stored* scale, not to the one before it was halved, does.
     #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], _: Weights<'_>, out: &mut [BlockQ8_0]) {
+    fn run<L: Lanes>(self) {
+        let Self { rows, out } = self;
         for (x, block) in rows.chunks_exact(N).zip(out) {
             let mut magnitude = 0.0f32;
             for &x in x {
@@ -56,6 +59,19 @@ impl BlockFormat for Q8_0 {
             }
             block.qs = qs;
         }
+    }
+}
+
+pub(crate) struct Q8_0;
+
+impl BlockFormat for Q8_0 {
+    const DTYPE: DType = DType::Q8_0;
+    type Block = BlockQ8_0;
+
+    /// With 127 steps to each side no scale does measurably better than the plain one; but rounding to the
+    /// *stored* scale, not to the one before it was halved, does.
+    fn encode(level: Level, rows: &[f32], _: Weights<'_>, out: &mut [BlockQ8_0]) {
+        simd::run(level, Encode { rows, out });
     }
 
     #[inline(always)]

@@ -13,11 +13,8 @@ use drophammer_formats::DType;
 use super::tq2_0::ternary;
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
+use crate::simd::Level;
 use crate::weights::Weights;
-
-/// Weights in a block.
-const N: usize = 256;
 
 /// A block of TQ1_0.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -52,25 +49,21 @@ impl BlockFormat for Tq1_0 {
     const DTYPE: DType = DType::Tq1_0;
     type Block = BlockTq1_0;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockTq1_0]) {
-        for (i, blocks) in out.chunks_mut(LANES).enumerate() {
-            ternary::<L>(rows, weights, i * LANES * N, |lane, d, quants| {
-                let Some(block) = blocks.get_mut(lane) else { return };
-                let mut bytes = [0u8; 52];
-                for_each_byte(|byte, first, stride, digits| {
-                    let mut number = 0u32;
-                    for n in 0..5 {
-                        number =
-                            number * 3 + if n < digits { u32::from(quants[first + n * stride]) } else { 0 };
-                    }
-                    bytes[byte] = (number * 256).div_ceil(243) as u8;
-                });
-                block.qs.copy_from_slice(&bytes[..48]);
-                block.qh.copy_from_slice(&bytes[48..]);
-                block.d = d;
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockTq1_0]) {
+        ternary(level, rows, weights, out.len(), |i, d, quants| {
+            let block = &mut out[i];
+            let mut bytes = [0u8; 52];
+            for_each_byte(|byte, first, stride, digits| {
+                let mut number = 0u32;
+                for n in 0..5 {
+                    number = number * 3 + if n < digits { u32::from(quants[first + n * stride]) } else { 0 };
+                }
+                bytes[byte] = (number * 256).div_ceil(243) as u8;
             });
-        }
+            block.qs.copy_from_slice(&bytes[..48]);
+            block.qh.copy_from_slice(&bytes[48..]);
+            block.d = d;
+        });
     }
 
     #[inline(always)]

@@ -10,10 +10,12 @@ use drophammer_formats::DType;
 
 use super::q2_k::pack_two_bits;
 use crate::codec::BlockFormat;
+use crate::grouped::ScaleType;
 use crate::half_float::Half;
-use crate::lanes::{LANES, Lanes};
-use crate::search::grid::{Grid, Ternary};
-use crate::search::symmetric;
+use crate::lanes::LANES;
+use crate::search::grid::Ternary;
+use crate::search::symmetric::OwnScale;
+use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
 /// Weights in a block.
@@ -29,30 +31,22 @@ pub struct BlockTq2_0 {
     pub d: Half,
 }
 
-/// Scales and quants (0, 1 or 2) of up to 16 blocks; weights that are ternary already come back exactly.
-#[inline(always)]
-pub(super) fn ternary<L: Lanes>(
+/// Finds scales of all blocks and rounds their weights to quants 0, 1 and 2. Weights that are ternary already come back
+/// exactly.
+pub(super) fn ternary(
+    level: Level,
     rows: &[f32],
     weights: Weights<'_>,
-    start: usize,
+    blocks: usize,
     mut put: impl FnMut(usize, Half, &[u8; N]),
 ) {
-    let Tile { x, w } = Tile::<L, N>::load(rows, weights, start);
-    let d = if weights.vary() {
-        symmetric::half_scale::<L, true>(&x, &w, Ternary)
-    } else {
-        symmetric::half_scale::<L, false>(&x, &w, Ternary)
-    };
-    let inverse = d.recip_or_zero();
-    let mut quants = [[0u8; N]; LANES];
-    for j in 0..N {
-        let column = (Ternary.nearest(x[j] * inverse) + L::splat(1.0)).to_bytes();
-        for (quants, q) in quants.iter_mut().zip(column) {
-            quants[j] = q;
+    let mut tile = Tile::new(N);
+    for first in (0..blocks).step_by(LANES) {
+        tile.load(rows, weights, first * N);
+        let d = simd::run(level, OwnScale { tile: &mut tile, grid: Ternary, stored: ScaleType::F16 });
+        for (lane, d) in d.into_iter().enumerate().take(blocks - first) {
+            put(first + lane, Half::from_f32(d), &tile.codes_of(lane));
         }
-    }
-    for (lane, (quants, d)) in quants.iter().zip(d.to_array()).enumerate() {
-        put(lane, Half::from_f32(d), quants);
     }
 }
 
@@ -62,15 +56,10 @@ impl BlockFormat for Tq2_0 {
     const DTYPE: DType = DType::Tq2_0;
     type Block = BlockTq2_0;
 
-    #[inline(always)]
-    fn encode<L: Lanes>(rows: &[f32], weights: Weights<'_>, out: &mut [BlockTq2_0]) {
-        for (i, blocks) in out.chunks_mut(LANES).enumerate() {
-            ternary::<L>(rows, weights, i * LANES * N, |lane, d, quants| {
-                if let Some(block) = blocks.get_mut(lane) {
-                    *block = BlockTq2_0 { qs: pack_two_bits(quants), d };
-                }
-            });
-        }
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockTq2_0]) {
+        ternary(level, rows, weights, out.len(), |i, d, quants| {
+            out[i] = BlockTq2_0 { qs: pack_two_bits(quants), d };
+        });
     }
 
     #[inline(always)]

@@ -91,7 +91,8 @@ pub enum Fit {
     /// By search: never a larger error than the owner's rule, usually a much smaller one.
     #[default]
     LeastError,
-    /// By the rule of the format's owner, bit for bit: libmlx's for `Affine`, `E2m1` and `E4m3`, NNCF's for the others.
+    /// By the rule of the format's owner: libmlx's for `Affine` (bit for bit) and for `E2m1` and `E4m3` (the same scales; codes of
+    /// values midway between two levels may differ), NNCF's for the others.
     Owner,
 }
 
@@ -211,7 +212,7 @@ pub fn encode_at(
         Fit::Owner => owner::encode(format, rows, group),
         Fit::LeastError => {
             let weights = Weights::new(importance);
-            simd::run(level, fit::Search { format, rows, group, weights })
+            fit::encode(level, format, rows, group, weights)
         }
     })
 }

@@ -98,5 +98,6 @@ fn code_e2m1(x: f32) -> u8 {
         + u8::from(u > 2.5)
         + u8::from(u >= 3.5)
         + u8::from(u > 5.0);
-    magnitude | u8::from(x.is_sign_negative()) << 3
+    // Zero has one code.
+    magnitude | u8::from(x < 0.0 && magnitude > 0) << 3
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::half_float::Half;
+use crate::lanes::Lanes;
 use crate::plain::{f8_e4m3_to_f32, f8_e8m0_to_f32, f32_to_f8_e4m3};
 
 /// The type of a scale, and of a float offset.
@@ -23,7 +24,7 @@ pub enum ScaleType {
 }
 
 impl ScaleType {
-    /// The nearest number that can be stored.
+    /// The nearest number that can be stored; for [`ScaleType::E8M0`] the smallest that is not smaller.
     #[inline(always)]
     pub fn round(self, x: f32) -> f32 {
         match self {
@@ -38,13 +39,23 @@ impl ScaleType {
         }
     }
 
+    /// [`ScaleType::round`] for every lane.
+    #[inline(always)]
+    pub(crate) fn round_lanes<L: Lanes>(self, v: L) -> L {
+        match self {
+            ScaleType::F32 => v,
+            ScaleType::F16 => v.saturating_f16(),
+            _ => L::load(&v.to_array().map(|x| self.round(x))),
+        }
+    }
+
     /// The byte that stores a scale; 0 for types of more bytes.
     pub fn to_byte(self, x: f32) -> u8 {
         match self {
             ScaleType::E8M0 => {
-                // The nearest power of two by exponent: √2 is where rounding turns.
+                // The smallest power of two that is not smaller, as libmlx and NNCF have it.
                 let bits = x.abs().to_bits();
-                let exponent = (bits >> 23) + u32::from(bits & 0x7f_ffff > 0x35_04f3);
+                let exponent = (bits >> 23) + u32::from(bits & 0x7f_ffff > 0);
                 exponent.min(254) as u8
             }
             ScaleType::E4M3 => f32_to_f8_e4m3(x),

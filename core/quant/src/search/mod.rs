@@ -5,6 +5,7 @@
 //! follows in closed form from least squares, and the candidate with the smallest weighted squared error wins.
 
 pub(crate) mod affine;
+pub(crate) mod codebook;
 pub(crate) mod grid;
 pub(crate) mod superblock;
 pub(crate) mod symmetric;

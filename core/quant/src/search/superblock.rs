@@ -9,6 +9,8 @@ use super::affine::{self, Line};
 use super::grid::Grid;
 use super::symmetric;
 use crate::lanes::{LANES, Lanes};
+use crate::simd::Kernel;
+use crate::weights::{Row, Tile, vectors};
 
 /// Times the shared scales are refitted.
 const REFITS: usize = 2;
@@ -46,9 +48,9 @@ impl<L: Lanes> Affine<L> {
 
 /// Applies `f` to the lanes of each super-block and spreads its result over them.
 #[inline(always)]
-fn per_superblock<L: Lanes, const SUBS: usize>(v: L, f: impl Fn(&[f32]) -> f32) -> L {
+fn per_superblock<L: Lanes>(v: L, subs: usize, f: impl Fn(&[f32]) -> f32) -> L {
     let mut lanes = v.to_array();
-    for lanes in lanes.chunks_exact_mut(SUBS) {
+    for lanes in lanes.chunks_exact_mut(subs) {
         let result = f(lanes);
         lanes.fill(result);
     }
@@ -73,31 +75,85 @@ fn total(lanes: &[f32]) -> f32 {
     lanes.iter().fold(0.0, |a, &b| a + b)
 }
 
+/// The search for the scales of sub-blocks with offsets, `subs` to a block.
+pub(crate) struct WithOffsets<'a> {
+    pub(crate) tile: &'a mut Tile,
+    /// The largest quant.
+    pub(crate) n: f32,
+    /// The largest multiple.
+    pub(crate) levels: f32,
+    pub(crate) subs: usize,
+}
+
+/// Scales as bytes and floats.
+pub(crate) struct WithOffsetsFound {
+    pub(crate) d: Row,
+    pub(crate) dmin: Row,
+    pub(crate) scale: [u8; LANES],
+    pub(crate) min: [u8; LANES],
+}
+
+impl Kernel for WithOffsets<'_> {
+    type Output = WithOffsetsFound;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> WithOffsetsFound {
+        let Self { tile, n, levels, subs } = self;
+        let (x, w) = (vectors::<L>(&tile.x), vectors::<L>(&tile.w));
+        let found = affine(&x, &w, n, levels, subs, tile.weighted);
+        affine::write_codes(&x, n, found.line(), &mut tile.codes);
+        WithOffsetsFound {
+            d: found.d.to_array(),
+            dmin: found.dmin.to_array(),
+            scale: found.scale.to_bytes(),
+            min: found.min.to_bytes(),
+        }
+    }
+}
+
+/// The search for the scales of sub-blocks without offsets, `subs` to a block; gives the unit and the multiples plus
+/// `levels`.
+pub(crate) struct WithoutOffsets<'a, G> {
+    pub(crate) tile: &'a mut Tile,
+    pub(crate) grid: G,
+    /// Multiples run from `-levels` to `levels - 1`.
+    pub(crate) levels: f32,
+    pub(crate) subs: usize,
+}
+
+impl<G: Grid> Kernel for WithoutOffsets<'_, G> {
+    type Output = (Row, [u8; LANES]);
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> (Row, [u8; LANES]) {
+        let Self { tile, grid, levels, subs } = self;
+        let (x, w) = (vectors::<L>(&tile.x), vectors::<L>(&tile.w));
+        let found = symmetric(&x, &w, grid, levels, subs, tile.weighted);
+        symmetric::write_codes(&x, grid, found.d * found.scale, &mut tile.codes);
+        (found.d.to_array(), (found.scale + L::splat(levels)).to_bytes())
+    }
+}
+
 /// Scales for `x ≈ d·scale·q - dmin·min` with `q` in `0..=n`, `scale` and `min` in `0..=levels`.
 #[inline(always)]
-pub(crate) fn affine<L: Lanes, const SUBS: usize, const WEIGHTED: bool>(
-    x: &[L],
-    w: &[L],
-    n: f32,
-    levels: f32,
-) -> Affine<L> {
-    let wish = affine::fit::<L, WEIGHTED, true>(x, w, n, &affine::LADDER);
+fn affine<L: Lanes>(x: &[L], w: &[L], n: f32, levels: f32, subs: usize, weighted: bool) -> Affine<L> {
+    let wish = affine::fit(x, w, n, weighted, true);
     let top = L::splat(1.0 / levels);
-    let d = (per_superblock::<L, SUBS>(wish.d, largest) * top).saturating_f16();
-    let dmin = (per_superblock::<L, SUBS>(L::zero() - wish.m, largest) * top).saturating_f16();
+    let d = (per_superblock(wish.d, subs, largest) * top).saturating_f16();
+    let dmin = (per_superblock(L::zero() - wish.m, subs, largest) * top).saturating_f16();
     let start = Affine {
         d,
         dmin,
         scale: (wish.d * d.recip_or_zero()).round().clamp(0.0, levels),
         min: (L::zero() - wish.m * dmin.recip_or_zero()).round().clamp(0.0, levels),
     };
-    let (mut best, mut error) = neighbours::<L, WEIGHTED>(x, w, n, levels, start);
-    let mut least = per_superblock::<L, SUBS>(error, total);
+    let (mut best, mut error) = neighbours(x, w, n, levels, start);
+    let mut least = per_superblock(error, subs, total);
     for _ in 0..REFITS {
-        let refitted = refit::<L, SUBS, WEIGHTED>(x, w, n, best);
+        let refitted = refit(x, w, n, subs, best);
         let next;
-        (next, error) = neighbours::<L, WEIGHTED>(x, w, n, levels, refitted);
-        let sum = per_superblock::<L, SUBS>(error, total);
+        (next, error) = neighbours(x, w, n, levels, refitted);
+        let sum = per_superblock(error, subs, total);
         let better = sum.lt(least);
         least = L::select(better, sum, least);
         best = Affine::select(better, next, best);
@@ -107,13 +163,7 @@ pub(crate) fn affine<L: Lanes, const SUBS: usize, const WEIGHTED: bool>(
 
 /// The best of the multiples at and next to the given ones, and its error.
 #[inline(always)]
-fn neighbours<L: Lanes, const WEIGHTED: bool>(
-    x: &[L],
-    w: &[L],
-    n: f32,
-    levels: f32,
-    start: Affine<L>,
-) -> (Affine<L>, L) {
+fn neighbours<L: Lanes>(x: &[L], w: &[L], n: f32, levels: f32, start: Affine<L>) -> (Affine<L>, L) {
     const STEPS: [f32; 3] = [0.0, -1.0, 1.0];
     let (mut best, mut least) = (start, L::splat(f32::INFINITY));
     for step in STEPS {
@@ -132,7 +182,7 @@ fn neighbours<L: Lanes, const WEIGHTED: bool>(
                 let shifted = x[j] + offsets[k];
                 let q = (shifted * inverse).round().clamp(0.0, n);
                 let miss = shifted - d * q;
-                errors[k] = errors[k] + if WEIGHTED { w[j] * miss } else { miss } * miss;
+                errors[k] = errors[k] + w[j] * miss * miss;
             }
         }
         for k in 0..3 {
@@ -147,13 +197,8 @@ fn neighbours<L: Lanes, const WEIGHTED: bool>(
 
 /// The shared scales that least squares gives for the present quants and multiples.
 #[inline(always)]
-fn refit<L: Lanes, const SUBS: usize, const WEIGHTED: bool>(
-    x: &[L],
-    w: &[L],
-    n: f32,
-    scales: Affine<L>,
-) -> Affine<L> {
-    let trial = affine::try_line::<L, WEIGHTED>(x, w, n, scales.line());
+fn refit<L: Lanes>(x: &[L], w: &[L], n: f32, subs: usize, scales: Affine<L>) -> Affine<L> {
+    let trial = affine::try_line(x, w, n, scales.line());
     let (scale, min) = (scales.scale, scales.min);
     let products = [
         scale * scale * trial.qq,
@@ -164,10 +209,10 @@ fn refit<L: Lanes, const SUBS: usize, const WEIGHTED: bool>(
     ]
     .map(L::to_array);
     let (mut d, mut dmin) = (scales.d.to_array(), scales.dmin.to_array());
-    for start in (0..LANES).step_by(SUBS) {
+    for start in (0..LANES).step_by(subs) {
         let mut sums = [0.0f64; 5];
         for (sum, product) in sums.iter_mut().zip(&products) {
-            for value in &product[start..start + SUBS] {
+            for value in &product[start..start + subs] {
                 *sum += f64::from(*value);
             }
         }
@@ -181,8 +226,8 @@ fn refit<L: Lanes, const SUBS: usize, const WEIGHTED: bool>(
             continue;
         };
         if new_d > 0.0 && new_dmin >= 0.0 {
-            d[start..start + SUBS].fill(new_d as f32);
-            dmin[start..start + SUBS].fill(new_dmin as f32);
+            d[start..start + subs].fill(new_d as f32);
+            dmin[start..start + subs].fill(new_dmin as f32);
         }
     }
     Affine { d: L::load(&d).saturating_f16(), dmin: L::load(&dmin).saturating_f16(), ..scales }
@@ -199,39 +244,42 @@ pub(crate) struct Symmetric<L> {
 
 /// Scales for `x ≈ d·scale·q` with `q` on the grid and `scale` in `-levels..=levels-1`.
 #[inline(always)]
-pub(crate) fn symmetric<L: Lanes, const SUBS: usize, const WEIGHTED: bool>(
+fn symmetric<L: Lanes>(
     x: &[L],
     w: &[L],
     grid: impl Grid,
     levels: f32,
+    subs: usize,
+    weighted: bool,
 ) -> Symmetric<L> {
-    let wish = symmetric::fit::<L, WEIGHTED>(x, w, grid);
-    let d = (per_superblock::<L, SUBS>(wish, largest_magnitude) * L::splat(-1.0 / levels)).saturating_f16();
+    let wish = symmetric::fit(x, w, grid, weighted);
+    let d = (per_superblock(wish, subs, largest_magnitude) * L::splat(-1.0 / levels)).saturating_f16();
     let start = (wish * d.recip_or_zero()).round().clamp(-levels, levels - 1.0);
     let mut best = Symmetric { d, scale: start };
     let mut next = best;
     let mut least = L::splat(f32::INFINITY);
-    for round in 0..=REFITS {
+    let refits = if weighted { REFITS } else { 1 };
+    for round in 0..=refits {
         let (mut error, mut xq, mut qq) = (L::splat(f32::INFINITY), L::zero(), L::zero());
         let centre = next.scale;
         for step in [0.0, -1.0, 1.0] {
             let scale = (centre + L::splat(step)).clamp(-levels, levels - 1.0);
-            let trial = symmetric::try_scale::<L, WEIGHTED>(x, w, grid, next.d * scale);
+            let trial = symmetric::try_scale(x, w, grid, next.d * scale);
             let better = trial.error.lt(error);
             error = L::select(better, trial.error, error);
             next.scale = L::select(better, scale, next.scale);
             xq = L::select(better, scale * trial.xq, xq);
             qq = L::select(better, scale * scale * trial.qq, qq);
         }
-        let sum = per_superblock::<L, SUBS>(error, total);
+        let sum = per_superblock(error, subs, total);
         let better = sum.lt(least);
         least = L::select(better, sum, least);
         best = Symmetric {
             d: L::select(better, next.d, best.d),
             scale: L::select(better, next.scale, best.scale),
         };
-        if round < REFITS {
-            let (xq, qq) = (per_superblock::<L, SUBS>(xq, total), per_superblock::<L, SUBS>(qq, total));
+        if round < refits {
+            let (xq, qq) = (per_superblock(xq, subs, total), per_superblock(qq, subs, total));
             let refitted = (xq * qq.recip_or_zero()).saturating_f16();
             next.d = L::select(L::zero().lt(qq), refitted, next.d);
         }

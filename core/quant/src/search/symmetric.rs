@@ -1,7 +1,10 @@
 //! `x ≈ d·q` with `q` on a [`Grid`].
 
 use super::grid::Grid;
-use crate::lanes::Lanes;
+use crate::grouped::ScaleType;
+use crate::lanes::{LANES, Lanes};
+use crate::simd::Kernel;
+use crate::weights::{Row, Tile, vectors};
 
 /// Below this magnitude a block counts as zero: its scale would vanish in half precision anyway.
 pub(crate) const NEGLIGIBLE: f32 = 1e-15;
@@ -21,20 +24,20 @@ pub(crate) fn extreme<L: Lanes>(x: &[L]) -> L {
     extreme
 }
 
-/// The scale `d` that makes `Σ w (x - d·q)²` smallest over the grid's targets, in every lane; 0 for zero blocks.
+/// The scale `d` that makes `Σ w (x - d·q)²` smallest over the grid's rungs, in every lane; 0 for zero blocks.
 #[inline(always)]
-pub(crate) fn fit<L: Lanes, const WEIGHTED: bool>(x: &[L], w: &[L], grid: impl Grid) -> L {
+pub(crate) fn fit<L: Lanes>(x: &[L], w: &[L], grid: impl Grid, weighted: bool) -> L {
     let reference = grid.reference(extreme(x));
     let unit = reference.recip_or_zero();
     let (mut best_uq, mut best_qq) = (L::zero(), L::splat(1.0));
-    for targets in grid.targets().chunks_exact(ABREAST) {
+    for rungs in grid.rungs(weighted).chunks_exact(ABREAST) {
         let mut uq = [L::zero(); ABREAST];
         let mut qq = [L::zero(); ABREAST];
         for j in 0..x.len() {
             let u = x[j] * unit;
-            for (k, target) in targets.iter().enumerate() {
-                let q = grid.nearest(u * L::splat(*target));
-                let wq = if WEIGHTED { w[j] * q } else { q };
+            for (k, rung) in rungs.iter().enumerate() {
+                let q = grid.nearest(u * L::splat(grid.target(*rung)));
+                let wq = w[j] * q;
                 uq[k] = uq[k] + wq * u;
                 qq[k] = qq[k] + wq * q;
             }
@@ -62,13 +65,13 @@ pub(crate) struct Trial<L> {
 
 /// Rounds every element to scale `d`.
 #[inline(always)]
-pub(crate) fn try_scale<L: Lanes, const WEIGHTED: bool>(x: &[L], w: &[L], grid: impl Grid, d: L) -> Trial<L> {
+pub(crate) fn try_scale<L: Lanes>(x: &[L], w: &[L], grid: impl Grid, d: L) -> Trial<L> {
     let inverse = d.recip_or_zero();
     let mut trial = Trial { error: L::zero(), xq: L::zero(), qq: L::zero() };
     for j in 0..x.len() {
         let q = grid.nearest(x[j] * inverse);
         let miss = x[j] - d * q;
-        let (wq, wm) = if WEIGHTED { (w[j] * q, w[j] * miss) } else { (q, miss) };
+        let (wq, wm) = (w[j] * q, w[j] * miss);
         trial.error = trial.error + wm * miss;
         trial.xq = trial.xq + wq * x[j];
         trial.qq = trial.qq + wq * q;
@@ -76,30 +79,72 @@ pub(crate) fn try_scale<L: Lanes, const WEIGHTED: bool>(x: &[L], w: &[L], grid: 
     trial
 }
 
-/// The scale for a block with one of its own, as `stored` rounds it: the fitted one, refitted once to the quants it gives,
-/// or the plain one, whichever truly loses least.
-#[inline(always)]
-pub(crate) fn stored_scale<L: Lanes, const WEIGHTED: bool>(
-    x: &[L],
-    w: &[L],
-    grid: impl Grid,
-    stored: impl Fn(L) -> L,
-) -> L {
-    let mut best_d = stored(grid.reference(extreme(x)) * L::splat(1.0 / grid.plain_target()));
-    let mut least = try_scale::<L, WEIGHTED>(x, w, grid, best_d).error;
-    let mut d = stored(fit::<L, WEIGHTED>(x, w, grid));
-    for _ in 0..2 {
-        let trial = try_scale::<L, WEIGHTED>(x, w, grid, d);
-        let better = trial.error.lt(least);
-        best_d = L::select(better, d, best_d);
-        least = L::select(better, trial.error, least);
-        d = stored(trial.xq * trial.qq.recip_or_zero());
-    }
-    best_d
+/// The search for the scale of blocks with one of their own, as its type stores it: the fitted one (refitted once to the
+/// quants it gives, where weights differ) or the plain one, whichever truly loses least.
+pub(crate) struct OwnScale<'a, G> {
+    pub(crate) tile: &'a mut Tile,
+    pub(crate) grid: G,
+    pub(crate) stored: ScaleType,
 }
 
-/// [`stored_scale`] in half precision.
+impl<G: Grid> Kernel for OwnScale<'_, G> {
+    type Output = Row;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Row {
+        let Self { tile, grid, stored } = self;
+        let (x, w) = (vectors::<L>(&tile.x), vectors::<L>(&tile.w));
+        let plain = grid.reference(extreme(&x)) * L::splat(1.0 / grid.plain_target());
+        let candidates = [plain, fit(&x, &w, grid, tile.weighted)];
+        let (mut best, mut least) = (L::zero(), L::splat(f32::INFINITY));
+        let mut refitted = plain;
+        for round in 0..if tile.weighted { 3 } else { 2 } {
+            let d = stored.round_lanes(if round < 2 { candidates[round] } else { refitted });
+            let trial = try_scale(&x, &w, grid, d);
+            let better = if round == 0 { L::zero().lt(L::splat(1.0)) } else { trial.error.lt(least) };
+            best = L::select(better, d, best);
+            least = L::select(better, trial.error, least);
+            refitted = trial.xq * trial.qq.recip_or_zero();
+        }
+        write_codes(&x, grid, best, &mut tile.codes);
+        best.to_array()
+    }
+}
+
+/// The choice among given scales; says which was best.
+pub(crate) struct AmongScales<'a, G> {
+    pub(crate) tile: &'a mut Tile,
+    pub(crate) grid: G,
+    pub(crate) candidates: &'a [Row],
+}
+
+impl<G: Grid> Kernel for AmongScales<'_, G> {
+    type Output = [u8; LANES];
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> [u8; LANES] {
+        let Self { tile, grid, candidates } = self;
+        let (x, w) = (vectors::<L>(&tile.x), vectors::<L>(&tile.w));
+        let (mut best, mut place) = (L::zero(), L::zero());
+        let mut least = L::splat(f32::INFINITY);
+        for (i, candidate) in candidates.iter().enumerate() {
+            let d = L::load(candidate);
+            let error = try_scale(&x, &w, grid, d).error;
+            let better = if i == 0 { L::zero().lt(L::splat(1.0)) } else { error.lt(least) };
+            least = L::select(better, error, least);
+            best = L::select(better, d, best);
+            place = L::select(better, L::splat(i as f32), place);
+        }
+        write_codes(&x, grid, best, &mut tile.codes);
+        place.to_bytes()
+    }
+}
+
+/// Writes the codes of all elements at scale `d`.
 #[inline(always)]
-pub(crate) fn half_scale<L: Lanes, const WEIGHTED: bool>(x: &[L], w: &[L], grid: impl Grid) -> L {
-    stored_scale::<L, WEIGHTED>(x, w, grid, L::saturating_f16)
+pub(crate) fn write_codes<L: Lanes>(x: &[L], grid: impl Grid, d: L, codes: &mut [[u8; LANES]]) {
+    let inverse = d.recip_or_zero();
+    for (codes, x) in codes.iter_mut().zip(x) {
+        *codes = grid.code(*x * inverse).to_bytes();
+    }
 }

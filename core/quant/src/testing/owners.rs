@@ -1,0 +1,90 @@
+//! What the formats' owners made of the same values: figures in `tests/fixtures/codecs/owners.json`, written by
+//! `tests/peers/codecs/fixtures.py` from ggml's and libmlx's own code.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use drophammer_formats::DType;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::{bell, decode, importance, loss, noise};
+use crate::grouped::{self, Fit, Format, Levels, ScaleType};
+
+#[derive(Deserialize)]
+struct Owners {
+    ggml: BTreeMap<String, Ggml>,
+    mlx: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Ggml {
+    decoded: String,
+    error: f64,
+    error_with_importance: f64,
+}
+
+fn owners() -> Owners {
+    serde_json::from_str(include_str!("../../../../tests/fixtures/codecs/owners.json")).unwrap()
+}
+
+fn sha(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| if x.is_nan() { 0x7fc0_0000u32 } else { x.to_bits() }.to_le_bytes()).collect()
+}
+
+#[test]
+fn any_bytes_decode_to_the_bits_that_ggml_gives() {
+    let owners = owners();
+    for dtype in DType::ALL.iter().copied().filter(|dtype| dtype.is_block()) {
+        let expected = &owners.ggml[dtype.name()].decoded;
+        let back = decode(dtype, crate::simd::level(), &noise(dtype.block_bytes() * 64));
+        assert_eq!(&sha(&floats(&back)), expected, "{dtype}");
+    }
+}
+
+#[test]
+fn no_type_loses_more_than_ggmls_encoder() {
+    let (x, w) = (bell(7, 2048), importance(8, 256));
+    for (name, owner) in owners().ggml {
+        let dtype = DType::from_name(&name).unwrap();
+        let plain = loss(dtype, &x, None).squared;
+        assert!(plain <= owner.error * 1.000_001, "{name}: {plain} > {}", owner.error);
+        let weighted = loss(dtype, &x, Some(&w)).weighted;
+        assert!(
+            weighted <= owner.error_with_importance,
+            "{name}: {weighted} > {}",
+            owner.error_with_importance
+        );
+    }
+}
+
+#[test]
+fn libmlxs_affine_rule_is_followed_to_the_bit() {
+    for (case, expected) in owners().mlx.into_iter().filter(|(case, _)| case.contains("affine")) {
+        let words: Vec<&str> = case.split(' ').collect();
+        let (source, scale) = match words[0] {
+            "f32" => (DType::F32, ScaleType::F32),
+            "f16" => (DType::F16, ScaleType::F16),
+            _ => (DType::BF16, ScaleType::BF16),
+        };
+        let group: u32 = words[2][1..].parse().unwrap();
+        let bits: u8 = words[3][1..].parse().unwrap();
+        let levels = Levels::Affine { bits };
+        let mut bytes = vec![0; source.bytes_for(256).unwrap() as usize];
+        crate::quantize(source, &bell(7, 256), None, &mut bytes).unwrap();
+        let x = decode(source, crate::simd::level(), &bytes);
+        let format = Format { levels, group: Some(group), scale };
+        let encoded = grouped::encode(format, &x, 128, None, Fit::Owner).unwrap();
+        let packed: Vec<u8> =
+            encoded.codes.chunks(128).flat_map(|row| grouped::pack(row, levels.bits())).collect();
+        let got = vec![sha(&packed), sha(&floats(&encoded.scales)), sha(&floats(&encoded.offsets))];
+        assert_eq!(got, expected, "{case}");
+    }
+}

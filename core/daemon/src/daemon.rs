@@ -19,6 +19,7 @@ use crate::ledger::Ledger;
 use crate::lock::Lock;
 use crate::moment::now;
 use crate::pipeline::{Parts, Pipeline};
+use crate::serving::Serving;
 use crate::store::{Store, StoreError};
 use crate::workers::Supervisor;
 use crate::{http, library, watcher};
@@ -40,6 +41,7 @@ pub struct Options {
 pub(crate) struct Daemon {
     pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) hardware: Arc<Hardware>,
+    pub(crate) serving: Arc<Serving>,
     pub(crate) stop: CancellationToken,
     /// Somebody began to watch.
     pub(crate) watched: Notify,
@@ -89,6 +91,7 @@ async fn start(options: Options) -> anyhow::Result<()> {
         Pipeline::new(Parts { config, home, targets, ledger, journal, events, supervisor, capacity });
     let stop = CancellationToken::new();
     let daemon = Arc::new(Daemon {
+        serving: Serving::new(pipeline.clone()),
         hardware: Arc::new(Hardware::new(pipeline.home.root.clone(), pipeline.board.clone())),
         pipeline,
         stop: stop.clone(),
@@ -173,6 +176,9 @@ impl Daemon {
                     let hardware = self.hardware.clone();
                     if let Ok(sample) = tokio::task::spawn_blocking(move || hardware.sample()).await {
                         events.tell(|| api::Event::Hardware(Box::new(sample)));
+                        if let Some(requests) = self.serving.new_requests() {
+                            events.tell(|| api::Event::Requests(Box::new(requests)));
+                        }
                         events.tell(|| api::Event::Status(Box::new(self.status())));
                     }
                 } else {

@@ -145,10 +145,8 @@ impl Ledger {
         let mut book = self.book();
         let job = book.jobs.get_mut(&id).ok_or(LedgerError::NoSuchJob(id))?;
         change(job);
-        self.written(self.store.save_job(job));
-        self.events.tell(|| api::Event::Job(Box::new(job.document())));
         let job = job.clone();
-        self.tell_model(&book, &job.model);
+        self.job_changed(&book, &job);
         Ok(job)
     }
 
@@ -170,11 +168,20 @@ impl Ledger {
         event: job::Event,
         change: impl FnOnce(&mut JobRecord),
     ) -> Result<JobRecord, LedgerError> {
-        let life = self.job(id).ok_or(LedgerError::NoSuchJob(id))?.life.after(event)?;
-        self.change_job(id, |job| {
-            job.enter(life, now());
-            change(job);
-        })
+        let mut book = self.book();
+        let job = book.jobs.get_mut(&id).ok_or(LedgerError::NoSuchJob(id))?;
+        let life = job.life.after(event)?;
+        job.enter(life, now());
+        change(job);
+        let job = job.clone();
+        self.job_changed(&book, &job);
+        Ok(job)
+    }
+
+    fn job_changed(&self, book: &Book, job: &JobRecord) {
+        self.written(self.store.save_job(job));
+        self.events.tell(|| api::Event::Job(Box::new(job.document())));
+        self.tell_model(book, &job.model);
     }
 
     /// Changes what is only known while a worker runs; told now and then, never written.

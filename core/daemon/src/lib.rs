@@ -26,6 +26,7 @@ mod moment;
 pub mod pipeline;
 pub mod planning;
 mod plugins;
+pub mod serving;
 pub mod store;
 pub mod watcher;
 pub mod worker;

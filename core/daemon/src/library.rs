@@ -174,7 +174,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PublishError + '_ {
     move |source| PublishError::Io { path: path.to_owned(), source }
 }
 
-/// A finished artifact that nobody sees yet. [`Staged::publish`] consumes it.
+/// A forged artifact whose files still lie where the plugin wrote them. [`Staged::gather`] consumes it.
 #[derive(Debug)]
 pub struct Staged {
     /// Where the plugin wrote.
@@ -196,41 +196,27 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Puts the artifact together, makes sure that all of it is on disk, and shows it by one rename. May be called
-    /// again after it was interrupted at any point. `progress` hears bytes digested, of all bytes.
+    /// Puts the artifact together under its final name, which nobody sees yet. May be called again after it was
+    /// interrupted at any point. `progress` hears bytes digested, of all bytes.
     ///
     /// # Errors
-    /// [`PublishError`]; the library is unchanged then.
-    pub fn publish(
-        self,
-        library: &Path,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Published, PublishError> {
+    /// [`PublishError`].
+    pub fn gather(self, progress: &mut dyn FnMut(u64, u64)) -> Result<Complete, PublishError> {
         std::fs::create_dir_all(&self.bundle).map_err(io_error(&self.bundle))?;
         let entry = self.report.files.first().cloned().ok_or(PublishError::Nothing)?;
-        self.gather()?;
+        self.move_results()?;
         let files = self.digests(progress)?;
         let bundle = self.bundle.clone();
         let manifest = self.manifest(entry, files);
-        let shelf = library.join(&manifest.model);
-        let directory = shelf.join(&manifest.id);
-        if !directory.exists() {
-            let path = bundle.join(MANIFEST_FILE);
-            let text =
-                serde_json::to_vec_pretty(&manifest).map_err(io::Error::from).map_err(io_error(&path))?;
-            std::fs::write(&path, text).map_err(io_error(&path))?;
-            sync_tree(&bundle)?;
-            std::fs::create_dir_all(&shelf).map_err(io_error(&shelf))?;
-            sync(library)?;
-            std::fs::rename(&bundle, &directory).map_err(io_error(&directory))?;
-            sync(&shelf)?;
-        }
-        // The same content was published before (an interruption, or a second forge): its manifest stands.
-        Published::read(directory)
+        let path = bundle.join(MANIFEST_FILE);
+        let text = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from).map_err(io_error(&path))?;
+        std::fs::write(&path, text).map_err(io_error(&path))?;
+        sync_tree(&bundle)?;
+        Ok(Complete { bundle, manifest })
     }
 
     /// Moves every result from where the plugin wrote it into the bundle.
-    fn gather(&self) -> Result<(), PublishError> {
+    fn move_results(&self) -> Result<(), PublishError> {
         for file in &self.report.files {
             let not_a_result = || PublishError::NotAResult(file.clone());
             if file == Path::new(".") {
@@ -307,6 +293,36 @@ impl Staged {
             measurements: self.measurements,
             created: now(),
         }
+    }
+}
+
+/// An artifact that is complete and on disk. [`Complete::publish`] consumes it.
+#[derive(Debug)]
+pub struct Complete {
+    bundle: PathBuf,
+    manifest: Manifest,
+}
+
+impl Complete {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.manifest.id
+    }
+
+    /// Shows the artifact in the library, by one rename. Where the same content was published before, that stands.
+    ///
+    /// # Errors
+    /// [`PublishError`]; the library is unchanged then.
+    pub fn publish(self, library: &Path) -> Result<Published, PublishError> {
+        let shelf = library.join(&self.manifest.model);
+        let directory = shelf.join(&self.manifest.id);
+        if !directory.exists() {
+            std::fs::create_dir_all(&shelf).map_err(io_error(&shelf))?;
+            sync(library)?;
+            std::fs::rename(&self.bundle, &directory).map_err(io_error(&directory))?;
+            sync(&shelf)?;
+        }
+        Published::read(directory)
     }
 }
 
@@ -420,7 +436,8 @@ mod tests {
     fn an_artifact_holds_its_results_and_a_manifest_with_their_digests_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();
         let library = root.path().join("library");
-        let published = staged(root.path(), &["m.gguf"]).publish(&library, &mut |_, _| ()).unwrap();
+        let published =
+            staged(root.path(), &["m.gguf"]).gather(&mut |_, _| ()).unwrap().publish(&library).unwrap();
         let mut files = Vec::new();
         walk(&published.directory, &mut files).unwrap();
         assert_eq!(files.len(), 2);
@@ -433,19 +450,15 @@ mod tests {
     fn publishing_resumes_wherever_it_was_interrupted() {
         let root = tempfile::tempdir().unwrap();
         let library = root.path().join("library");
-        // Moved, but not yet renamed.
-        staged(root.path(), &["m.gguf"]).gather_for_test();
-        std::fs::remove_file(root.path().join("staging/1/work/m.gguf")).unwrap_err();
-        let again = || {
-            let mut again = staged(root.path(), &["m.gguf"]);
-            std::fs::remove_file(again.work.join("m.gguf")).unwrap();
-            again.measurements.kl_mean = None;
-            again
-        };
-        let first = again().publish(&library, &mut |_, _| ()).unwrap();
-        // Renamed, but not yet known: the work is done over and the first manifest stands.
-        let second = staged(root.path(), &["m.gguf"]).publish(&library, &mut |_, _| ()).unwrap();
-        assert_eq!(second, first);
+        // Gathered, but not yet shown: the files are in the bundle and no more where the plugin wrote them.
+        drop(staged(root.path(), &["m.gguf"]).gather(&mut |_, _| ()).unwrap());
+        let again = staged(root.path(), &["m.gguf"]);
+        std::fs::remove_file(again.work.join("m.gguf")).unwrap();
+        let first = again.gather(&mut |_, _| ()).unwrap().publish(&library).unwrap();
+        // The same content once more: the first manifest stands.
+        let mut second = staged(root.path(), &["m.gguf"]);
+        second.measurements.kl_mean = None;
+        assert_eq!(second.gather(&mut |_, _| ()).unwrap().publish(&library).unwrap(), first);
     }
 
     #[test]
@@ -456,7 +469,7 @@ mod tests {
         for (file, expected) in
             [("../../secret", "not a file"), ("/etc/passwd", "not a file"), ("absent", "not a file")]
         {
-            let result = staged(root.path(), &[file]).publish(&root.path().join("library"), &mut |_, _| ());
+            let result = staged(root.path(), &[file]).gather(&mut |_, _| ());
             assert!(result.unwrap_err().to_string().contains(expected));
         }
         assert!(read_all(&root.path().join("library")).is_empty());
@@ -466,16 +479,10 @@ mod tests {
     fn a_deleted_artifact_leaves_nothing_behind() {
         let root = tempfile::tempdir().unwrap();
         let library = root.path().join("library");
-        let published = staged(root.path(), &["."]).publish(&library, &mut |_, _| ()).unwrap();
+        let published =
+            staged(root.path(), &["."]).gather(&mut |_, _| ()).unwrap().publish(&library).unwrap();
         assert_eq!(published.entry(), published.directory);
         published.delete(&root.path().join("staging")).unwrap();
         assert!(std::fs::read_dir(&library).unwrap().next().is_none());
-    }
-
-    impl Staged {
-        fn gather_for_test(&self) {
-            std::fs::create_dir_all(&self.bundle).unwrap();
-            self.gather().unwrap();
-        }
     }
 }

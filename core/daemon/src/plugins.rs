@@ -68,6 +68,15 @@ impl Plugins {
         let _ = self.probed.subscribe().wait_for(|probed| *probed).await;
     }
 
+    /// The plugin that runs a format here: the wanted one if it can, else the most preferred one.
+    pub async fn runner(&self, format: &str, wanted: Option<&str>) -> Option<Installed> {
+        self.ready().await;
+        let catalog = self.catalog();
+        let able = catalog.runners(format);
+        let chosen = able.iter().find(|plugin| Some(plugin.id().as_str()) == wanted).or(able.first());
+        chosen.map(|plugin| (*plugin).clone())
+    }
+
     /// What each plugin would make of a source, target by target.
     pub async fn offers(
         &self,

@@ -13,8 +13,8 @@ pub struct Facts {
     pub path: String,
     /// The source's format, such as `gguf`.
     pub format: String,
-    /// The architecture it names.
-    pub architecture: Option<String>,
+    /// Its architecture.
+    pub architecture: String,
     /// Weights by storage type.
     pub weights: BTreeMap<String, u64>,
     /// How many tensors.
@@ -46,29 +46,16 @@ pub struct Identity {
     pub context_length: Option<u64>,
 }
 
-/// Judges a path. `known` lists the architectures that can be described.
+/// Judges a path whose weights were all located.
 ///
 /// # Errors
-/// An [`Obstacle`] with code `no_weights`, `unknown_architecture`, `unsupported_architecture` or `missing_tokenizer`.
-pub fn identify(facts: &Facts, known: &[&str]) -> Result<Identity, Obstacle> {
+/// An [`Obstacle`] with code `no_weights` or `missing_tokenizer`.
+pub fn identify(facts: &Facts) -> Result<Identity, Obstacle> {
     let parameters = facts.weights.values().fold(0u64, |sum, count| sum.saturating_add(*count));
     if parameters == 0 {
         return Err(Obstacle::new("no_weights", "there are no weights in it")
             .about(&facts.path)
             .help("put the model's weight files beside its configuration"));
-    }
-    let Some(architecture) = facts.architecture.clone() else {
-        return Err(Obstacle::new("unknown_architecture", "it does not say which architecture it is")
-            .about(&facts.path)
-            .help("put the model's own config.json (with `model_type`) beside the weights"));
-    };
-    if !known.contains(&architecture.as_str()) {
-        return Err(Obstacle::new(
-            "unsupported_architecture",
-            format!("its architecture `{architecture}` is not supported"),
-        )
-        .about(&facts.path)
-        .help(format!("supported are: {}", known.join(", "))));
     }
     if !facts.tokenizer {
         return Err(Obstacle::new("missing_tokenizer", "there is no tokenizer with it")
@@ -78,7 +65,7 @@ pub fn identify(facts: &Facts, known: &[&str]) -> Result<Identity, Obstacle> {
     let scheme = facts.weights.iter().max_by_key(|(_, count)| **count).map(|(name, _)| name.clone());
     Ok(Identity {
         format: facts.format.clone(),
-        architecture,
+        architecture: facts.architecture.clone(),
         scheme: scheme.unwrap_or_default(),
         parameters,
         tensors: facts.tensors,
@@ -95,7 +82,7 @@ mod tests {
         Facts {
             path: "models/a".into(),
             format: "safetensors".into(),
-            architecture: Some("llama".into()),
+            architecture: "llama".into(),
             weights: [("bf16".to_owned(), 900), ("f32".to_owned(), 100)].into(),
             tensors: 12,
             bytes: 2200,
@@ -106,34 +93,22 @@ mod tests {
 
     #[test]
     fn a_sound_model_is_named_by_what_most_of_its_weights_are() {
-        let identity = identify(&facts(), &["llama"]).unwrap();
+        let identity = identify(&facts()).unwrap();
         assert_eq!((identity.scheme.as_str(), identity.parameters), ("bf16", 1000));
     }
 
     #[test]
     fn every_refusal_names_the_path_and_the_next_step() {
         type Spoil = fn(&mut Facts);
-        let cases: [(Spoil, &str); 4] = [
-            (|f| f.weights.clear(), "no_weights"),
-            (|f| f.architecture = None, "unknown_architecture"),
-            (|f| f.architecture = Some("mamba9".into()), "unsupported_architecture"),
-            (|f| f.tokenizer = false, "missing_tokenizer"),
-        ];
+        let cases: [(Spoil, &str); 2] =
+            [(|f| f.weights.clear(), "no_weights"), (|f| f.tokenizer = false, "missing_tokenizer")];
         for (spoil, code) in cases {
             let mut facts = facts();
             spoil(&mut facts);
-            let obstacle = identify(&facts, &["llama", "qwen2"]).unwrap_err();
+            let obstacle = identify(&facts).unwrap_err();
             assert_eq!(obstacle.code, code);
             assert_eq!(obstacle.subject.as_deref(), Some("models/a"));
             assert!(obstacle.help.is_some());
         }
-    }
-
-    #[test]
-    fn an_unsupported_architecture_is_named_beside_the_supported_ones() {
-        let facts = Facts { architecture: Some("mamba9".into()), ..facts() };
-        let obstacle = identify(&facts, &["llama", "qwen2"]).unwrap_err();
-        assert!(obstacle.message.contains("mamba9"));
-        assert_eq!(obstacle.help.as_deref(), Some("supported are: llama, qwen2"));
     }
 }

@@ -1,11 +1,11 @@
-//! A session over a vocabulary of 64 that misbehaves as its artifact says: the file's text is the name of a
+//! A session over a vocabulary of 2048 (the fixture's) that misbehaves as its artifact says: the file's text is the name of a
 //! misbehaviour, done on the third forward pass.
 
 use drophammer_sdk::{BackendError, Batch, ErrorCode, Limits, LoadRequest, OutputKind, Result, Session};
 
 use crate::misbehaviour::Misbehaviour;
 
-const VOCABULARY: u32 = 64;
+const VOCABULARY: u32 = 2048;
 
 struct FaultySession {
     misbehaviour: Misbehaviour,

@@ -24,10 +24,13 @@ impl Refusal {
 
     /// Something of this kind and name is not there.
     pub(super) fn absent(kind: &str, name: &str) -> Self {
-        let error = ErrorReport::new(format!("no_such_{kind}"), format!("there is no {kind} `{name}`"));
+        let error = ErrorReport::new(
+            format!("no_such_{}", kind.replace(' ', "_")),
+            format!("there is no {kind} `{name}`"),
+        );
         Self::new(
             StatusCode::NOT_FOUND,
-            error.about(name.to_owned()).help(format!("`drophammer {kind}s` lists them")),
+            error.about(name.to_owned()).help("`drophammer models`, `jobs` and `plugins` list what is there"),
         )
     }
 }

@@ -6,12 +6,12 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use drophammer_client::api::{
     AddModel, ErrorReport, ForgeModel, Hardware, Job, Jobs, Log, ModelEntry, Models, PlanReport, PlanRequest,
-    Plugin, Plugins, Status,
+    Plugin, Plugins, Requests, Served, ServedModel, Status,
 };
 use drophammer_client::routes;
 
 use super::answer::{Answer, Refusal};
-use super::{Shared, events, openapi};
+use super::{Shared, events, ollama, openai, openapi};
 
 /// The largest body of a request.
 const BODY_LIMIT: usize = 16 << 20;
@@ -32,9 +32,12 @@ pub(super) fn router(daemon: Shared) -> Router {
         .route(routes::CANCEL_JOB, post(cancel_job))
         .route(routes::RETRY_JOB, post(retry_job))
         .route(routes::ARTIFACT, delete(delete_artifact))
+        .route(routes::SERVE_ARTIFACT, post(serve_artifact).delete(unserve_artifact))
+        .route(routes::SERVED, get(served))
         .route(routes::PLUGINS, get(plugins))
         .route(routes::RELOAD_PLUGIN, post(reload_plugin))
         .route(routes::HARDWARE, get(hardware))
+        .route(routes::REQUESTS, get(requests))
         .route(routes::EVENTS, get(events::stream))
         .route(routes::SHUTDOWN, post(shutdown))
         .with_state(daemon.clone());
@@ -46,6 +49,8 @@ pub(super) fn public_router(daemon: Shared) -> Router {
     Router::new()
         .route(routes::OPENAPI, get(openapi::document))
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))
+        .merge(openai::router())
+        .merge(ollama::router())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(daemon)
 }
@@ -137,7 +142,33 @@ pub(super) async fn delete_artifact(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Refusal> {
     daemon.pipeline.delete_artifact(&id)?;
+    daemon.serving.unload(&id);
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[utoipa::path(post, path = routes::SERVE_ARTIFACT, params(("id" = String, Path)), responses((status = 200, body = ServedModel)))]
+pub(super) async fn serve_artifact(
+    State(daemon): State<Shared>,
+    Path(id): Path<String>,
+) -> Answer<ServedModel> {
+    daemon.serving.serve(&id).map(Json).map_err(|_| Refusal::absent("artifact", &id))
+}
+
+#[utoipa::path(delete, path = routes::SERVE_ARTIFACT, params(("id" = String, Path)), responses((status = 204)))]
+pub(super) async fn unserve_artifact(
+    State(daemon): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    if daemon.serving.unload(&id) {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(Refusal::absent("served model", &id))
+    }
+}
+
+#[utoipa::path(get, path = routes::SERVED, responses((status = 200, body = Served)))]
+pub(super) async fn served(State(daemon): State<Shared>) -> Json<Served> {
+    Json(daemon.serving.documents())
 }
 
 #[utoipa::path(get, path = routes::PLUGINS, responses((status = 200, body = Plugins)))]
@@ -155,6 +186,11 @@ pub(super) async fn reload_plugin(State(daemon): State<Shared>, Path(id): Path<S
 #[utoipa::path(get, path = routes::HARDWARE, responses((status = 200, body = Hardware)))]
 pub(super) async fn hardware(State(daemon): State<Shared>) -> Json<Hardware> {
     Json(daemon.sample().await)
+}
+
+#[utoipa::path(get, path = routes::REQUESTS, responses((status = 200, body = Requests)))]
+pub(super) async fn requests(State(daemon): State<Shared>) -> Json<Requests> {
+    Json(daemon.serving.requests())
 }
 
 #[utoipa::path(post, path = routes::SHUTDOWN, responses((status = 202)))]

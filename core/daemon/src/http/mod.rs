@@ -4,6 +4,8 @@
 mod answer;
 mod control;
 mod events;
+mod ollama;
+mod openai;
 pub mod openapi;
 
 use std::os::unix::fs::PermissionsExt as _;

@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Pipeline, intake};
 use crate::ledger::{JobRecord, ModelRecord};
-use crate::library::{Maker, Manifest, PublishError, SourceRecord, Staged};
+use crate::library::{Maker, Manifest, PublishError, Published, SourceRecord, Staged};
 use crate::planning::goal;
 use crate::worker::protocol::{Limits, Outcome, Work};
-use crate::workers::{Ending, Finished, Task, WorkerEvent, WorkerFailure};
+use crate::workers::{Ending, Finished, Running, Task, WorkerEvent, WorkerFailure};
 
 /// Why a stage did not end well.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Pipeline {
             let done = match job.life.stage {
                 Stage::Measure => self.measure(&job, &token).await,
                 Stage::Publish => self.publish(&job, &token).await,
-                Stage::Serve => self.settle_choice(&job),
+                Stage::Serve => self.settle_choice(&job).await,
                 Stage::Identify | Stage::Plan | Stage::Forge => self.make(&job, &token).await,
             };
             let happened = match done {
@@ -126,8 +126,7 @@ impl Pipeline {
             disk_bytes: planned.needs.disk.saturating_mul(2),
             nice: self.config.workers.nice,
         };
-        let work = Work::forge(request);
-        let finished = self.work(job, &planned.backend, WorkerRole::Forge, limits, work, token).await?;
+        let finished = self.work(job, &planned.backend, limits, Work::forge(request), token).await?;
         let Outcome::Forged(report) = finished.outcome else {
             return Err(Stop::broken("failed", "the worker answered with something else", "report this"));
         };
@@ -164,24 +163,38 @@ impl Pipeline {
         &self,
         job: &JobRecord,
         backend: &str,
-        role: WorkerRole,
         limits: Limits,
         work: Work,
         token: &CancellationToken,
     ) -> Result<Finished, Stop> {
+        let running = self.supervisor.start(self.task(backend, limits, work)?).await?;
+        self.follow(job, backend, WorkerRole::Forge, running, token).await
+    }
+
+    /// A task for a plugin that is installed.
+    pub(super) fn task(&self, backend: &str, limits: Limits, work: Work) -> Result<Task, Stop> {
         let catalog = self.plugins.catalog();
         let plugin = catalog.get(backend).ok_or_else(|| {
             let report =
                 api::ErrorReport::new("missing_plugin", format!("the plugin {backend} is not installed"));
             Stop::Failed(Cause::Blocked, report.help("install it, then retry the job"))
         })?;
-        let task = Task { plugin: plugin.directory.clone(), host: self.host_info(backend), limits, work };
-        let running = self.supervisor.start(task).await?;
+        Ok(Task { plugin: plugin.directory.clone(), host: self.host_info(backend), limits, work })
+    }
+
+    /// Sees a worker to its end.
+    pub(super) async fn follow(
+        &self,
+        job: &JobRecord,
+        backend: &str,
+        role: WorkerRole,
+        running: Running,
+        token: &CancellationToken,
+    ) -> Result<Finished, Stop> {
         let pid = running.pid();
         let _place = self.board.put(pid, role, backend, |worker| {
             worker.model = Some(job.model.clone());
             worker.job = Some(job.id.to_string());
-            worker.threads = Some(limits.threads);
         });
         self.ledger.live(job.id, |live| live.pid = Some(pid));
         let cancel = running.canceller();
@@ -217,29 +230,13 @@ impl Pipeline {
     /// Makes the artifact visible.
     async fn publish(&self, job: &JobRecord, token: &CancellationToken) -> Result<(), Stop> {
         let model = self.source_of(job)?;
-        let staged = self.staged(job, &model, token).await?;
-        let library = self.home.library.clone();
-        let ledger_job = job.id;
-        let (told, mut progress) = tokio::sync::mpsc::channel(8);
-        let publishing = tokio::task::spawn_blocking(move || {
-            staged.publish(&library, &mut |done, total| {
-                // Dropped when nobody is quick enough to read it.
-                let _ = told.try_send((done, total));
-            })
-        });
-        while let Some((done, total)) = progress.recv().await {
-            self.ledger.live(ledger_job, |live| live.progress("digests".to_owned(), done, total));
-        }
-        let published = publishing.await.map_err(|error| {
-            Stop::broken("panic", format!("publishing failed: {error}"), "please report it")
-        })?;
-        let published = published.map_err(|error| match &error {
-            PublishError::Io { path, source } => storage(path, source),
-            PublishError::NotAResult(_) | PublishError::Nothing => {
-                Stop::broken("invalid_result", error.to_string(), "this is a defect of the plugin: update it")
-            }
-        })?;
-        let (id, directory) = (published.manifest.id.clone(), published.directory.clone());
+        // The last daemon may have got as far as showing it.
+        let shown = job.artifact.as_ref().map(|id| self.home.library.join(&job.model).join(id));
+        let published = match shown.and_then(|directory| Published::read(directory).ok()) {
+            Some(published) => published,
+            None => self.gather_and_show(job, self.staged(job, &model, token).await?).await?,
+        };
+        let directory = published.directory.clone();
         if let Some(replaced) = self.ledger.add_artifact(published) {
             self.journal.job(job.id, LogLevel::Info, format!("replaces artifact {}", replaced.manifest.id));
             if let Err(error) = replaced.delete(&self.home.staging) {
@@ -247,8 +244,27 @@ impl Pipeline {
             }
         }
         self.journal.job(job.id, LogLevel::Info, format!("published as {}", directory.display()));
-        let _ = self.ledger.change_job(job.id, |job| job.artifact = Some(id));
         Ok(())
+    }
+
+    async fn gather_and_show(&self, job: &JobRecord, staged: Staged) -> Result<Published, Stop> {
+        let (told, mut progress) = tokio::sync::mpsc::channel(8);
+        let gathering = tokio::task::spawn_blocking(move || {
+            staged.gather(&mut |done, total| {
+                // Dropped when nobody is quick enough to read it.
+                let _ = told.try_send((done, total));
+            })
+        });
+        while let Some((done, total)) = progress.recv().await {
+            self.ledger.live(job.id, |live| live.progress("digests".to_owned(), done, total));
+        }
+        let complete = gathering.await.map_err(panicked)?.map_err(not_published)?;
+        // Written before it is shown, so that a new daemon knows what to look for.
+        let id = complete.id().to_owned();
+        let _ = self.ledger.change_job(job.id, |job| job.artifact = Some(id));
+        let library = self.home.library.clone();
+        let showing = tokio::task::spawn_blocking(move || complete.publish(&library));
+        showing.await.map_err(panicked)?.map_err(not_published)
     }
 
     async fn staged(
@@ -297,7 +313,7 @@ impl Pipeline {
         }
         let (path, token) = (model.path.clone(), token.clone());
         let reading = tokio::task::spawn_blocking(move || {
-            let source = Source::open(&path)?;
+            let source = Source::open_headers(&path)?;
             let go_on =
                 |_| if token.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
             digest::source(&source, &mut { go_on })
@@ -318,18 +334,29 @@ impl Pipeline {
         Ok(digest)
     }
 
-    /// The artifact is among those that requests choose from as soon as it is in the library; say who won.
-    #[allow(clippy::unnecessary_wraps)]
-    fn settle_choice(&self, job: &JobRecord) -> Result<(), Stop> {
+    /// The artifact is among those that requests choose from as soon as it is in the library: cleans up and says who
+    /// won.
+    async fn settle_choice(&self, job: &JobRecord) -> Result<(), Stop> {
+        remove(self.staging(job.id)).await;
         if let Some(best) = self.ledger.artifact_named(&job.model) {
             let Manifest { model, target, .. } = &best.manifest;
-            self.journal.job(
-                job.id,
-                LogLevel::Info,
-                format!("requests for {model} are answered by {}", target.name),
-            );
+            let told = format!("requests for {model} are answered by {}", target.name);
+            self.journal.job(job.id, LogLevel::Info, told);
         }
         Ok(())
+    }
+}
+
+fn panicked(error: tokio::task::JoinError) -> Stop {
+    Stop::broken("panic", format!("publishing failed: {error}"), "please report it")
+}
+
+fn not_published(error: PublishError) -> Stop {
+    match &error {
+        PublishError::Io { path, source } => storage(path, source),
+        PublishError::NotAResult(_) | PublishError::Nothing => {
+            Stop::broken("invalid_result", error.to_string(), "this is a defect of the plugin: update it")
+        }
     }
 }
 

@@ -48,7 +48,9 @@ impl Pipeline {
             return;
         }
         for planned in planned {
-            self.add_forge_job(&job.model, job.fingerprint, planned);
+            if !self.has_job(&job.model, job.fingerprint, &planned.target.name) {
+                self.add_forge_job(&job.model, job.fingerprint, planned);
+            }
         }
         self.ledger.remove_job(job.id);
     }
@@ -67,6 +69,18 @@ impl Pipeline {
             if named.is_empty() { target.default } else { named.contains(&target.name) }
         };
         self.targets.iter().filter(wanted).cloned().collect()
+    }
+
+    /// Whether a target of these very files is in hand or done: an intake may be repeated after an interruption.
+    fn has_job(&self, model: &str, fingerprint: u64, target: &str) -> bool {
+        let same = |job: &JobRecord| {
+            let in_hand = !job.life.state.is_finished();
+            job.model == model
+                && job.fingerprint == fingerprint
+                && job.planned.as_ref().is_some_and(|planned| planned.target.name == target)
+                && (in_hand || job.artifact.as_ref().is_some_and(|id| self.ledger.artifact(id).is_some()))
+        };
+        self.ledger.jobs_where(|job| job.planned.is_some()).iter().any(same)
     }
 
     /// Queues a planned job; one that cannot be done here is blocked from the start, with its reason.

@@ -74,6 +74,19 @@ pub enum Work {
     Bench(BenchOrder),
     /// Raw output rows for given tokens.
     Logits(LogitsOrder),
+    /// Load a model and answer requests over the handed channel until that is closed.
+    Serve(ServeOrder),
+}
+
+/// What to load and how much to take on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServeOrder {
+    /// What to load.
+    pub load: LoadRequest,
+    /// Sources or artifacts that may hold its tokenizer and chat template; the first one that has a tokenizer does.
+    pub vocabulary: Vec<PathBuf>,
+    /// Requests that may wait.
+    pub queue: u32,
 }
 
 /// How to measure quality.
@@ -134,6 +147,7 @@ impl Work {
             Self::Lend(_) => "reference",
             Self::Bench(_) => "bench",
             Self::Logits(_) => "logits",
+            Self::Serve(_) => "serve",
         }
     }
 
@@ -142,7 +156,7 @@ impl Work {
         match self {
             Self::Convert(request) | Self::Quantize(request) => Some(&request.staging),
             Self::Logits(order) => Some(&order.staging),
-            Self::Probe(_) | Self::Measure(_) | Self::Lend(_) | Self::Bench(_) => None,
+            Self::Probe(_) | Self::Measure(_) | Self::Lend(_) | Self::Bench(_) | Self::Serve(_) => None,
         }
     }
 }
@@ -202,6 +216,8 @@ pub enum Outcome {
     Benched(Benched),
     /// Of [`Work::Logits`].
     Written,
+    /// Of [`Work::Serve`].
+    Served,
 }
 
 /// How fast a model is.

@@ -196,9 +196,14 @@ impl Patience {
         let never = duration(0.0);
         let whole =
             if matches!(work, Work::Probe(_)) { duration(settings.probe_timeout_seconds) } else { never };
+        // A model that nobody asks anything makes no progress, and need not.
+        let stall = match work {
+            Work::Serve(_) | Work::Lend(_) => never,
+            _ => duration(settings.stall_timeout_seconds),
+        };
         Self {
             heartbeat: duration(settings.heartbeat_timeout_seconds),
-            stall: duration(settings.stall_timeout_seconds),
+            stall,
             whole,
             grace: duration(settings.cancel_grace_seconds),
         }

@@ -90,6 +90,23 @@ impl Supervisor {
         Ok(measurer.accompanied_by(lender))
     }
 
+    /// Starts a worker that hosts a model ([`Work::Serve`]), and gives the channel on which it answers.
+    ///
+    /// # Errors
+    /// As for [`Supervisor::start`].
+    pub async fn start_serving(
+        &self,
+        task: Task,
+    ) -> Result<(Running, tokio::net::UnixStream), WorkerFailure> {
+        let plugin = task.plugin.display().to_string();
+        let not_started = |error: io::Error| WorkerFailure::not_started(&plugin, error);
+        let (ours, theirs) = UnixStream::pair().map_err(not_started)?;
+        ours.set_nonblocking(true).map_err(not_started)?;
+        let ours = tokio::net::UnixStream::from_std(ours).map_err(not_started)?;
+        let running = self.start_with(task, vec![theirs.into()]).await?;
+        Ok((running, ours))
+    }
+
     /// Starts a worker that gets further descriptors, in an order its work knows.
     async fn start_with(&self, task: Task, descriptors: Vec<OwnedFd>) -> Result<Running, WorkerFailure> {
         let manifest =

@@ -2,6 +2,7 @@
 
 mod logits;
 mod measure;
+mod serve;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -35,6 +36,12 @@ pub(super) fn perform(assignment: Assignment, job: WorkerJob, handed: Vec<OwnedF
             lending::lend(session.as_mut(), &mut channel).map(|()| Outcome::Lent)
         }
         Work::Bench(order) => measure::speed(&plugin, &order, &job).map(Outcome::Benched),
+        Work::Serve(order) => {
+            let channel = channels.next().ok_or_else(|| {
+                BackendError::new(ErrorCode::InvalidRequest, "a serving worker got no channel")
+            })?;
+            serve::serve(&plugin, &order, &job, channel).map(|()| Outcome::Served)
+        }
         Work::Logits(order) => logits::write(&plugin, &order, &job).map(|()| Outcome::Written),
     }
 }

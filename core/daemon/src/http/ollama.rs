@@ -1,0 +1,318 @@
+//! Ollama's API, as far as its clients need it to chat: `/api/chat`, `/api/generate`, `/api/tags`, `/api/show`,
+//! `/api/version`. The same models and the same answers as under `/v1`, in that API's own documents.
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use drophammer_infer::template::CivilTime;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Shared;
+use crate::library::Manifest;
+use crate::moment::now;
+use crate::serving::{Answers, Ask, Prompt, Said, ServeError, Usage};
+
+/// The routes.
+pub(super) fn router() -> axum::Router<Shared> {
+    axum::Router::new()
+        .route("/api/chat", post(chat))
+        .route("/api/generate", post(generate))
+        .route("/api/tags", get(tags))
+        .route("/api/show", post(show))
+        .route("/api/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
+}
+
+/// `{"error": "…"}` with a status.
+#[derive(Debug)]
+struct Refusal(StatusCode, String);
+
+impl From<ServeError> for Refusal {
+    fn from(error: ServeError) -> Self {
+        let status = match error {
+            ServeError::NoSuchModel { .. } => StatusCode::NOT_FOUND,
+            ServeError::Invalid(_) => StatusCode::BAD_REQUEST,
+            ServeError::Busy { .. } | ServeError::CannotLoad { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            ServeError::Broke(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+impl From<JsonRejection> for Refusal {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(StatusCode::BAD_REQUEST, rejection.body_text())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({"error": self.1}))).into_response()
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Options {
+    num_predict: Option<i64>,
+    temperature: Option<f32>,
+    top_k: Option<u32>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repeat_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    seed: Option<i64>,
+    stop: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ChatBody {
+    model: String,
+    messages: Vec<Value>,
+    stream: Option<bool>,
+    format: Option<Value>,
+    #[serde(default)]
+    options: Options,
+}
+
+#[derive(Debug, Deserialize)]
+struct GenerateBody {
+    model: String,
+    #[serde(default)]
+    prompt: String,
+    system: Option<String>,
+    #[serde(default)]
+    raw: bool,
+    stream: Option<bool>,
+    format: Option<Value>,
+    #[serde(default)]
+    options: Options,
+}
+
+impl Options {
+    /// Ollama's own defaults where the client says nothing.
+    fn ask(self, prompt: Prompt, format: Option<Value>) -> Ask {
+        let json_schema = match format {
+            Some(Value::String(word)) if word == "json" => Some(json!({"type": "object"})),
+            Some(schema @ Value::Object(_)) => Some(schema),
+            _ => None,
+        };
+        Ask {
+            prompt,
+            // Negative means without end: what the context leaves.
+            max_tokens: self.num_predict.and_then(|most| u32::try_from(most).ok()).filter(|most| *most > 0),
+            temperature: self.temperature.unwrap_or(0.8),
+            top_p: self.top_p.unwrap_or(0.9),
+            top_k: self.top_k.unwrap_or(40),
+            min_p: self.min_p.unwrap_or(0.0),
+            presence_penalty: self.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
+            repetition_penalty: self.repeat_penalty.unwrap_or(1.0),
+            logit_bias: Vec::new(),
+            seed: self.seed.map(|seed| seed as u64),
+            stop: self.stop,
+            choices: 1,
+            top_logprobs: None,
+            json_schema,
+        }
+    }
+}
+
+async fn chat(
+    State(daemon): State<Shared>,
+    body: Result<Json<ChatBody>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(body) = body?;
+    let ask = body.options.ask(Prompt::Chat { messages: body.messages }, body.format);
+    give(&daemon, Kind::Chat, body.model, ask, body.stream.unwrap_or(true)).await
+}
+
+async fn generate(
+    State(daemon): State<Shared>,
+    body: Result<Json<GenerateBody>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(body) = body?;
+    let prompt = if body.raw {
+        Prompt::Text(body.prompt)
+    } else {
+        let system = body.system.map(|text| json!({"role": "system", "content": text}));
+        let user = json!({"role": "user", "content": body.prompt});
+        Prompt::Chat { messages: system.into_iter().chain([user]).collect() }
+    };
+    let ask = body.options.ask(prompt, body.format);
+    give(&daemon, Kind::Generate, body.model, ask, body.stream.unwrap_or(true)).await
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Chat,
+    Generate,
+}
+
+/// Tags are this API's way to name variants; `latest` means none in particular.
+fn plain(model: &str) -> &str {
+    model.strip_suffix(":latest").unwrap_or(model)
+}
+
+async fn give(
+    daemon: &Shared,
+    kind: Kind,
+    model: String,
+    ask: Ask,
+    stream: bool,
+) -> Result<Response, Refusal> {
+    let route = if kind == Kind::Chat { "/api/chat" } else { "/api/generate" };
+    let started = Instant::now();
+    let answers = daemon.serving.ask(&model, route, plain(&model), ask).await?;
+    let tale = Tale { kind, model, started, first: None };
+    if stream { Ok(streamed(tale, answers)) } else { whole(tale, answers).await }
+}
+
+/// One answer as it is told.
+#[derive(Debug)]
+struct Tale {
+    kind: Kind,
+    model: String,
+    started: Instant,
+    first: Option<Instant>,
+}
+
+impl Tale {
+    fn document(&self, text: &str) -> Value {
+        let mut document = json!({"model": self.model, "created_at": timestamp(now())});
+        match self.kind {
+            Kind::Chat => document["message"] = json!({"role": "assistant", "content": text}),
+            Kind::Generate => document["response"] = json!(text),
+        }
+        document["done"] = json!(false);
+        document
+    }
+
+    fn last(&self, text: &str, reason: &str, usage: &Usage) -> Value {
+        let nanoseconds = |duration: Duration| duration.as_nanos() as u64;
+        let first = self.first.unwrap_or(self.started);
+        let mut document = self.document(text);
+        document["done"] = json!(true);
+        document["done_reason"] = json!(reason);
+        document["total_duration"] = json!(nanoseconds(self.started.elapsed()));
+        document["prompt_eval_count"] = json!(usage.prompt_tokens);
+        document["prompt_eval_duration"] = json!(nanoseconds(first - self.started));
+        document["eval_count"] = json!(usage.completion_tokens);
+        document["eval_duration"] = json!(nanoseconds(first.elapsed()));
+        document
+    }
+}
+
+fn lost() -> ServeError {
+    ServeError::Broke("the model went away".to_owned())
+}
+
+async fn whole(mut tale: Tale, mut answers: Answers) -> Result<Response, Refusal> {
+    let mut all = String::new();
+    loop {
+        match answers.next().await.unwrap_or_else(|| Said::Failed(lost())) {
+            Said::Started => {}
+            Said::Failed(error) => return Err(error.into()),
+            Said::Token { text, .. } => {
+                tale.first.get_or_insert_with(Instant::now);
+                all.push_str(&text);
+            }
+            Said::Finished { text, reason, usage, .. } => {
+                all.push_str(&text);
+                return Ok(Json(tale.last(&all, &reason, &usage)).into_response());
+            }
+        }
+    }
+}
+
+/// A line of JSON for each piece of text; a stream that breaks ends with a line that holds the error.
+fn streamed(tale: Tale, answers: Answers) -> Response {
+    let lines = futures::stream::unfold(Some((tale, answers)), |state| async move {
+        let (mut tale, mut answers) = state?;
+        loop {
+            let (document, over) = match answers.next().await.unwrap_or_else(|| Said::Failed(lost())) {
+                Said::Started => continue,
+                Said::Token { text, .. } => {
+                    tale.first.get_or_insert_with(Instant::now);
+                    if text.is_empty() {
+                        continue;
+                    }
+                    (tale.document(&text), false)
+                }
+                Said::Finished { text, reason, usage, .. } => (tale.last(&text, &reason, &usage), true),
+                Said::Failed(error) => (json!({"error": error.to_string()}), true),
+            };
+            let line = Ok::<_, Infallible>(Bytes::from(format!("{document}\n")));
+            return Some((line, (!over).then_some((tale, answers))));
+        }
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+async fn tags(State(daemon): State<Shared>) -> Json<Value> {
+    let ledger = &daemon.pipeline.ledger;
+    let models = ledger.served_names().into_iter().filter_map(|(name, created)| {
+        let manifest = ledger.artifact_named(&name)?.manifest;
+        Some(json!({
+            "name": name, "model": name, "modified_at": timestamp(created), "size": manifest.bytes(),
+            "digest": manifest.id, "details": details(&manifest),
+        }))
+    });
+    Json(json!({"models": models.collect::<Vec<_>>()}))
+}
+
+#[derive(Debug, Deserialize)]
+struct ShowBody {
+    #[serde(alias = "name")]
+    model: String,
+}
+
+async fn show(
+    State(daemon): State<Shared>,
+    body: Result<Json<ShowBody>, JsonRejection>,
+) -> Result<Json<Value>, Refusal> {
+    let Json(body) = body?;
+    let ledger = &daemon.pipeline.ledger;
+    let artifact = ledger.artifact_named(plain(&body.model)).ok_or_else(|| ServeError::NoSuchModel {
+        name: body.model,
+        known: ledger.served_names().into_iter().map(|(name, _)| name).collect(),
+    })?;
+    let manifest = artifact.manifest;
+    let identity = &manifest.source.identity;
+    Ok(Json(json!({
+        "details": details(&manifest),
+        "model_info": {
+            "general.architecture": identity.architecture,
+            "general.parameter_count": identity.parameters,
+            format!("{}.context_length", identity.architecture): identity.context_length,
+        },
+        "capabilities": ["completion"],
+        "modified_at": timestamp(manifest.created),
+    })))
+}
+
+fn details(manifest: &Manifest) -> Value {
+    let identity = &manifest.source.identity;
+    json!({
+        "format": manifest.target.format, "family": identity.architecture, "families": [identity.architecture],
+        "parameter_size": format!("{:.1}M", identity.parameters as f64 / 1e6),
+        "quantization_level": manifest.target.scheme,
+    })
+}
+
+/// RFC 3339, in UTC.
+fn timestamp(seconds: f64) -> String {
+    let time = CivilTime::from_unix_seconds(seconds as i64);
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        time.year, time.month, time.day, time.hour, time.minute, time.second
+    )
+}

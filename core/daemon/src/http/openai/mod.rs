@@ -1,0 +1,76 @@
+//! OpenAI's API: `/v1/chat/completions`, `/v1/completions`, `/v1/models`, as its official clients use them.
+
+mod answer;
+mod refusal;
+mod request;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use drophammer_client::routes;
+use serde_json::{Value, json};
+
+use super::Shared;
+use crate::serving::{ServeError, Usage};
+use answer::Kind;
+use refusal::Refusal;
+
+/// The routes.
+pub(super) fn router() -> axum::Router<Shared> {
+    axum::Router::new()
+        .route(routes::CHAT_COMPLETIONS, post(chat))
+        .route("/v1/completions", post(complete))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{name}", get(model))
+}
+
+async fn chat(
+    State(daemon): State<Shared>,
+    body: Result<Json<request::Chat>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(body) = body?;
+    let name = body.common.model.clone();
+    let (ask, style) = body.ask()?;
+    answer::give(&daemon, Kind::Chat, name, ask, style).await
+}
+
+async fn complete(
+    State(daemon): State<Shared>,
+    body: Result<Json<request::Completion>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(body) = body?;
+    let name = body.common.model.clone();
+    let (ask, style) = body.ask()?;
+    answer::give(&daemon, Kind::Text, name, ask, style).await
+}
+
+async fn models(State(daemon): State<Shared>) -> Json<Value> {
+    let names = daemon.pipeline.ledger.served_names();
+    let data: Vec<Value> = names.into_iter().map(|(name, created)| model_document(&name, created)).collect();
+    Json(json!({"object": "list", "data": data}))
+}
+
+async fn model(State(daemon): State<Shared>, Path(name): Path<String>) -> Result<Json<Value>, Refusal> {
+    let names = daemon.pipeline.ledger.served_names();
+    let found = names.iter().find(|(known, _)| *known == name);
+    let (name, created) = found.cloned().ok_or_else(|| ServeError::NoSuchModel {
+        name,
+        known: names.into_iter().map(|(name, _)| name).collect(),
+    })?;
+    Ok(Json(model_document(&name, created)))
+}
+
+fn model_document(name: &str, created: f64) -> Value {
+    json!({"id": name, "object": "model", "created": created as u64, "owned_by": "drophammer"})
+}
+
+fn usage_document(usage: &Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    })
+}

@@ -1,0 +1,338 @@
+//! Which models are loaded, and how they come and go.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use drophammer_client::api;
+use drophammer_sdk::LoadRequest;
+use tokio::sync::watch;
+
+use super::hosted::Hosted;
+use super::{Answers, Ask, ServeError, Traffic};
+use crate::config::seconds;
+use crate::library::Published;
+use crate::pipeline::Pipeline;
+use crate::worker::protocol::{Limits, ServeOrder, Work};
+use crate::workers::{Task, WorkerEvent};
+
+/// Memory that a model takes beside its weights, roughly: context, logits, tokenizer.
+const BESIDE_WEIGHTS: u64 = 256 << 20;
+
+/// The loaded models.
+#[derive(Debug)]
+pub struct Serving {
+    pipeline: Arc<Pipeline>,
+    traffic: Arc<Traffic>,
+    rooms: Mutex<HashMap<String, Arc<Room>>>,
+}
+
+/// A place for one artifact.
+#[derive(Debug)]
+struct Room {
+    artifact: Published,
+    state: watch::Sender<State>,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Loading,
+    Ready(Arc<Hosted>),
+    Failed(String),
+}
+
+impl Serving {
+    /// Nothing is loaded yet.
+    pub fn new(pipeline: Arc<Pipeline>) -> Arc<Self> {
+        Arc::new(Self { pipeline, traffic: Arc::default(), rooms: Mutex::default() })
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, HashMap<String, Arc<Room>>> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the artifact of this name, loading it if need be. `id` and `route` name the request to those who watch.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn ask(
+        self: &Arc<Self>,
+        id: &str,
+        route: &'static str,
+        name: &str,
+        ask: Ask,
+    ) -> Result<Answers, ServeError> {
+        let visit = self.traffic.arrive(id, name, route);
+        let choices = ask.choices;
+        let asked = async {
+            let hosted = self.find(name).await?;
+            visit.phase(api::RequestPhase::Queued);
+            hosted.ask(ask).await
+        };
+        match asked.await {
+            Ok(said) => Ok(Answers::new(said, visit, choices)),
+            Err(error) => {
+                visit.not_taken(matches!(error, ServeError::Busy { .. }));
+                Err(error)
+            }
+        }
+    }
+
+    async fn find(self: &Arc<Self>, name: &str) -> Result<Arc<Hosted>, ServeError> {
+        let ledger = &self.pipeline.ledger;
+        let artifact = ledger.artifact_named(name).ok_or_else(|| ServeError::NoSuchModel {
+            name: name.to_owned(),
+            known: ledger.served_names().into_iter().map(|(name, _)| name).collect(),
+        })?;
+        self.load(artifact).await
+    }
+
+    /// Live requests and figures.
+    pub fn requests(&self) -> api::Requests {
+        self.traffic.document(self.batches())
+    }
+
+    /// The same, if there is anything new.
+    pub fn new_requests(&self) -> Option<api::Requests> {
+        self.traffic.news(self.batches())
+    }
+
+    fn batches(&self) -> Vec<api::BatchUse> {
+        let serve = &self.pipeline.config.serve;
+        let use_of = |room: &Arc<Room>| {
+            let State::Ready(hosted) = &*room.state.borrow() else { return None };
+            let in_hand = hosted.in_hand() as u32;
+            Some(api::BatchUse {
+                model: room.artifact.manifest.api_name(),
+                running: in_hand.min(serve.sequences),
+                capacity: serve.sequences,
+                queued: in_hand.saturating_sub(serve.sequences),
+                queue_capacity: serve.queue,
+            })
+        };
+        self.rooms().values().filter_map(use_of).collect()
+    }
+
+    /// Loads an artifact, or waits for whoever loads it already.
+    ///
+    /// # Errors
+    /// [`ServeError::CannotLoad`].
+    async fn load(self: &Arc<Self>, artifact: Published) -> Result<Arc<Hosted>, ServeError> {
+        let id = artifact.manifest.id.clone();
+        let name = artifact.manifest.api_name();
+        let cannot = |why: String| ServeError::CannotLoad { artifact: name.clone(), why };
+        let room = self.enter(artifact);
+        let mut state = room.state.subscribe();
+        let settled = state.wait_for(|state| !matches!(state, State::Loading)).await;
+        match settled.as_deref() {
+            Ok(State::Ready(hosted)) => Ok(hosted.clone()),
+            Ok(State::Failed(why)) => {
+                self.leave(&id, &room);
+                Err(cannot(why.clone()))
+            }
+            Ok(State::Loading) | Err(_) => Err(cannot("it was unloaded".to_owned())),
+        }
+    }
+
+    /// The room of an artifact; its first visitor has it loaded.
+    fn enter(self: &Arc<Self>, artifact: Published) -> Arc<Room> {
+        let mut rooms = self.rooms();
+        let id = artifact.manifest.id.clone();
+        if let Some(room) = rooms.get(&id) {
+            let gone = matches!(&*room.state.borrow(), State::Ready(hosted) if hosted.ended().is_some());
+            if !gone {
+                return room.clone();
+            }
+        }
+        let room = Arc::new(Room { artifact, state: watch::Sender::new(State::Loading) });
+        rooms.insert(id, room.clone());
+        drop(rooms);
+        let (serving, entered) = (self.clone(), room.clone());
+        tokio::spawn(async move { serving.furnish(&entered).await });
+        self.tell();
+        room
+    }
+
+    /// Loads a room's artifact and watches over it until it goes.
+    async fn furnish(self: Arc<Self>, room: &Arc<Room>) {
+        self.make_space(&room.artifact);
+        let id = room.artifact.manifest.id.clone();
+        match self.start(&room.artifact).await {
+            Err(why) => {
+                tracing::warn!(artifact = id, why, "a model cannot be loaded");
+                room.state.send_replace(State::Failed(why));
+                self.tell();
+            }
+            Ok((hosted, place)) => {
+                tracing::info!(artifact = id, pid = hosted.pid, "a model is loaded");
+                let ended = hosted.until_ended();
+                room.state.send_replace(State::Ready(Arc::new(hosted)));
+                self.tell();
+                tokio::select! {
+                    () = ended => {}
+                    () = self.until_idle(room) => tracing::info!(artifact = id, "an idle model is unloaded"),
+                }
+                drop(place);
+                self.leave(&id, room);
+            }
+        }
+    }
+
+    async fn start(&self, artifact: &Published) -> Result<(Hosted, crate::board::Place), String> {
+        let manifest = &artifact.manifest;
+        let plugin =
+            self.pipeline.plugins.runner(&manifest.target.format, Some(&manifest.maker.backend)).await;
+        let plugin = plugin.ok_or_else(|| {
+            format!(
+                "no installed plugin runs {}; `drophammer plugin list` tells more",
+                manifest.target.format
+            )
+        })?;
+        let serve = &self.pipeline.config.serve;
+        let context = manifest
+            .source
+            .identity
+            .context_length
+            .map_or(serve.context, |most| u32::try_from(most).unwrap_or(u32::MAX).min(serve.context));
+        let load = LoadRequest {
+            path: artifact.entry(),
+            context: Some(context),
+            max_sequences: serve.sequences,
+            device: manifest.target.device.clone(),
+            ..LoadRequest::default()
+        };
+        let vocabulary =
+            vec![artifact.entry(), artifact.directory.clone(), manifest.source.path.clone().into()];
+        let order = ServeOrder { load, vocabulary, queue: serve.queue };
+        let limits = Limits { threads: self.pipeline.capacity.cores, ..Limits::default() };
+        let host = self.pipeline.host_info(&plugin.id());
+        let task = Task { plugin: plugin.directory.clone(), host, limits, work: Work::Serve(order) };
+        let started = self.pipeline.supervisor.start_serving(task).await;
+        let (running, channel) = started.map_err(|failure| failure.report().to_string())?;
+        let place = self.pipeline.board.put(running.pid(), api::WorkerRole::Serve, &plugin.id(), |worker| {
+            worker.model = Some(manifest.model.clone());
+            worker.artifact = Some(manifest.id.clone());
+            worker.threads = Some(limits.threads);
+        });
+        let name = manifest.api_name();
+        let told = move |event: WorkerEvent| match event {
+            WorkerEvent::Log(level, line) => tracing::info!(model = name, ?level, line, "plugin"),
+            WorkerEvent::Output(_, line) => tracing::debug!(model = name, line, "printed"),
+            WorkerEvent::Progress(_) => {}
+        };
+        Ok((Hosted::wait(running, channel, told).await?, place))
+    }
+
+    /// Unloads models that nobody uses, those unused longest first, until another one fits.
+    fn make_space(&self, artifact: &Published) {
+        let needs = |artifact: &Published| artifact.manifest.bytes().saturating_add(BESIDE_WEIGHTS);
+        loop {
+            let mut taken = needs(artifact);
+            let mut idle: Vec<(std::time::Instant, String, Arc<Room>)> = Vec::new();
+            for (id, room) in self.rooms().iter() {
+                if let State::Ready(hosted) = &*room.state.borrow() {
+                    taken = taken.saturating_add(needs(&room.artifact));
+                    if hosted.in_hand() == 0 {
+                        idle.push((hosted.used(), id.clone(), room.clone()));
+                    }
+                }
+            }
+            idle.sort_by_key(|(used, ..)| *used);
+            let Some((_, id, room)) = idle.into_iter().next() else { return };
+            if taken <= self.pipeline.capacity.memory {
+                return;
+            }
+            self.leave(&id, &room);
+        }
+    }
+
+    /// Waits until a loaded model was not used for the configured time.
+    async fn until_idle(&self, room: &Room) {
+        let idle = seconds(self.pipeline.config.serve.idle_seconds);
+        if idle.is_zero() {
+            return std::future::pending().await;
+        }
+        loop {
+            let used = match &*room.state.borrow() {
+                State::Ready(hosted) if hosted.in_hand() == 0 => hosted.used(),
+                State::Ready(_) => std::time::Instant::now(),
+                State::Loading | State::Failed(_) => return,
+            };
+            let left = idle.saturating_sub(used.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.max(Duration::from_millis(100))).await;
+        }
+    }
+
+    /// Empties a room, unless it is another's by now.
+    fn leave(&self, id: &str, room: &Arc<Room>) {
+        let mut rooms = self.rooms();
+        if rooms.get(id).is_some_and(|now| Arc::ptr_eq(now, room)) {
+            rooms.remove(id);
+        }
+        drop(rooms);
+        room.state.send_replace(State::Failed("it was unloaded".to_owned()));
+        self.tell();
+    }
+
+    /// Loads an artifact on somebody's order; it is loading when this returns.
+    ///
+    /// # Errors
+    /// [`ServeError::NoSuchModel`].
+    pub fn serve(self: &Arc<Self>, id: &str) -> Result<api::ServedModel, ServeError> {
+        let artifact = self.pipeline.ledger.artifact(id);
+        let artifact =
+            artifact.ok_or_else(|| ServeError::NoSuchModel { name: id.to_owned(), known: Vec::new() })?;
+        Ok(document(&self.enter(artifact)))
+    }
+
+    /// Unloads an artifact; false when it is not loaded.
+    pub fn unload(&self, id: &str) -> bool {
+        let room = self.rooms().get(id).cloned();
+        room.map(|room| self.leave(id, &room)).is_some()
+    }
+
+    /// The loaded models.
+    pub fn documents(&self) -> api::Served {
+        let mut models: Vec<_> = self.rooms().values().map(|room| document(room)).collect();
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        api::Served { models }
+    }
+
+    fn tell(&self) {
+        self.pipeline.events.tell(|| api::Event::Served(self.documents()));
+    }
+}
+
+fn document(room: &Room) -> api::ServedModel {
+    let manifest = &room.artifact.manifest;
+    let mut document = api::ServedModel {
+        name: manifest.api_name(),
+        model: manifest.model.clone(),
+        artifact: manifest.id.clone(),
+        backend: manifest.maker.backend.clone(),
+        state: api::ServedState::Loading,
+        pid: None,
+        context_length: None,
+        sequences: 0,
+        pinned: false,
+        error: None,
+    };
+    match &*room.state.borrow() {
+        State::Loading => {}
+        State::Ready(hosted) => {
+            document.state =
+                if hosted.ended().is_some() { api::ServedState::Failed } else { api::ServedState::Ready };
+            document.pid = Some(hosted.pid);
+            document.context_length = Some(hosted.context.into());
+            document.sequences = hosted.in_hand() as u32;
+        }
+        State::Failed(why) => {
+            document.state = api::ServedState::Failed;
+            document.error = Some(api::ErrorReport::new("cannot_load", why.clone()));
+        }
+    }
+    document
+}

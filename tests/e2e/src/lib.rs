@@ -3,6 +3,8 @@
 //! Everything is built and packaged once per test process by `cargo xtask plugins`, unless `DROPHAMMER_BUILT` names the
 //! directory where that was done already. Nothing is imitated: a test starts the program and reads what it says.
 
+pub mod daemon;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;

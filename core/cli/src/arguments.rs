@@ -69,6 +69,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Raw logits or hidden states for given token ids; needs no daemon.
     Logits(Logits),
+    /// Ask a model that the daemon serves.
+    Run(Run),
     /// Hand a model to the daemon: it is linked or copied into the watched folder.
     Add {
         /// The file or directory.
@@ -223,6 +225,23 @@ pub(crate) struct Quantize {
     pub(crate) no_tokenizer: bool,
     #[command(flatten)]
     pub(crate) budget: Budget,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// A model's name, or that of one of its artifacts.
+    pub(crate) model: String,
+    /// What to say; by default what is piped in.
+    pub(crate) prompt: Option<String>,
+    /// The most tokens to generate.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) tokens: Option<u32>,
+    /// How freely tokens are chosen; 0 takes the most likely one.
+    #[arg(long)]
+    pub(crate) temperature: Option<f64>,
+    /// Makes the answer repeatable.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
 }
 
 #[derive(Debug, Args)]

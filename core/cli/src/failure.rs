@@ -34,7 +34,9 @@ impl Failure {
             Exit::Unsupported => "unsupported_input",
             Exit::MissingRuntime => "missing_runtime",
         };
-        Self { report: Box::new(ErrorReport::new(code, message).help(help)), exit }
+        let mut report = ErrorReport::new(code, message);
+        report.help = Some(help.into()).filter(|help| !help.is_empty());
+        Self { report: Box::new(report), exit }
     }
 
     /// A failure to read or write something.

@@ -83,7 +83,11 @@ impl Home {
     /// The binary, told of this home.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(built().join("drophammer"));
-        command.args(arguments).env("DROPHAMMER_HOME", self.path()).env_remove("DROPHAMMER_CONFIG");
+        command
+            .args(arguments)
+            .env("DROPHAMMER_HOME", self.path())
+            .env_remove("DROPHAMMER_CONFIG")
+            .env_remove("RUST_BACKTRACE");
         command
     }
 

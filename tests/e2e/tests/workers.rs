@@ -1,5 +1,10 @@
 //! A plugin may do its worst: its worker alone pays, the user reads what happened, and nothing half-done is left.
 
+// Helpers of tests fail as tests do.
+#![allow(clippy::unwrap_used)]
+
+#[cfg(target_os = "linux")]
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -62,7 +67,11 @@ fn a_crash_names_its_signal_its_place_and_the_last_words() {
             },
             Case { scheme: "abort", code: 1, says: &["SIGABRT", "the.tensor", "| about to abort"] },
             Case { scheme: "overflow_stack", code: 1, says: &["SIGABRT", "stack"] },
-            Case { scheme: "panic_uncaught", code: 1, says: &["SIGABRT", "a panic across the boundary"] },
+            Case {
+                scheme: "panic_uncaught",
+                code: 1,
+                says: &["without a result", "a panic across the boundary"],
+            },
             Case { scheme: "exit", code: 1, says: &["code 0 without a result", "the.tensor"] },
         ],
         &[],
@@ -109,7 +118,7 @@ fn a_plugin_that_hangs_or_stops_is_noticed_and_killed() {
         ],
         &[],
     );
-    assert!(started.elapsed() < Duration::from_secs(120), "it took {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_mins(2), "it took {:?}", started.elapsed());
 }
 
 #[cfg(target_os = "linux")]
@@ -158,10 +167,10 @@ fn what_a_worker_started_ends_with_it() {
 fn workers_die_with_the_program_that_started_them() {
     for scheme in ["hang", "patient"] {
         let home = Home::faulty("").unwrap();
-        let mut child = start(&home, scheme);
-        let worker = worker_of(child.id());
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let mut forge = Forge::start(&home, scheme);
+        let worker = forge.worker();
+        forge.child.kill().unwrap();
+        forge.child.wait().unwrap();
         assert!(gone(&worker), "{} outlived its supervisor ({scheme})", worker.display());
     }
 }
@@ -171,13 +180,14 @@ fn workers_die_with_the_program_that_started_them() {
 fn interrupting_asks_first_kills_next_and_leaves_nothing() {
     for scheme in ["patient", "hang"] {
         let home = Home::faulty("[workers]\ncancel_grace_seconds = 0.5\n").unwrap();
-        let child = start(&home, scheme);
-        let worker = worker_of(child.id());
-        let interrupted = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        let mut forge = Forge::start(&home, scheme);
+        let worker = forge.worker();
+        let pid = forge.child.id().to_string();
+        let interrupted = std::process::Command::new("kill").args(["-INT", &pid]).status();
         assert!(interrupted.unwrap().success());
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{scheme}");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let mut said = String::new();
+        forge.lines.read_to_string(&mut said).unwrap();
+        assert_eq!(forge.child.wait().unwrap().code(), Some(1), "{scheme}: {said}");
         assert!(said.contains("cancelled"), "{scheme}: {said}");
         assert!(gone(&worker), "{scheme}");
         assert_eq!(std::fs::read_dir(home.path().join("out")).unwrap().count(), 0, "{scheme} left something");
@@ -246,37 +256,45 @@ fn a_plugin_that_fails_to_open_or_to_answer_spoils_no_list() {
     }
 }
 
+/// A one-shot forge under way.
 #[cfg(target_os = "linux")]
-fn start(home: &Home, scheme: &str) -> std::process::Child {
-    let source = fixture("shakespeare-llama");
-    let output = home.path().join("out/made.faulty");
-    let (source, output) = (source.to_string_lossy(), output.to_string_lossy());
-    home.command(&["convert", &source, "--to", "faulty", "--scheme", scheme, "-o", &output])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap()
+struct Forge {
+    child: std::process::Child,
+    lines: BufReader<std::process::ChildStderr>,
 }
 
-/// The `/proc` entry of the worker that forges for this process: the one that lives for more than a probe.
 #[cfg(target_os = "linux")]
-fn worker_of(parent: u32) -> PathBuf {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let mut steady = (None, Instant::now());
-    loop {
-        let mut workers =
-            std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).filter(|path| {
-                std::fs::read_to_string(path.join("status"))
-                    .is_ok_and(|status| status.contains(&format!("PPid:\t{parent}\n")))
-            });
-        let worker = workers.next().filter(|_| workers.next().is_none());
-        if worker != steady.0 {
-            steady = (worker, Instant::now());
-        } else if let (Some(worker), true) = (&steady.0, steady.1.elapsed() > Duration::from_secs(1)) {
-            return worker.clone();
+impl Forge {
+    /// Starts it and waits until the plugin works.
+    fn start(home: &Home, scheme: &str) -> Self {
+        let source = fixture("shakespeare-llama");
+        let output = home.path().join("out/made.faulty");
+        let (source, output) = (source.to_string_lossy(), output.to_string_lossy());
+        let mut child = home
+            .command(&["convert", &source, "--to", "faulty", "--scheme", scheme, "-o", &output])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.starts_with("forge ") {
+            line.clear();
+            assert!(lines.read_line(&mut line).unwrap() > 0, "it ended before the plugin worked");
         }
-        assert!(Instant::now() < deadline, "no worker was started");
-        std::thread::sleep(Duration::from_millis(20));
+        Self { child, lines }
+    }
+
+    /// The `/proc` entry of its only child.
+    fn worker(&self) -> PathBuf {
+        let parent = format!("PPid:\t{}\n", self.child.id());
+        let is_child = |path: &PathBuf| {
+            std::fs::read_to_string(path.join("status")).is_ok_and(|status| status.contains(&parent))
+        };
+        let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let children: Vec<_> = processes.filter(is_child).collect();
+        assert_eq!(children.len(), 1, "{children:?}");
+        children[0].clone()
     }
 }
 

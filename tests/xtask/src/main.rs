@@ -1,5 +1,6 @@
 //! Project tasks: `cargo xtask <task>`. Each task is one module; this file only dispatches.
 
+mod abi;
 mod demo;
 mod fetch;
 mod generate_model;
@@ -23,6 +24,8 @@ enum Task {
     Demo(demo::Options),
     /// Formatting, lints, documentation and every test.
     Test(test::Options),
+    /// Prove that a plugin built by another compiler loads and runs.
+    Abi(abi::Options),
     /// Build the `drophammer` binary and the plugins, and package the plugins beside it.
     Plugins(plugins::Options),
     /// Fetch a real model into the cache outside the repository and print its path.
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test(options) => test::run(&options),
         Task::GenerateModel(options) => generate_model::run(&options),
         Task::Picture(options) => picture::run(&options),
+        Task::Abi(options) => abi::run(&options),
         Task::Plugins(options) => plugins::run(&options),
         Task::Fetch { model } => {
             println!("{}", fetch::path(model)?.display());

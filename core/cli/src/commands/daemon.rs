@@ -18,7 +18,7 @@ pub(super) fn run() -> Result<()> {
     Ok(drophammer_daemon::run(drophammer_daemon::Options::default())?)
 }
 
-fn client() -> Result<Client> {
+pub(super) fn client() -> Result<Client> {
     Ok(Client::new(Endpoint::in_home(&drophammer_daemon::home::find()?)))
 }
 

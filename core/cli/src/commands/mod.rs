@@ -7,6 +7,7 @@ mod inspect;
 mod measure;
 mod plan;
 mod plugin;
+mod run;
 mod table;
 
 use std::future::Future;
@@ -35,6 +36,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Command::Forge { model, targets } => wait(daemon::forge(model, targets)),
         Command::Cancel { job } => wait(daemon::cancel(job)),
         Command::Retry { job } => wait(daemon::retry(job)),
+        Command::Run(arguments) => wait(run::run(arguments)),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Plan(plan) => wait(plan::run(plan)),
         Command::Convert(convert) => wait(forge::convert(convert)),

@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use drophammer_client::api::ErrorReport;
 use drophammer_sdk::ErrorCode;
 
+use super::output::printable;
 use crate::worker::protocol::{Failure, Progress};
 
 /// A worker that did not do its work.
@@ -173,7 +174,7 @@ impl From<Failure> for Ending {
         if code == ErrorCode::Cancelled {
             return Self::Cancelled;
         }
-        Self::Reported { code, message: failure.message, help: failure.help }
+        Self::Reported { code, message: printable(&failure.message), help: printable(&failure.help) }
     }
 }
 

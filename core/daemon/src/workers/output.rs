@@ -65,7 +65,11 @@ async fn send(line: &mut Vec<u8>, source: LogSource, lines: &mpsc::Sender<(LogSo
 
 /// The text without control characters: it goes to terminals.
 pub(super) fn printable(text: &str) -> String {
-    text.trim_end().chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
+    text.trim_end()
+        .chars()
+        .map(|c| if c == '\t' || c == '\n' { ' ' } else { c })
+        .filter(|c| !c.is_control())
+        .collect()
 }
 
 #[cfg(test)]

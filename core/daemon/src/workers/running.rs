@@ -32,6 +32,9 @@ const DRAIN_GRACE: Duration = Duration::from_millis(250);
 /// How often the supervisor looks at a worker.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Characters kept of the name of a stage or tensor.
+const NAME_LIMIT: usize = 200;
+
 /// Something a worker told while it works.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WorkerEvent {
@@ -210,6 +213,14 @@ impl Patience {
     }
 }
 
+/// Names as the plugin says them go to terminals and into jobs.
+fn tidy(mut progress: Progress) -> Progress {
+    for name in [&mut progress.stage, &mut progress.tensor] {
+        *name = printable(name).chars().take(NAME_LIMIT).collect();
+    }
+    progress
+}
+
 /// The task that watches one worker.
 struct Watch {
     group: Option<rustix::process::Pid>,
@@ -281,6 +292,7 @@ impl Watch {
                         Report::Pong => {}
                         Report::Progress(progress) => {
                             moved = alive;
+                            let progress = tidy(progress);
                             self.progress = progress.clone();
                             self.tell(WorkerEvent::Progress(progress));
                         }
@@ -293,7 +305,7 @@ impl Watch {
                         }
                         Report::Failed(failure) => {
                             if !failure.progress.stage.is_empty() {
-                                self.progress = failure.progress.clone();
+                                self.progress = tidy(failure.progress.clone());
                             }
                             return Err(Some(failure.into()));
                         }

@@ -285,6 +285,10 @@ impl Watch {
                 frame = reader.next() => {
                     let report = match frame {
                         None => return Err(kill_at.map(|_| Ending::Cancelled)),
+                        // A process that dies with an unread ping resets the connection: the same end.
+                        Some(Err(error)) if error.kind() != io::ErrorKind::InvalidData => {
+                            return Err(kill_at.map(|_| Ending::Cancelled));
+                        }
                         Some(frame) => frame.and_then(|bytes| Frame::decode(&bytes)?.parse()),
                     };
                     alive = Instant::now();

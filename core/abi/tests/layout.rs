@@ -4,6 +4,8 @@
 //! Before 1.0 a deliberate change is accepted with `cargo insta accept` and a new version of this crate; after it, a
 //! change here means that every plugin ever built stops loading: grow through `extension(id)` instead.
 
+#![allow(clippy::format_push_string)] // a report of a few lines, built once
+
 use std::collections::{BTreeSet, HashSet};
 
 use abi_stable::StableAbi;
@@ -68,7 +70,7 @@ fn describe(layout: &'static TypeLayout) -> String {
     let fields = layout.get_fields().map(|fields| fields.to_vec()).unwrap_or_default();
     for field in fields.into_iter().chain(layout.phantom_fields().to_vec()) {
         text += &format!("  {}: {}\n", field.name(), spell(field.layout(), 3));
-        for function in field.function_range().iter() {
+        for function in field.function_range() {
             let parameters = function.param_type_layouts.iter().map(|parameter| spell(parameter(), 3));
             let result = function.return_type_layout().map_or("()".to_owned(), |result| spell(result(), 3));
             text += &format!("    ({}) -> {result}\n", parameters.collect::<Vec<_>>().join(", "));

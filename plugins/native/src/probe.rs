@@ -2,7 +2,7 @@
 
 use std::path::Path as FilePath;
 
-use drophammer_formats::DType;
+use drophammer_formats::{DType, SourceKind};
 use drophammer_quant::pass;
 use drophammer_sdk::{
     Device, ErrorCode, Estimate, ForgeRequest, FormatSupport, Goal, ProbeReport, ProbeRequest, Result,
@@ -36,7 +36,9 @@ pub(crate) fn report(request: &ProbeRequest) -> Result<ProbeReport> {
                 make: true,
                 run: true,
             },
-            FormatSupport { format: "safetensors".into(), schemes: Vec::new(), make: false, run: true },
+            runs(SourceKind::HuggingFace),
+            runs(SourceKind::Safetensors),
+            runs(SourceKind::Mlx),
         ],
         ..ProbeReport::default()
     };
@@ -49,6 +51,11 @@ pub(crate) fn report(request: &ProbeRequest) -> Result<ProbeReport> {
         report.estimates = goals.iter().map(|goal| estimate(source, goal)).collect::<Result<_>>()?;
     }
     Ok(report)
+}
+
+/// A kind of source that is run as it lies, in reference mode above all.
+fn runs(kind: SourceKind) -> FormatSupport {
+    FormatSupport { format: kind.name().into(), schemes: Vec::new(), make: false, run: true }
 }
 
 fn estimate(source: &FilePath, goal: &Goal) -> Result<Estimate> {

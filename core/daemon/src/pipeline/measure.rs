@@ -13,7 +13,7 @@ use crate::ledger::{JobRecord, ModelRecord};
 use crate::worker::protocol::{BenchOrder, Limits, MeasureOrder, Outcome, Work};
 
 /// Tokens scored at most: enough for a mean that is steady in its second digit.
-const MOST_TOKENS: usize = 16 << 10;
+const MOST_TOKENS: usize = 4 << 10;
 /// Tokens of the prompt and of the answer whose speed is measured, unless the context is shorter.
 const PROMPT: u32 = 512;
 const GENERATE: u32 = 64;
@@ -55,7 +55,8 @@ impl Pipeline {
         let limits = self.measuring_limits(job);
         let load = |path: PathBuf, reference: bool| LoadRequest { path, reference, ..LoadRequest::default() };
         let order = MeasureOrder {
-            load: load(artifact.clone(), false),
+            // Both in reference mode: what is measured is the weights' loss, on equal terms for every backend.
+            load: load(artifact.clone(), true),
             vocabulary: vec![artifact, model.path.clone()],
             text: self.config.measure.text.clone(),
             most_tokens: MOST_TOKENS,

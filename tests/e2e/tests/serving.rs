@@ -82,7 +82,8 @@ fn completions_and_chats_are_answered_whole_and_as_streams() {
 
     let (_, models) = daemon.ask_json("GET", "/v1/models", None).unwrap();
     let names: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| model["id"].clone()).collect();
-    assert_eq!(names, ["model", "model:counts"]);
+    // What else the plugins beside the program made of it may stand there too.
+    assert!(["model", "model:counts"].iter().all(|name| names.iter().any(|id| id == name)), "{names:?}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What comes in and what goes out. [`crate::app::App`] turns messages into state and effects; only
-//! [`crate::run`] carries effects out, so that everything else can be tested without a terminal.
+//! [`run`](fn@crate::run) carries effects out, so that everything else can be tested without a terminal.
 
 use crossterm::event::{KeyEvent, MouseEvent};
 use drophammer_client::api::{

@@ -384,7 +384,7 @@ impl Description {
     /// Checks what the builder and backends take for granted: sizes that fit together and into 32 bits.
     ///
     /// # Errors
-    /// [`Error::BadValue`] names the first that does not.
+    /// [`Error::BadValue`](crate::Error::BadValue) names the first that does not.
     pub fn check(&self) -> Result<()> {
         for layer in &self.layers {
             let attention = &layer.attention;

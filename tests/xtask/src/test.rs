@@ -33,7 +33,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     shell::run(&mut cargo(&["test", "--workspace", "--doc"]))?;
-    shell::run(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    shell::run(cargo(&["doc", "--workspace", "--no-deps"]).env(
+        "RUSTDOCFLAGS",
+        "-D warnings -A rustdoc::private-intra-doc-links -A rustdoc::redundant-explicit-links",
+    ))?;
     licences()
 }
 

@@ -5,7 +5,7 @@
 //! [`Encoder`] and the output tensors it fills; and a [`TensorSink`] whose offsets are fixed beforehand. What holds:
 //!
 //! - *Bounded memory.* Peak memory is threads × one chunk, whatever the size of the model or its largest tensor;
-//!   [`estimate`] says how much before anything starts.
+//!   [`estimate()`] says how much before anything starts.
 //! - *Same bytes.* Chunks depend on shapes alone and their places are fixed, so the output does not depend on the
 //!   number of threads or on interruptions.
 //! - *Nothing twice.* A finished item is entered in a [`journal`] with its digest; a pass that finds the journal

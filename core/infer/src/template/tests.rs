@@ -30,7 +30,7 @@ fn a_conversation_becomes_the_prompt_the_model_was_trained_on() {
 
 #[test]
 fn what_python_would_print_is_printed() {
-    // Expected texts from Python's jinja2 3.1.6, set up as Hugging Face sets it up.
+    // What Jinja with the settings of Hugging Face is specified to print; written by hand.
     for (text, expected) in [
         ("{{ t }} {{ n }} {{ l }} {{ d }}", "True None ['a', 1, 2.5, None] {'b': False, 'a': \"it's\"}"),
         ("{{ d | tojson }}", r#"{"b": false, "a": "it's"}"#),

@@ -1,20 +1,12 @@
 //! Artifacts at plain precision.
 
-use drophammer_sdk::{BackendError, ErrorCode, ForgeReport, ForgeRequest, JobContext, Result};
-
-use crate::forge;
+use drophammer_forge::gguf;
+use drophammer_sdk::{ForgeReport, ForgeRequest, JobContext, Result};
 
 /// Makes an F32, F16 or BF16 GGUF file.
 ///
 /// # Errors
-/// As for [`forge::forge`]; a scheme that quantizes is refused.
+/// As for [`gguf::convert`].
 pub(crate) fn convert(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
-    let preset = forge::preset_of(&request.goal)?;
-    if preset.base.is_block() {
-        let message = format!("{} quantizes: it is not a conversion", preset.name);
-        return Err(
-            BackendError::new(ErrorCode::InvalidRequest, message).with_help("Ask for it to be quantized.")
-        );
-    }
-    forge::forge(request, job)
+    gguf::convert(request, job)
 }

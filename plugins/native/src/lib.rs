@@ -10,8 +10,6 @@
 
 mod cache;
 mod convert;
-mod failure;
-mod forge;
 mod kernels;
 mod memory;
 mod model;

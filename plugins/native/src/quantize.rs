@@ -1,13 +1,12 @@
 //! Quantized artifacts, straight from the source.
 
+use drophammer_forge::gguf;
 use drophammer_sdk::{ForgeReport, ForgeRequest, JobContext, Result};
 
-use crate::forge;
-
-/// Makes a GGUF file of any scheme in one pass, without an intermediate file.
+/// Makes a GGUF file of any scheme.
 ///
 /// # Errors
-/// As for [`forge::forge`].
+/// As for [`gguf::quantize`].
 pub(crate) fn quantize(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
-    forge::forge(request, job)
+    gguf::quantize(request, job)
 }

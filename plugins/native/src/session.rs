@@ -1,17 +1,14 @@
 //! A loaded model: limits, batches cut into chunks, the cache's sequences.
 
-use std::path::Path as FilePath;
 use std::sync::Arc;
 
-use drophammer_formats::Source;
-use drophammer_models::Checkpoint;
+use drophammer_forge::failure;
 use drophammer_models::description::{Description, ModelKind};
 use drophammer_sdk::{
     BackendError, Batch, ErrorCode, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result, Session,
 };
 
 use crate::cache::Cache;
-use crate::failure;
 use crate::kernels::Path;
 use crate::kernels::attention::Stored;
 use crate::model::execute::{Engine, Token};
@@ -37,20 +34,10 @@ pub(crate) struct NativeSession {
     tokens: Vec<Token>,
 }
 
-/// Opens a checkpoint with its adapters.
-pub(crate) fn open(path: &FilePath, adapters: &[std::path::PathBuf]) -> Result<Checkpoint> {
-    let mut checkpoint = Checkpoint::open(path).map_err(|error| failure::of_model(path, &error))?;
-    for adapter in adapters {
-        let source = Source::open(adapter).map_err(|error| failure::of_source(&error))?;
-        checkpoint = checkpoint.with_adapter(source).map_err(|error| failure::of_model(adapter, &error))?;
-    }
-    Ok(checkpoint)
-}
-
 impl NativeSession {
     /// Loads what lies at the request's path.
     pub(crate) fn load(request: &LoadRequest, job: &dyn JobContext) -> Result<Self> {
-        let checkpoint = Arc::new(open(&request.path, &request.adapters)?);
+        let checkpoint = Arc::new(drophammer_forge::open(&request.path, &request.adapters)?);
         let description = checkpoint.description();
         let budgets = job.budgets();
         let sequences = request.max_sequences.max(1);

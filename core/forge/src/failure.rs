@@ -7,7 +7,7 @@ use drophammer_quant::pass::PassError;
 use drophammer_sdk::{BackendError, ErrorCode};
 
 /// A model that could not be described or read.
-pub(crate) fn of_model(path: &Path, error: &Error) -> BackendError {
+pub fn of_model(path: &Path, error: &Error) -> BackendError {
     let code = match error {
         Error::UnknownArchitecture { .. } | Error::Unsupported { .. } => ErrorCode::UnsupportedInput,
         Error::Source(source) => of_source(source).code,
@@ -21,7 +21,7 @@ pub(crate) fn of_model(path: &Path, error: &Error) -> BackendError {
 }
 
 /// A file that could not be opened or read.
-pub(crate) fn of_source(error: &drophammer_formats::Error) -> BackendError {
+pub fn of_source(error: &drophammer_formats::Error) -> BackendError {
     let code = match error.code() {
         "io" | "permission" => ErrorCode::Failed,
         "disk_full" => ErrorCode::OutOfResources,
@@ -30,8 +30,9 @@ pub(crate) fn of_source(error: &drophammer_formats::Error) -> BackendError {
     };
     BackendError::new(code, error.to_string()).with_help(error.help())
 }
+
 /// A pass that did not finish.
-pub(crate) fn of_pass(error: &PassError) -> BackendError {
+pub fn of_pass(error: &PassError) -> BackendError {
     let code = match error {
         PassError::Cancelled => return BackendError::cancelled(),
         PassError::Output(output) => return of_source(output),

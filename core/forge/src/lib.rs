@@ -1,0 +1,33 @@
+//! From a source to an artifact: what plugins that make files have in common.
+//!
+//! - [`open`] opens a source with the adapters to merge, [`failure`] words the errors of the layers below.
+//! - [`run`] is the one pass over a planned layout: within the job's budgets, reported and cancelled through its context,
+//!   resumed by a [`Recipe`]; [`report`] says what came out.
+//! - [`gguf`] is a whole forge: any source into any GGUF scheme. Several runtimes read that format.
+//!
+//! A plugin whose format is its own makes layout and items itself and hands them to [`run`]. Nothing here knows a plugin.
+
+pub mod failure;
+pub mod gguf;
+mod pass;
+
+use std::path::{Path, PathBuf};
+
+use drophammer_formats::Source;
+use drophammer_models::Checkpoint;
+use drophammer_sdk::Result;
+
+pub use pass::{Recipe, report, run};
+
+/// Opens a checkpoint with its adapters.
+///
+/// # Errors
+/// When source or adapter cannot be read, described or matched.
+pub fn open(path: &Path, adapters: &[PathBuf]) -> Result<Checkpoint> {
+    let mut checkpoint = Checkpoint::open(path).map_err(|error| failure::of_model(path, &error))?;
+    for adapter in adapters {
+        let source = Source::open(adapter).map_err(|error| failure::of_source(&error))?;
+        checkpoint = checkpoint.with_adapter(source).map_err(|error| failure::of_model(adapter, &error))?;
+    }
+    Ok(checkpoint)
+}

@@ -33,7 +33,10 @@ impl Arguments {
                 PluginCommand::List(output)
                 | PluginCommand::Info { output, .. }
                 | PluginCommand::Check { output, .. },
-            ) => output.json,
+            )
+            | Command::Runtime(RuntimeCommand::List(output) | RuntimeCommand::Install { output, .. }) => {
+                output.json
+            }
             _ => false,
         }
     }
@@ -101,6 +104,9 @@ pub(crate) enum Command {
     /// Look at plugins without a daemon.
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// The shared libraries that plugins need: what is here, and fetching what is not.
+    #[command(subcommand)]
+    Runtime(RuntimeCommand),
     /// What works on this machine, what is missing, and how to get it.
     Doctor(Output),
     /// Write shell completions to standard output.
@@ -128,6 +134,25 @@ pub(crate) enum PluginCommand {
         /// Its dylib, or the directory with its plugin.toml.
         #[arg(value_hint = ValueHint::AnyPath)]
         path: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RuntimeCommand {
+    /// Every runtime, and where it is on this machine.
+    List(Output),
+    /// Fetch a runtime into the home, check it and unpack it; needs no root.
+    Install {
+        /// Its name, as `runtime list` shows it.
+        name: String,
+        /// A wheel fetched by hand; may be given several times. Without it Python's pip fetches.
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        from: Vec<PathBuf>,
+        /// Accept the runtime's licence, where it has one that must be accepted.
+        #[arg(long)]
+        accept_licence: bool,
         #[command(flatten)]
         output: Output,
     },

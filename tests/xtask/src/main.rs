@@ -6,6 +6,7 @@ mod fetch;
 mod generate_model;
 mod picture;
 mod plugins;
+mod runtimes;
 mod shell;
 mod test;
 
@@ -33,6 +34,9 @@ enum Task {
         /// Which model.
         model: fetch::Model,
     },
+    /// Install the runtimes that tests need into the cache outside the repository and print the directory, which
+    /// `DROPHAMMER_RUNTIMES` then names.
+    Runtimes,
     /// Turn a captured terminal screen into an SVG picture.
     Picture(picture::Options),
     /// Make a large model of random weights, for measuring.
@@ -47,6 +51,10 @@ fn main() -> anyhow::Result<()> {
         Task::Picture(options) => picture::run(&options),
         Task::Abi(options) => abi::run(&options),
         Task::Plugins(options) => plugins::run(&options),
+        Task::Runtimes => {
+            println!("{}", runtimes::provide()?.display());
+            Ok(())
+        }
         Task::Fetch { model } => {
             println!("{}", fetch::path(model)?.display());
             Ok(())

@@ -8,6 +8,7 @@ mod measure;
 mod plan;
 mod plugin;
 mod run;
+mod runtime;
 mod table;
 
 use std::future::Future;
@@ -16,7 +17,7 @@ use std::io::Write;
 use clap::CommandFactory;
 use serde::Serialize;
 
-use crate::arguments::{Arguments, Command, PluginCommand};
+use crate::arguments::{Arguments, Command, PluginCommand, RuntimeCommand};
 use crate::failure::{Exit, Failure, Result};
 
 /// Does what was asked for.
@@ -47,6 +48,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Command::Plugin(PluginCommand::List(output)) => wait(plugin::list(output)),
         Command::Plugin(PluginCommand::Info { id, output }) => wait(plugin::info(id, output)),
         Command::Plugin(PluginCommand::Check { path, output }) => wait(plugin::check(path, output)),
+        Command::Runtime(RuntimeCommand::List(output)) => runtime::list(output),
+        Command::Runtime(RuntimeCommand::Install { name, from, accept_licence, output }) => {
+            runtime::install(&name, from, accept_licence, output)
+        }
         Command::Doctor(output) => wait(plugin::doctor(output)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "drophammer", &mut std::io::stdout());

@@ -6,8 +6,8 @@ use drophammer_client::api::{Plugin, PluginState, Plugins};
 use drophammer_daemon::workers::Installed;
 use drophammer_sdk::ProbeRequest;
 
-use super::answer;
 use super::table::columns;
+use super::{answer, runtime};
 use crate::arguments::Output;
 use crate::failure::{Exit, Failure, Result};
 use crate::workshop::Workshop;
@@ -72,7 +72,7 @@ pub(super) async fn doctor(output: Output) -> Result<()> {
         for plugin in &plugins.plugins {
             text += &format!("\n{}", details(plugin));
         }
-        text
+        text + &format!("\n{}", runtime::table(&runtime::survey(&shop.home.runtimes())))
     })
 }
 

@@ -1,0 +1,26 @@
+//! Runtimes that tests run against: installed as a user would install them, into a cache outside the repository.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use drophammer_runtimes::{Installation, runtime};
+
+use crate::fetch;
+
+/// What tests need. Those with a licence that has to be accepted are not here.
+const NEEDED: [&str; 3] = ["openvino", "onnxruntime", "mlx"];
+
+/// The directory that `DROPHAMMER_RUNTIMES` is to name, with every runtime that exists for this system.
+///
+/// # Errors
+/// When one cannot be fetched, or is not the pinned one.
+pub(crate) fn provide() -> Result<PathBuf> {
+    let place = fetch::cache("runtimes")?;
+    for name in NEEDED {
+        let runtime = runtime(name).with_context(|| format!("config/runtimes.toml has no {name}"))?;
+        if !runtime.wheels_here().is_empty() {
+            runtime.install(&place, &Installation::default(), &mut |step| eprintln!("{step}"))?;
+        }
+    }
+    Ok(place)
+}

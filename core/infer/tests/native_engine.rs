@@ -14,7 +14,7 @@ use drophammer_infer::scheduler::{Config, EventKind, Request, Scheduler};
 use drophammer_infer::template::{ChatTemplate, Conversation, TemplateFiles};
 use drophammer_infer::tokenizer::Tokenizer;
 use drophammer_native::Native;
-use drophammer_sdk::{Backend, Budgets, JobContext, LoadRequest, LogLevel, Session};
+use drophammer_sdk::{Backend, Budgets, ForgeRequest, Goal, JobContext, LoadRequest, LogLevel, Session};
 use serde_json::{Value as Json, json};
 
 struct Job;
@@ -69,6 +69,36 @@ fn the_trained_model_has_the_perplexity_of_its_reference() {
     let found = measure(&mut source, None, &tokens, &Protocol::default(), &mut |_| true).unwrap();
     let expected = reference()["perplexity"].as_f64().unwrap();
     assert!((found.perplexity / expected - 1.0).abs() < 1e-3, "{} instead of {expected}", found.perplexity);
+}
+
+/// Perplexity in fast mode and in reference mode, on the first tokens of a text.
+fn perplexities(path: &Path, tokens: &[u32], most_tokens: usize) -> (f64, f64) {
+    let (mut fast, mut exact) = (load(path, 1, false), load(path, 1, true));
+    let (mut fast, mut exact) =
+        (SessionSource::new(&mut *fast).unwrap(), SessionSource::new(&mut *exact).unwrap());
+    let protocol = Protocol { most_tokens, ..Protocol::default() };
+    let found = measure(&mut fast, Some(&mut exact), tokens, &protocol, &mut |_| true).unwrap();
+    (found.perplexity, found.reference_perplexity.unwrap())
+}
+
+#[test]
+fn fast_mode_has_the_perplexity_of_reference_mode_within_a_thousandth() {
+    let tokenizer = Tokenizer::from_directory(&fixture()).unwrap();
+    let text = std::fs::read_to_string(fixture().join("val.txt")).unwrap();
+    let tokens = tokenizer.encode(&text, false).unwrap();
+    for scheme in ["q8_0", "q4_0", "q4_k_m"] {
+        let staging = tempfile::tempdir().unwrap();
+        let request = ForgeRequest {
+            source: fixture(),
+            goal: Goal { format: "gguf".into(), scheme: scheme.into(), ..Goal::default() },
+            staging: staging.path().to_owned(),
+            name: "shakespeare".into(),
+            ..ForgeRequest::default()
+        };
+        let report = Native.quantize(&request, &Job).unwrap();
+        let (fast, exact) = perplexities(&staging.path().join(&report.files[0]), &tokens, 2048);
+        assert!((fast / exact - 1.0).abs() < 1e-3, "{scheme}: {fast} instead of {exact}");
+    }
 }
 
 #[test]
@@ -136,8 +166,20 @@ fn the_capital_of_france_is_paris() {
     let prompt = tokenizer.encode(&template.render(&conversation).unwrap(), false).unwrap();
     let request =
         Request { sampling: SamplingParameters::greedy(), max_tokens: Some(40), ..Request::new(prompt) };
-    let mut scheduler = scheduler(load(&path, 1, true), &tokenizer);
+    // Fast mode, as it is served. In exact logits the answer's first token is only 0.09 ahead of another's.
+    let mut scheduler = scheduler(load(&path, 1, false), &tokenizer);
     let answer = complete(&mut scheduler, request, &mut |_| true).unwrap();
-    assert!(answer.text.contains("The capital of France is Paris"), "{}", answer.text);
+    assert_eq!(answer.text.trim(), "The capital of France is Paris.");
     assert_eq!(answer.reason.word(), "stop");
+}
+
+#[test]
+#[ignore = "needs DROPHAMMER_SMOLLM2, the path of SmolLM2's GGUF file"]
+fn fast_mode_has_the_perplexity_of_reference_mode_on_a_model_with_outlying_channels() {
+    let path = PathBuf::from(std::env::var("DROPHAMMER_SMOLLM2").unwrap());
+    let tokenizer = Tokenizer::from_source(&Source::open(&path).unwrap()).unwrap();
+    let text = std::fs::read_to_string(fixture().join("val.txt")).unwrap();
+    let tokens = tokenizer.encode(&text, false).unwrap();
+    let (fast, exact) = perplexities(&path, &tokens, 512);
+    assert!((fast / exact - 1.0).abs() < 1e-3, "{fast} instead of {exact}");
 }

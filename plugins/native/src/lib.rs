@@ -6,7 +6,7 @@
 //! - [`cache`] holds keys and values in pages that sequences share.
 //!
 //! Weights stay in the mapped file. *Reference mode* multiplies by them in float32, row by row. *Fast mode* lays quantized
-//! weights out in tiles and multiplies in integers, with activations in eight bits.
+//! weights out in tiles and multiplies in integers, with activations in sixteen bits.
 
 mod cache;
 mod convert;

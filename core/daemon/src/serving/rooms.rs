@@ -199,8 +199,6 @@ impl Serving {
             context: Some(context),
             max_sequences: serve.sequences,
             device: manifest.target.device.clone(),
-            // Exact arithmetic: eight-bit activations change the answers of models with outlier channels.
-            reference: true,
             ..LoadRequest::default()
         };
         let vocabulary =

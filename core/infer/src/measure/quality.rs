@@ -5,7 +5,7 @@ use std::slice::ChunksExact;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::score::{Comparison, compare, log_probability, quantile};
+use super::score::{Comparison, Row, compare, quantile};
 use super::source::{LogitSource, MeasureError};
 
 /// Logits held at once, per model, in bytes: rows are read until this is full.
@@ -198,7 +198,8 @@ fn score_row(
     at: Place,
 ) -> Result<(Scored, f64), MeasureError> {
     let bad = |which| MeasureError::NotFinite { which, chunk: at.chunk, position: at.first - 1 };
-    let nll = -log_probability(row, token).ok_or_else(|| bad("measured"))?;
+    let row = Row::of(row).ok_or_else(|| bad("measured"))?;
+    let nll = -row.log_probability(token).ok_or_else(|| bad("measured"))?;
     let mut scored = Scored {
         chunk: at.chunk,
         position: at.first,
@@ -210,9 +211,10 @@ fn score_row(
     };
     let mut shared = 0.0;
     if let Some(reference) = reference {
-        scored.reference_nll = Some(-log_probability(reference, token).ok_or_else(|| bad("reference"))?);
+        let reference = Row::of(reference).ok_or_else(|| bad("reference"))?;
+        scored.reference_nll = Some(-reference.log_probability(token).ok_or_else(|| bad("reference"))?);
         let Comparison { kl, same_first, shared_several } =
-            compare(reference, row).ok_or_else(|| bad("measured"))?;
+            compare(&reference, &row).ok_or_else(|| bad("measured"))?;
         scored.kl = Some(kl);
         scored.same_first = Some(same_first);
         shared = shared_several;

@@ -86,7 +86,7 @@ pub(super) struct Scratch {
     /// The same as a strip.
     pub(super) strip: Vec<f32>,
     pub(super) attention: attention::Scratch,
-    /// One token's activations in eight bits.
+    /// One token's activations in sixteen bits.
     pub(super) quantized: Quantized,
     pub(super) unpacked: Unpacked,
 }
@@ -113,7 +113,7 @@ impl Engine {
     pub(crate) fn new(program: Program, cache: Cache, pool: Pool, path: Path, chunk: usize) -> Self {
         let columns = program.matrices.iter().map(|matrix| matrix.columns).max().unwrap_or(0);
         let tiled =
-            program.matrices.iter().filter(|m| m.tiles().is_some()).map(|m| m.columns).max().unwrap_or(0);
+            program.matrices.iter().filter(|m| m.takes_panels()).map(|m| m.columns).max().unwrap_or(0);
         let values = (0..cache.layers()).map(|layer| cache.layer(layer).value_width).max().unwrap_or(0);
         let external =
             |buffer: usize| buffer == program.result.index && program.result.domain == Domain::Outputs;

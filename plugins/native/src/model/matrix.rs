@@ -136,6 +136,11 @@ impl Matrix {
         self.tiles.as_ref()
     }
 
+    /// Whether the matrix is multiplied by quantized activations.
+    pub(crate) fn takes_panels(&self) -> bool {
+        self.tiles().is_some_and(Tiles::takes_panels)
+    }
+
     /// A row as floats.
     ///
     /// # Panics

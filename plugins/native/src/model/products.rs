@@ -10,8 +10,8 @@ use crate::kernels::LANES;
 use crate::kernels::activation::Panels;
 use crate::kernels::float::{Output, Rows, dot, lay_strip, multiply_strip};
 use crate::kernels::rows::{self, Binary};
-use crate::kernels::tile::Tiles;
 use crate::kernels::tile::multiply::multiply;
+use crate::kernels::tile::{Tiles, plain};
 use crate::threads::Member;
 
 /// Up to so many tokens rows of weights are multiplied one by one; beyond it pays to lay them in strips.
@@ -23,7 +23,7 @@ pub(super) struct Work<'a> {
     pub(super) matrix: &'a Matrix,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) x: Rows,
-    /// The same rows in eight bits, where the matrix is tiled.
+    /// The same rows in sixteen bits, where the matrix takes them.
     pub(super) panels: Option<Panels>,
     pub(super) tokens: usize,
     pub(super) out: *mut f32,
@@ -46,7 +46,7 @@ impl Frame<'_> {
         scratch: &mut Scratch,
     ) {
         let (tokens, columns) = (self.rows(x.domain), x.width);
-        let tiled = products.iter().any(|p| self.program.matrices[p.matrix].tiles().is_some());
+        let tiled = products.iter().any(|p| self.program.matrices[p.matrix].takes_panels());
         let mut input = Rows { begin: self.begin(x), stride: columns };
         let panels = if tokens == 1 {
             if let Some(norm) = norm {
@@ -133,7 +133,7 @@ impl Frame<'_> {
 
     fn strips(&self, work: &Work<'_>, strips: std::ops::Range<usize>, scratch: &mut Scratch) {
         match (work.matrix.tiles(), work.panels) {
-            (Some(tiles), Some(panels)) => self.tiles(work, tiles, panels, strips, scratch),
+            (Some(tiles), panels) => self.tiles(work, tiles, panels, strips, scratch),
             _ => strips.for_each(|strip| self.strip(work, strip, scratch)),
         }
     }
@@ -142,14 +142,19 @@ impl Frame<'_> {
         &self,
         work: &Work<'_>,
         tiles: &Tiles,
-        panels: Panels,
+        panels: Option<Panels>,
         strips: std::ops::Range<usize>,
         scratch: &mut Scratch,
     ) {
         let rows = strips.start * LANES..(strips.end * LANES).min(work.matrix.rows);
         let out = Output { begin: work.out, stride: work.out_stride, accumulate: work.accumulate };
         // SAFETY: these strips' outputs are this thread's; the panels were quantized before the last barrier.
-        unsafe { multiply(self.path, tiles, panels, strips, out, &mut scratch.unpacked) };
+        unsafe {
+            match panels.filter(|_| tiles.takes_panels()) {
+                Some(panels) => multiply(self.path, tiles, panels, strips, out, &mut scratch.unpacked),
+                None => plain::multiply(self.path, tiles, work.x, work.tokens, strips, out),
+            }
+        };
         if let Some(bias) = work.bias {
             for t in 0..work.tokens {
                 for r in rows.clone() {

@@ -3,7 +3,7 @@
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;
 
-use super::{Isa, Path};
+use super::Isa;
 
 /// AVX2, FMA, F16C.
 #[derive(Clone, Copy)]
@@ -30,7 +30,6 @@ impl Isa for Avx2 {
     type B = (__m256i, __m256i);
 
     const FLOAT_ROWS: usize = 6;
-    const PATH: Path = Path::Avx2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -186,14 +185,17 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn store_signed_bytes(p: *mut i8, x: Self::F) {
+    unsafe fn store_pairs(p: *mut u32, x: Self::F) {
         // SAFETY: see the head of this block.
         unsafe {
             let words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
-            // Packing works in 128-bit halves: put them back in order.
+            // Packing works in 128-bit halves: put fours back in order, then the middle two of each four.
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
-            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-            _mm_storeu_si128(p.cast(), bytes);
+            let order = _mm256_setr_epi8(
+                0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13,
+                10, 11, 14, 15,
+            );
+            _mm256_storeu_si256(p.cast(), _mm256_shuffle_epi8(words, order));
         }
     }
 
@@ -206,6 +208,10 @@ impl Isa for Avx2 {
     unsafe fn splat_i(x: i32) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe { (_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_add_epi32, a, b)
     }
     #[inline(always)]
     unsafe fn to_float(x: Self::I) -> Self::F {
@@ -229,6 +235,11 @@ impl Isa for Avx2 {
     unsafe fn splat_b(x: u8) -> Self::B {
         // SAFETY: see the head of this block.
         unsafe { (_mm256_set1_epi8(x as i8), _mm256_set1_epi8(x as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pairs(x: u16) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_set1_epi16(x as i16), _mm256_set1_epi16(x as i16)) }
     }
     #[inline(always)]
     unsafe fn and(a: Self::B, b: Self::B) -> Self::B {
@@ -263,27 +274,24 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
-        // SAFETY: see the head of this block. Two products of at most 127 · 127 fit 16 bits.
+    unsafe fn even(w: Self::B) -> Self::B {
+        // SAFETY: see the head of this block.
         unsafe {
-            let x = _mm256_set1_epi32(x);
-            let ones = _mm256_set1_epi16(1);
-            let one = |acc, w| _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
-            (one(acc.0, w.0), one(acc.1, w.1))
+            let mask = _mm256_set1_epi16(0xff);
+            (_mm256_and_si256(w.0, mask), _mm256_and_si256(w.1, mask))
         }
     }
     #[inline(always)]
-    unsafe fn dot_full(acc: Self::I, w: Self::B, x: i32) -> Self::I {
-        // Two products of unsigned bytes would overflow 16 bits: multiply magnitudes, with the sign moved to x.
+    unsafe fn odd(w: Self::B) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_srli_epi16::<8>(w.0), _mm256_srli_epi16::<8>(w.1)) }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe {
             let x = _mm256_set1_epi32(x);
-            let ones = _mm256_set1_epi16(1);
-            let one = |acc, w| {
-                let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-                let products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-                _mm256_add_epi32(acc, _mm256_madd_epi16(products, ones))
-            };
+            let one = |acc, w| _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
             (one(acc.0, w.0), one(acc.1, w.1))
         }
     }

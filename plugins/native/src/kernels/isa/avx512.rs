@@ -3,7 +3,7 @@
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;
 
-use super::{Isa, Path};
+use super::Isa;
 
 /// AVX-512 F, BW, DQ, VL, VNNI.
 #[derive(Clone, Copy)]
@@ -21,7 +21,6 @@ impl Isa for Avx512 {
     type B = __m512i;
 
     const FLOAT_ROWS: usize = 12;
-    const PATH: Path = Path::Avx512;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -141,9 +140,17 @@ impl Isa for Avx512 {
         unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
-    unsafe fn store_signed_bytes(p: *mut i8, x: Self::F) {
+    unsafe fn store_pairs(p: *mut u32, x: Self::F) {
         // SAFETY: see the head of this block.
-        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x))) }
+        unsafe {
+            let words = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x));
+            // The middle two of each four change places.
+            let order = _mm256_setr_epi8(
+                0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13,
+                10, 11, 14, 15,
+            );
+            _mm256_storeu_si256(p.cast(), _mm256_shuffle_epi8(words, order));
+        }
     }
 
     #[inline(always)]
@@ -155,6 +162,11 @@ impl Isa for Avx512 {
     unsafe fn splat_i(x: i32) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
     unsafe fn to_float(x: Self::I) -> Self::F {
@@ -176,6 +188,11 @@ impl Isa for Avx512 {
     unsafe fn splat_b(x: u8) -> Self::B {
         // SAFETY: see the head of this block.
         unsafe { _mm512_set1_epi8(x as i8) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pairs(x: u16) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_set1_epi16(x as i16) }
     }
     #[inline(always)]
     unsafe fn and(a: Self::B, b: Self::B) -> Self::B {
@@ -205,13 +222,18 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+    unsafe fn even(w: Self::B) -> Self::B {
         // SAFETY: see the head of this block.
-        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
+        unsafe { _mm512_and_si512(w, _mm512_set1_epi16(0xff)) }
     }
     #[inline(always)]
-    unsafe fn dot_full(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+    unsafe fn odd(w: Self::B) -> Self::B {
         // SAFETY: see the head of this block.
-        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
+        unsafe { _mm512_srli_epi16::<8>(w) }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(x)) }
     }
 }

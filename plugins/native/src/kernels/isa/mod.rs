@@ -63,15 +63,6 @@ impl Path {
         all
     }
 
-    /// Whether [`Isa::dot_full`] takes its bytes as unsigned (so that 128 times the sum of `x` is still to be taken off).
-    pub(crate) fn full_is_unsigned(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => false,
-            _ => true,
-        }
-    }
-
     /// For reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -142,8 +133,6 @@ pub(crate) trait Isa: Copy + 'static {
 
     /// Rows of activations that fit beside one another in registers when floats are accumulated.
     const FLOAT_ROWS: usize;
-    /// The path this is.
-    const PATH: Path;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -178,28 +167,34 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn sum(a: Self::F) -> f32;
     /// Largest lane.
     unsafe fn largest(a: Self::F) -> f32;
-    /// Rounds to integers and writes them as signed bytes; |x| ≤ 127.
-    unsafe fn store_signed_bytes(p: *mut i8, x: Self::F);
+    /// Rounds to integers, ties to even, and writes them in pairs of 16 bits as [`Isa::dot`] takes them: of every four
+    /// numbers the first and the third, then the second and the fourth; |x| ≤ 32767.
+    unsafe fn store_pairs(p: *mut u32, x: Self::F);
 
     unsafe fn zero_i() -> Self::I;
     unsafe fn splat_i(x: i32) -> Self::I;
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn to_float(x: Self::I) -> Self::F;
 
     unsafe fn load_b(p: *const u8) -> Self::B;
     unsafe fn store_b(p: *mut u8, x: Self::B);
     unsafe fn splat_b(x: u8) -> Self::B;
+    /// A 16-bit number in every place.
+    unsafe fn splat_pairs(x: u16) -> Self::B;
     unsafe fn and(a: Self::B, b: Self::B) -> Self::B;
     unsafe fn or(a: Self::B, b: Self::B) -> Self::B;
-    /// Shifts 16-bit units; bits of a neighbour byte come in and must be masked away.
+    /// Shifts 16-bit units: bits of a neighbour byte come in.
     unsafe fn shift_right<const N: u32>(a: Self::B) -> Self::B;
     /// As [`Isa::shift_right`].
     unsafe fn shift_left<const N: u32>(a: Self::B) -> Self::B;
     /// Each byte, below 16, chooses one of a table.
     unsafe fn look_up(table: &[u8; 16], indices: Self::B) -> Self::B;
-    /// Adds to each lane the products of its 4 unsigned bytes, below 128, with the 4 signed bytes of `x`.
+    /// The first and the third byte of each lane, as two 16-bit numbers.
+    unsafe fn even(w: Self::B) -> Self::B;
+    /// The second and the fourth.
+    unsafe fn odd(w: Self::B) -> Self::B;
+    /// Adds to each lane the products of its 2 16-bit numbers, 0 ..= 255, with the 2 signed ones of `x`.
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I;
-    /// The same for bytes that stand for themselves minus 128; see [`Path::full_is_unsigned`].
-    unsafe fn dot_full(acc: Self::I, w: Self::B, x: i32) -> Self::I;
 
     /// eˣ, relative error about 2e-7; 0 far below, large but finite far above.
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Isa, Path};
+use super::Isa;
 
 /// No instructions beyond the target's baseline.
 #[derive(Clone, Copy)]
@@ -18,6 +18,16 @@ fn zip(a: [f32; 16], b: [f32; 16], f: impl Fn(f32, f32) -> f32) -> [f32; 16] {
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
+/// Works on 16-bit units.
+#[inline(always)]
+fn pairs(a: [u8; 64], f: impl Fn(u16) -> u16) -> [u8; 64] {
+    let mut out = [0; 64];
+    for (out, a) in out.chunks_exact_mut(2).zip(a.chunks_exact(2)) {
+        out.copy_from_slice(&f(u16::from_le_bytes([a[0], a[1]])).to_le_bytes());
+    }
+    out
+}
+
 // SAFETY of every block below: the caller promises the elements that the function's name and arguments speak of.
 impl Isa for Portable {
     type F = [f32; 16];
@@ -25,7 +35,6 @@ impl Isa for Portable {
     type B = [u8; 64];
 
     const FLOAT_ROWS: usize = 2;
-    const PATH: Path = Path::Portable;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -137,12 +146,17 @@ impl Isa for Portable {
         a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
     #[inline(always)]
-    unsafe fn store_signed_bytes(p: *mut i8, x: Self::F) {
+    unsafe fn store_pairs(p: *mut u32, x: Self::F) {
         // SAFETY: see the head of this block.
         let x = unsafe { Self::round(x) };
-        for (i, x) in x.iter().enumerate() {
+        for (i, x) in x.chunks_exact(4).enumerate() {
+            let pair =
+                |low: f32, high: f32| u32::from(low as i16 as u16) | u32::from(high as i16 as u16) << 16;
             // SAFETY: see the head of this block.
-            unsafe { p.add(i).write(*x as i8) }
+            unsafe {
+                p.add(2 * i).write(pair(x[0], x[2]));
+                p.add(2 * i + 1).write(pair(x[1], x[3]));
+            }
         }
     }
 
@@ -153,6 +167,10 @@ impl Isa for Portable {
     #[inline(always)]
     unsafe fn splat_i(x: i32) -> Self::I {
         [x; 16]
+    }
+    #[inline(always)]
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] + b[i])
     }
     #[inline(always)]
     unsafe fn to_float(x: Self::I) -> Self::F {
@@ -174,6 +192,11 @@ impl Isa for Portable {
         [x; 64]
     }
     #[inline(always)]
+    unsafe fn splat_pairs(x: u16) -> Self::B {
+        let x = x.to_le_bytes();
+        std::array::from_fn(|i| x[i % 2])
+    }
+    #[inline(always)]
     unsafe fn and(a: Self::B, b: Self::B) -> Self::B {
         std::array::from_fn(|i| a[i] & b[i])
     }
@@ -183,32 +206,32 @@ impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn shift_right<const N: u32>(a: Self::B) -> Self::B {
-        // Shifting bytes alone brings in zeros instead of neighbours' bits: the masked result is the same.
-        std::array::from_fn(|i| a[i] >> N)
+        pairs(a, |x| x >> N)
     }
     #[inline(always)]
     unsafe fn shift_left<const N: u32>(a: Self::B) -> Self::B {
-        std::array::from_fn(|i| a[i] << N)
+        pairs(a, |x| x << N)
     }
     #[inline(always)]
     unsafe fn look_up(table: &[u8; 16], indices: Self::B) -> Self::B {
         std::array::from_fn(|i| table[usize::from(indices[i] & 15)])
     }
     #[inline(always)]
+    unsafe fn even(w: Self::B) -> Self::B {
+        std::array::from_fn(|i| if i % 2 == 0 { w[i] } else { 0 })
+    }
+    #[inline(always)]
+    unsafe fn odd(w: Self::B) -> Self::B {
+        std::array::from_fn(|i| if i % 2 == 0 { w[i + 1] } else { 0 })
+    }
+    #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
-        let x = x.to_le_bytes().map(|x| i32::from(x as i8));
+        let (low, high) = (i32::from(x as i16), x >> 16);
         std::array::from_fn(|i| {
             let w = &w[4 * i..4 * i + 4];
             acc[i]
-                + i32::from(w[0]) * x[0]
-                + i32::from(w[1]) * x[1]
-                + i32::from(w[2]) * x[2]
-                + i32::from(w[3]) * x[3]
+                + i32::from(u16::from_le_bytes([w[0], w[1]])) * low
+                + i32::from(u16::from_le_bytes([w[2], w[3]])) * high
         })
-    }
-    #[inline(always)]
-    unsafe fn dot_full(acc: Self::I, w: Self::B, x: i32) -> Self::I {
-        // SAFETY: see the head of this block.
-        unsafe { Self::dot(acc, w, x) }
     }
 }

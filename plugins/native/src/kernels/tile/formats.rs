@@ -5,7 +5,7 @@
 use half::f16;
 
 use super::BLOCK;
-use super::bits::{Bits, Eight, Five, Four, Six, Three, Two};
+use super::bits::{Bits, Eight, Five, Four, Six, Three, Two, widen};
 use crate::kernels::LANES;
 use crate::kernels::isa::Isa;
 
@@ -21,8 +21,6 @@ pub(crate) trait Format {
     const GROUPS: usize = 1;
     /// The code that means nothing.
     const ZERO: i32;
-    /// Whether codes fill eight bits.
-    const FULL: bool = false;
     /// Whether there are minimums.
     const MINIMUMS: bool = false;
     /// What four-bit codes stand for, plus 128.
@@ -46,21 +44,20 @@ pub(crate) trait Format {
     /// Writes one row's scales of a stored block into a unit.
     fn lay_scales(block: &[u8], row: usize, unit: &mut [u8]);
 
-    /// The codes of a block.
+    /// The codes of a block as 16-bit numbers: of each vector the even columns, then the odd ones.
     ///
     /// # Safety
     /// `p` holds a block of packed codes.
     #[inline(always)]
-    unsafe fn unpack<I: Isa>(p: *const u8) -> [I::B; 8] {
+    unsafe fn unpack<I: Isa>(p: *const u8) -> [I::B; 16] {
         // SAFETY: the caller's promise.
         unsafe {
+            let Some(table) = &Self::TABLE else { return Self::Bits::unpack_wide::<I>(p) };
             let mut codes = Self::Bits::unpack::<I>(p);
-            if let Some(table) = &Self::TABLE {
-                for code in &mut codes {
-                    *code = I::look_up(table, *code);
-                }
+            for code in &mut codes {
+                *code = I::look_up(table, *code);
             }
-            codes
+            widen::<I>(&codes)
         }
     }
 
@@ -103,7 +100,7 @@ fn mask_bytes(mask: u32, c: usize) -> u32 {
 
 /// 32-column blocks with one binary16 scale: the scale first, codes from byte `$at`.
 macro_rules! simple {
-    ($name:ident, $bytes:literal, $bits:ty, zero $zero:literal, full $full:literal, table $table:expr, |$block:ident| $codes:expr) => {
+    ($name:ident, $bytes:literal, $bits:ty, zero $zero:literal, table $table:expr, |$block:ident| $codes:expr) => {
         pub(crate) struct $name;
 
         impl Format for $name {
@@ -111,7 +108,6 @@ macro_rules! simple {
             const BYTES: usize = $bytes;
             const SCALE_BYTES: usize = 2 * LANES;
             const ZERO: i32 = $zero;
-            const FULL: bool = $full;
             const TABLE: Option<[u8; 16]> = $table;
             type Bits = $bits;
 
@@ -135,15 +131,15 @@ macro_rules! simple {
 /// What the codes of IQ4_NL and IQ4_XS stand for, plus 128.
 const NON_LINEAR: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
 
-simple!(Q4_0, 18, Four, zero 8, full false, table None, |block| nibbles(&block[2..]));
-simple!(Q5_0, 22, Five, zero 16, full false, table None, |block| {
+simple!(Q4_0, 18, Four, zero 8, table None, |block| nibbles(&block[2..]));
+simple!(Q5_0, 22, Five, zero 16, table None, |block| {
     let (mask, low) = (word(&block[2..], 0), nibbles(&block[6..]));
     std::array::from_fn(|c| low[c] | mask_bytes(mask, c) << 4)
 });
-simple!(Q8_0, 34, Eight, zero 128, full true, table None, |block| {
+simple!(Q8_0, 34, Eight, zero 128, table None, |block| {
     std::array::from_fn(|c| word(&block[2..], c) ^ 0x8080_8080)
 });
-simple!(Iq4Nl, 18, Four, zero 128, full true, table Some(NON_LINEAR), |block| nibbles(&block[2..]));
+simple!(Iq4Nl, 18, Four, zero 128, table Some(NON_LINEAR), |block| nibbles(&block[2..]));
 
 /// 32-column blocks with a binary16 scale and minimum.
 macro_rules! with_minimum {
@@ -257,7 +253,7 @@ super_block_with_minimum!(Q5K, 176, Five, |block, part| {
 
 /// 256-column blocks: a binary16 scale of scales, then a signed byte for each group.
 macro_rules! super_block_signed {
-    ($name:ident, $bytes:literal, $bits:ty, groups $groups:literal, zero $zero:literal, full $full:literal, table $table:expr,
+    ($name:ident, $bytes:literal, $bits:ty, groups $groups:literal, zero $zero:literal, table $table:expr,
      |$block:ident, $part:ident| $codes:expr, scale at $at:literal, |$sblock:ident, $group:ident| $scale:expr) => {
         pub(crate) struct $name;
 
@@ -267,7 +263,6 @@ macro_rules! super_block_signed {
             const SCALE_BYTES: usize = 2 * LANES + 8 * $groups * LANES;
             const GROUPS: usize = $groups;
             const ZERO: i32 = $zero;
-            const FULL: bool = $full;
             const TABLE: Option<[u8; 16]> = $table;
             type Bits = $bits;
 
@@ -295,7 +290,7 @@ macro_rules! super_block_signed {
     };
 }
 
-super_block_signed!(Q6K, 210, Six, groups 2, zero 32, full false, table None, |block, part| {
+super_block_signed!(Q6K, 210, Six, groups 2, zero 32, table None, |block, part| {
     let (half, quarter) = (part / 4, part % 4);
     let low = &block[64 * half + 32 * (quarter % 2)..];
     let high = &block[128 + 32 * half..];
@@ -304,7 +299,7 @@ super_block_signed!(Q6K, 210, Six, groups 2, zero 32, full false, table None, |b
     })
 }, scale at 208, |block, group| block[192 + group] as i8);
 
-super_block_signed!(Q3K, 110, Three, groups 2, zero 4, full false, table None, |block, part| {
+super_block_signed!(Q3K, 110, Three, groups 2, zero 4, table None, |block, part| {
     let (half, quarter) = (part / 4, part % 4);
     let low = &block[32 + 32 * half..];
     std::array::from_fn(|c| {
@@ -318,7 +313,7 @@ super_block_signed!(Q3K, 110, Three, groups 2, zero 4, full false, table None, |
     (low | high << 4) as i8 - 32
 });
 
-super_block_signed!(Iq4Xs, 136, Four, groups 1, zero 128, full true, table Some(NON_LINEAR), |block, part| {
+super_block_signed!(Iq4Xs, 136, Four, groups 1, zero 128, table Some(NON_LINEAR), |block, part| {
     nibbles(&block[8 + 16 * part..])
 }, scale at 0, |block, group| {
     let low = block[4 + group / 2] >> (group % 2 * 4) & 15;
@@ -378,7 +373,6 @@ impl Format for Mxfp4 {
     const BYTES: usize = 17;
     const SCALE_BYTES: usize = 4 * LANES;
     const ZERO: i32 = 128;
-    const FULL: bool = true;
     const TABLE: Option<[u8; 16]> =
         Some([128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116]);
     type Bits = Four;

@@ -11,11 +11,13 @@
 //! needs no horizontal sum. Scales of the sixteen rows lie side by side too, after the strip's codes. Codes and scales
 //! keep their width: a tile takes as many bytes as the file, give or take a few percent.
 //!
-//! [`formats`] says how each storage type becomes tiles, [`multiply`] multiplies by them.
+//! [`formats`] says how each quantized type becomes tiles, [`multiply`] multiplies by them; [`plain`] does both for plain
+//! floats, whose strips have numbers where quantized ones have codes.
 
 pub(crate) mod bits;
 pub(crate) mod formats;
 pub(crate) mod multiply;
+pub(crate) mod plain;
 
 use drophammer_formats::DType;
 
@@ -40,6 +42,10 @@ pub(crate) struct Cut {
 impl Cut {
     /// `None` if the type has no tiles.
     pub(crate) fn of(dtype: DType, rows: usize, columns: usize) -> Option<Self> {
+        if let Some(width) = plain::width(dtype) {
+            let scales = columns * LANES * width;
+            return Some(Self { dtype, rows, columns, strip_bytes: scales.next_multiple_of(64), scales });
+        }
         let (scales, units) = with_format!(dtype, F => {
             if !columns.is_multiple_of(F::COLUMNS) {
                 return None;
@@ -91,6 +97,11 @@ impl Tiles {
         self.cut.dtype
     }
 
+    /// Whether they are multiplied by activations as panels, quantized; plain numbers take floats.
+    pub(crate) fn takes_panels(&self) -> bool {
+        plain::width(self.cut.dtype).is_none()
+    }
+
     /// Rows, those that fill the last strip up not counted.
     pub(crate) fn rows(&self) -> usize {
         self.cut.rows
@@ -112,6 +123,9 @@ pub(crate) fn lay_strip<'a>(
     rows: impl Iterator<Item = &'a [u8]>,
     strip: &mut [u8],
 ) {
+    if let Some(width) = plain::width(dtype) {
+        return plain::lay_strip(width, rows, strip);
+    }
     with_format!(dtype, F => lay_strip_as::<F>(columns, rows, strip), else ());
 }
 

@@ -1,8 +1,9 @@
 //! Products of quantized activations with tiles.
 //!
 //! One token: codes are unpacked in registers and used at once, so that reading weights is all the work. More tokens: a
-//! strip is unpacked once into bytes and float scales that stay in the nearest cache, then multiplied panel by panel.
-//! Integers are summed over a scale's columns, floats over all.
+//! strip is unpacked once into 16-bit numbers and float scales that stay in the nearest cache, then multiplied panel by panel.
+//! Integers are summed over a scale's columns, floats over all, in the same order in both forms: a batch gives bit for bit
+//! what its tokens give one by one.
 
 use super::bits::Bits;
 use super::formats::{Format, with_format};
@@ -12,7 +13,7 @@ use crate::kernels::activation::Panels;
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 
-/// One thread's room for a strip as bytes and floats.
+/// One thread's room for a strip as 16-bit numbers and floats.
 pub(crate) struct Unpacked {
     codes: Vec<u8>,
     scales: Vec<f32>,
@@ -27,7 +28,7 @@ impl Unpacked {
         let (blocks, tokens) =
             (columns.div_ceil(BLOCK), tokens.next_multiple_of(super::super::activation::WIDEST_PANEL));
         Self {
-            codes: vec![0; blocks * BLOCK * LANES + 64],
+            codes: vec![0; blocks * BLOCK * LANES * 2 + 64],
             scales: vec![0.0; blocks * 2 * LANES],
             minimums: vec![0.0; blocks * 2 * LANES],
             offsets: vec![0; blocks * 2 * tokens],
@@ -74,17 +75,16 @@ unsafe fn multiply_as<F: Format>(
                 One::<F> { tiles, x, strips, out, room, format: std::marker::PhantomData },
             );
         }
-        offsets::<F>(path, x, room);
+        offsets::<F>(x, room);
         for strip in strips {
             isa::run(path, Unpack::<F> { tiles, strip, room, format: std::marker::PhantomData });
             let rows = LANES.min(tiles.rows() - strip * LANES);
             let out = Output { begin: out.begin.add(strip * LANES), ..out };
-            match (F::FULL, F::GROUPS, F::MINIMUMS) {
-                (true, ..) => panels::<Shape<true, 1, false>>(path, room, x, rows, out),
-                (false, 1, false) => panels::<Shape<false, 1, false>>(path, room, x, rows, out),
-                (false, 1, true) => panels::<Shape<false, 1, true>>(path, room, x, rows, out),
-                (false, _, false) => panels::<Shape<false, 2, false>>(path, room, x, rows, out),
-                (false, _, true) => panels::<Shape<false, 2, true>>(path, room, x, rows, out),
+            match (F::GROUPS, F::MINIMUMS) {
+                (1, false) => panels::<Shape<1, false>>(path, room, x, rows, out),
+                (1, true) => panels::<Shape<1, true>>(path, room, x, rows, out),
+                (_, false) => panels::<Shape<2, false>>(path, room, x, rows, out),
+                (_, true) => panels::<Shape<2, true>>(path, room, x, rows, out),
             }
         }
     }
@@ -98,15 +98,10 @@ where
     unsafe { isa::run(path, Strip::<S> { room, x, rows, out, shape: std::marker::PhantomData }) }
 }
 
-/// What the zero code stands for on a path.
-fn zero<F: Format>(path: Path) -> i32 {
-    if F::FULL && !path.full_is_unsigned() { F::ZERO - 128 } else { F::ZERO }
-}
-
 /// Prepares, for every scale's columns of every token, where integer sums begin (−zero · sum) or, as a float's bits, what
 /// minimums are multiplied by (−scale · sum).
-unsafe fn offsets<F: Format>(path: Path, x: Panels, room: &mut Unpacked) {
-    let (groups, zero) = (x.columns / BLOCK * F::GROUPS, zero::<F>(path));
+unsafe fn offsets<F: Format>(x: Panels, room: &mut Unpacked) {
+    let groups = x.columns / BLOCK * F::GROUPS;
     for index in 0..x.count() {
         let one = x.at(index);
         let out = &mut room.offsets[index * x.panel * groups..][..x.panel * groups];
@@ -123,7 +118,7 @@ unsafe fn offsets<F: Format>(path: Path, x: Panels, room: &mut Unpacked) {
                         let scale = *one.scales.add(group / F::GROUPS * x.panel + m);
                         (-(sum as f32) * scale).to_bits() as i32
                     } else {
-                        -zero * sum
+                        -F::ZERO * sum
                     };
                 }
             }
@@ -148,7 +143,7 @@ impl<F: Format> Kernel for One<'_, F> {
     unsafe fn run<I: Isa>(self) {
         // SAFETY: the caller's promise.
         unsafe {
-            offsets::<F>(I::PATH, self.x, self.room);
+            offsets::<F>(self.x, self.room);
             for strip in self.strips.clone() {
                 let rows = LANES.min(self.tiles.rows() - strip * LANES);
                 let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
@@ -160,20 +155,13 @@ impl<F: Format> Kernel for One<'_, F> {
 
 impl<F: Format> One<'_, F> {
     #[inline(always)]
-    unsafe fn dot<I: Isa>(acc: I::I, w: I::B, x: i32) -> I::I {
-        // SAFETY: the caller promises the instructions.
-        unsafe { if F::FULL { I::dot_full(acc, w, x) } else { I::dot(acc, w, x) } }
-    }
-
-    #[inline(always)]
     unsafe fn strip<I: Isa>(&self, strip: usize, rows: usize, out: Output) {
         let (codes, scales) = self.tiles.parts(strip);
         let parts = F::COLUMNS / BLOCK;
         let chunk = 8 / F::GROUPS;
         // SAFETY: the strip holds `columns` columns of codes and scales, the panel as many of activations.
         unsafe {
-            let mut sums = [I::splat(0.0); 2];
-            let mut minimums = I::splat(0.0);
+            let mut sum = I::splat(0.0);
             let x = self.x.codes.cast::<i32>();
             for unit in 0..self.x.columns / F::COLUMNS {
                 let scales = scales.as_ptr().add(unit * F::SCALE_BYTES);
@@ -184,31 +172,28 @@ impl<F: Format> One<'_, F> {
                     for group in 0..F::GROUPS {
                         let offset = *self.room.offsets.as_ptr().add(block * F::GROUPS + group);
                         // Two chains, so that one need not wait for the other.
-                        let mut a = if F::MINIMUMS { I::zero_i() } else { I::splat_i(offset) };
-                        let mut b = I::zero_i();
-                        for c in 0..chunk / 2 {
-                            let c = group * chunk + 2 * c;
-                            a = Self::dot::<I>(a, w[c], x.add(block * 8 + c).read());
-                            b = Self::dot::<I>(b, w[c + 1], x.add(block * 8 + c + 1).read());
+                        let mut even = if F::MINIMUMS { I::zero_i() } else { I::splat_i(offset) };
+                        let mut odd = I::zero_i();
+                        for c in group * chunk..(group + 1) * chunk {
+                            let x = x.add((block * 8 + c) * 2);
+                            even = I::dot(even, w[2 * c], x.read());
+                            odd = I::dot(odd, w[2 * c + 1], x.add(1).read());
                         }
-                        let scale = F::scale::<I>(scales, part, group);
-                        let scale = I::mul(scale, I::splat(factor));
-                        sums[0] = I::fma(I::to_float(a), scale, sums[0]);
-                        sums[1] = I::fma(I::to_float(b), scale, sums[1]);
+                        let scale = I::mul(F::scale::<I>(scales, part, group), I::splat(factor));
+                        sum = I::fma(I::to_float(I::add_i(even, odd)), scale, sum);
                         if F::MINIMUMS {
                             let offset = I::splat(f32::from_bits(offset as u32));
-                            minimums = I::fma(F::minimum::<I>(scales, part, group), offset, minimums);
+                            sum = I::fma(F::minimum::<I>(scales, part, group), offset, sum);
                         }
                     }
                 }
             }
-            let sum = I::add(I::add(sums[0], sums[1]), minimums);
             out.put::<I>(0, rows, sum);
         }
     }
 }
 
-/// A strip as bytes and floats.
+/// A strip as 16-bit numbers and floats.
 struct Unpack<'a, F> {
     tiles: &'a Tiles,
     strip: usize,
@@ -231,7 +216,7 @@ impl<F: Format> Kernel for Unpack<'_, F> {
                     let block = unit * parts + part;
                     let w = F::unpack::<I>(codes.as_ptr().add(block * F::Bits::VECTORS * 64));
                     for (c, w) in w.into_iter().enumerate() {
-                        I::store_b(self.room.codes.as_mut_ptr().add((block * 8 + c) * 64), w);
+                        I::store_b(self.room.codes.as_mut_ptr().add((block * 16 + c) * 64), w);
                     }
                     for group in 0..F::GROUPS {
                         let at = (block * F::GROUPS + group) * LANES;
@@ -247,8 +232,8 @@ impl<F: Format> Kernel for Unpack<'_, F> {
     }
 }
 
-/// What a product of bytes needs to know of a format: formats that agree in it share their code.
-struct Shape<const FULL: bool, const GROUPS: usize, const MINIMUMS: bool>;
+/// What a product needs to know of a format: formats that agree in it share their code.
+struct Shape<const GROUPS: usize, const MINIMUMS: bool>;
 
 /// An unpacked strip times all panels.
 struct Strip<'a, S> {
@@ -259,9 +244,7 @@ struct Strip<'a, S> {
     shape: std::marker::PhantomData<S>,
 }
 
-impl<const FULL: bool, const GROUPS: usize, const MINIMUMS: bool> Kernel
-    for Strip<'_, Shape<FULL, GROUPS, MINIMUMS>>
-{
+impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Strip<'_, Shape<GROUPS, MINIMUMS>> {
     type Output = ();
 
     #[inline(always)]
@@ -272,8 +255,8 @@ impl<const FULL: bool, const GROUPS: usize, const MINIMUMS: bool> Kernel
                 let wide = I::FLOAT_ROWS >= 12;
                 match self.x.panel {
                     2 => self.panel::<I, 2>(index),
-                    3 if !wide => self.panel::<I, 3>(index),
-                    4 if wide => self.panel::<I, 4>(index),
+                    4 => self.panel::<I, 4>(index),
+                    6 if !wide => self.panel::<I, 6>(index),
                     8 if wide => self.panel::<I, 8>(index),
                     12 if wide => self.panel::<I, 12>(index),
                     other => unreachable!("a panel of {other} tokens"),
@@ -283,11 +266,11 @@ impl<const FULL: bool, const GROUPS: usize, const MINIMUMS: bool> Kernel
     }
 }
 
-impl<const FULL: bool, const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<FULL, GROUPS, MINIMUMS>> {
+impl<const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<GROUPS, MINIMUMS>> {
     /// A panel of `M` tokens.
     #[inline(always)]
     unsafe fn panel<I: Isa, const M: usize>(&self, index: usize) {
-        let (x, chunk) = (self.x.at(index), 8 / GROUPS);
+        let (x, chunk) = (self.x.at(index), 16 / GROUPS);
         // SAFETY: the room holds the strip, the panel `M` tokens; `out` has room for the panel's tokens.
         unsafe {
             let (codes, scales) = (self.room.codes.as_ptr(), self.room.scales.as_ptr());
@@ -304,12 +287,12 @@ impl<const FULL: bool, const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shap
                         }
                     }
                     for c in 0..chunk {
-                        let c = block * 8 + group * chunk + c;
+                        let c = block * 16 + group * chunk + c;
                         let w = I::load_b(codes.add(c * 64));
                         let x = x.codes.cast::<i32>().add(c * M);
                         for (m, acc) in acc.iter_mut().enumerate() {
                             let x = *x.add(m);
-                            *acc = if FULL { I::dot_full(*acc, w, x) } else { I::dot(*acc, w, x) };
+                            *acc = I::dot(*acc, w, x);
                         }
                     }
                     let scale = I::load(scales.add(at * LANES));
@@ -434,8 +417,8 @@ mod tests {
                             .chunks(32)
                             .flat_map(|x| {
                                 let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
-                                let scale = f64::from(largest / 127.0);
-                                let inverse = 127.0 / largest;
+                                let scale = f64::from(largest / 32767.0);
+                                let inverse = 32767.0 / largest;
                                 x.iter().map(move |x| f64::from((x * inverse).round_ties_even()) * scale)
                             })
                             .collect();

@@ -3,15 +3,18 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
+use drophammer_client::Endpoint;
 
 /// Drop a model into a folder; it comes out converted, quantized, measured and ready to serve.
 #[derive(Debug, Parser)]
-#[command(name = "drophammer", version)]
+#[command(name = "drophammer", version, args_conflicts_with_subcommands = true)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 unsupported input, 4 missing runtime.\n\
     DROPHAMMER_HOME moves the home (~/.drophammer), DROPHAMMER_CONFIG names the configuration file.")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) dashboard: Dashboard,
 }
 
 impl Arguments {
@@ -19,11 +22,11 @@ impl Arguments {
     pub(crate) fn wants_json(&self) -> bool {
         let Some(command) = &self.command else { return false };
         match command {
-            Command::Status(output)
-            | Command::Jobs(output)
-            | Command::Models(output)
-            | Command::Plugins(output)
-            | Command::Devices(output)
+            Command::Status(Query { output, .. })
+            | Command::Jobs(Query { output, .. })
+            | Command::Models(Query { output, .. })
+            | Command::Plugins(Query { output, .. })
+            | Command::Devices(Query { output, .. })
             | Command::Doctor(output)
             | Command::Inspect(Inspect { output, .. })
             | Command::Plan(Plan { output, .. })
@@ -45,19 +48,19 @@ impl Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// The dashboard; starts the daemon if none runs. Also what happens without any command.
-    Tui,
+    Tui(Dashboard),
     /// Run the daemon in the foreground.
     Daemon,
     /// The daemon in brief.
-    Status(Output),
+    Status(Query),
     /// Every job the daemon remembers.
-    Jobs(Output),
+    Jobs(Query),
     /// Every model and what was made of it.
-    Models(Output),
+    Models(Query),
     /// Every plugin and what it can do here.
-    Plugins(Output),
+    Plugins(Query),
     /// Every device some plugin reaches.
-    Devices(Output),
+    Devices(Query),
     /// What a file or directory is: parameters, tensors, size.
     Inspect(Inspect),
     /// What would be made of a source, what it costs, and why.
@@ -72,7 +75,7 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Raw logits or hidden states for given token ids; needs no daemon.
     Logits(Logits),
-    /// Ask a model that the daemon serves.
+    /// Talk with a model: one that the daemon serves, or any file or directory without a daemon.
     Run(Run),
     /// Hand a model to the daemon: it is linked or copied into the watched folder.
     Add {
@@ -82,6 +85,8 @@ pub(crate) enum Command {
         /// Its name in the watched folder; by default the path's last part.
         #[arg(long)]
         name: Option<String>,
+        #[command(flatten)]
+        daemon: Daemon,
     },
     /// Have the daemon forge a model.
     Forge {
@@ -90,18 +95,24 @@ pub(crate) enum Command {
         /// Only this target; may be given several times.
         #[arg(long = "target", value_name = "NAME")]
         targets: Vec<String>,
+        #[command(flatten)]
+        daemon: Daemon,
     },
     /// Stop a job.
     Cancel {
         /// Its id.
         job: String,
+        #[command(flatten)]
+        daemon: Daemon,
     },
     /// Queue a finished job again.
     Retry {
         /// Its id.
         job: String,
+        #[command(flatten)]
+        daemon: Daemon,
     },
-    /// Look at plugins without a daemon.
+    /// Look at plugins, and write them; needs no daemon.
     #[command(subcommand)]
     Plugin(PluginCommand),
     /// The shared libraries that plugins need: what is here, and fetching what is not.
@@ -137,6 +148,56 @@ pub(crate) enum PluginCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Write a new plugin: a crate that builds as it is.
+    New {
+        /// Its id: lower-case letters, digits and `-`. The crate is a new directory of this name.
+        name: String,
+        /// Where to put that directory; by default here.
+        #[arg(long, value_name = "DIRECTORY", default_value = ".", value_hint = ValueHint::DirPath)]
+        into: PathBuf,
+        /// The SDK to build against: the `core/sdk` folder of Drophammer's sources.
+        #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
+        sdk: Option<PathBuf>,
+    },
+    /// Put a built plugin where the program finds it: into the home, or into another place.
+    Install {
+        /// The dylib.
+        #[arg(value_hint = ValueHint::FilePath)]
+        dylib: PathBuf,
+        /// Its plugin.toml; by default the one here.
+        #[arg(long, value_name = "FILE", default_value = "plugin.toml", value_hint = ValueHint::FilePath)]
+        manifest: PathBuf,
+        /// The place: its directory with the plugin's id is replaced.
+        #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
+        into: Option<PathBuf>,
+    },
+}
+
+/// Which daemon is meant.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Daemon {
+    /// The daemon: unix:PATH, http://HOST:PORT or HOST:PORT; by default the one of the home.
+    #[arg(long, value_name = "ENDPOINT", value_parser = Endpoint::parse)]
+    pub(crate) connect: Option<Endpoint>,
+}
+
+/// A question to the daemon.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Query {
+    #[command(flatten)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+}
+
+/// How the dashboard looks, and at what.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Dashboard {
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+    /// dark, light, high-contrast, colour-blind, none, or a theme file.
+    #[arg(long, value_name = "THEME")]
+    pub(crate) theme: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -204,69 +265,72 @@ pub(crate) struct Budget {
     pub(crate) verbose: bool,
 }
 
+/// Making one artifact from one source.
 #[derive(Debug, Args)]
-pub(crate) struct Convert {
+pub(crate) struct Making {
     /// The source: a file or directory.
     #[arg(value_hint = ValueHint::AnyPath)]
     pub(crate) source: PathBuf,
+    /// Where to put the result.
+    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::AnyPath)]
+    pub(crate) output: PathBuf,
+    /// Importance matrix, as llama.cpp writes it.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) imatrix: Option<PathBuf>,
+    /// Accept a source without a tokenizer.
+    #[arg(long)]
+    pub(crate) no_tokenizer: bool,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Convert {
     /// The format to make, such as gguf.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: String,
     /// The number scheme, such as q8_0; by default the nearest to how the source is stored.
     #[arg(long)]
     pub(crate) scheme: Option<String>,
-    /// Where to put the result.
-    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::AnyPath)]
-    pub(crate) output: PathBuf,
-    /// Importance matrix, as llama.cpp writes it.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) imatrix: Option<PathBuf>,
-    /// Accept a source without a tokenizer.
-    #[arg(long)]
-    pub(crate) no_tokenizer: bool,
     #[command(flatten)]
-    pub(crate) budget: Budget,
+    pub(crate) making: Making,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Quantize {
-    /// The source: a file or directory.
-    #[arg(value_hint = ValueHint::AnyPath)]
-    pub(crate) source: PathBuf,
     /// The number scheme, such as q4_k_m.
     #[arg(long)]
     pub(crate) scheme: String,
     /// The format to make; by default the one whose scheme this is.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: Option<String>,
-    /// Where to put the result.
-    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::AnyPath)]
-    pub(crate) output: PathBuf,
-    /// Importance matrix, as llama.cpp writes it.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) imatrix: Option<PathBuf>,
-    /// Accept a source without a tokenizer.
-    #[arg(long)]
-    pub(crate) no_tokenizer: bool,
     #[command(flatten)]
-    pub(crate) budget: Budget,
+    pub(crate) making: Making,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// A model's name, or that of one of its artifacts.
+    /// A model's name, or that of one of its artifacts; or the path of a file or directory, which needs no daemon.
+    #[arg(value_hint = ValueHint::AnyPath)]
     pub(crate) model: String,
-    /// What to say; by default what is piped in.
+    /// What to say; by default what is piped in. On a terminal a conversation begins without it.
     pub(crate) prompt: Option<String>,
     /// The most tokens to generate.
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) tokens: Option<u32>,
     /// How freely tokens are chosen; 0 takes the most likely one.
-    #[arg(long)]
-    pub(crate) temperature: Option<f64>,
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub(crate) temperature: f32,
     /// Makes the answer repeatable.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+    /// Continue the prompt as it is, without the model's chat template.
+    #[arg(long)]
+    pub(crate) raw: bool,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
 }
 
 #[derive(Debug, Args)]

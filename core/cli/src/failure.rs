@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use drophammer_client::ClientError;
 use drophammer_client::api::{ApiError, ErrorReport};
+use drophammer_daemon::serving::ServeError;
 use drophammer_daemon::workers::WorkerFailure;
 use drophammer_sdk::ErrorCode;
 
@@ -70,6 +71,18 @@ impl From<WorkerFailure> for Failure {
             _ => Exit::Failed,
         };
         Self { report: Box::new(failure.report()), exit }
+    }
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
+        let help = match &error {
+            ServeError::Invalid(_) => "change the prompt or the settings",
+            ServeError::Busy { .. } => "try again later",
+            ServeError::NoSuchModel { .. } => "`drophammer models` lists what is there",
+            ServeError::CannotLoad { .. } | ServeError::Broke(_) => "see `drophammer doctor`",
+        };
+        Self::new(Exit::Failed, error.to_string(), help)
     }
 }
 

@@ -1,4 +1,4 @@
-//! A streamed chat answer.
+//! Streamed answers: of a chat, or continuing a text.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,9 +8,10 @@ use futures::stream;
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper::body::Incoming;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::api::{ChatChunk, ChatRequest, Usage};
+use crate::api::{ChatChunk, ChatRequest, CompletionRequest, Usage};
 use crate::client::encode;
 use crate::sse::{EVENT_LIMIT, SseParser};
 use crate::transport::read_error;
@@ -21,6 +22,7 @@ const FIRST_BYTE_TIMEOUT: Duration = Duration::from_mins(10);
 
 struct Answer {
     client: Client,
+    path: &'static str,
     body: Incoming,
     parser: SseParser,
     events: VecDeque<String>,
@@ -40,13 +42,32 @@ impl Client {
         request: &ChatRequest,
     ) -> Result<impl Stream<Item = Result<ChatChunk, ClientError>> + Send + use<>, ClientError> {
         let path = routes::CHAT_COMPLETIONS;
-        let mut body = serde_json::to_value(request)
-            .map_err(|source| ClientError::Malformed { path: path.to_owned(), source })?;
+        self.answer(path, document(path, request)?).await
+    }
+
+    /// Has a served model continue a text, as [`Client::chat`] answers a conversation.
+    ///
+    /// # Errors
+    /// As for [`Client::chat`].
+    pub async fn complete(
+        &self,
+        request: &CompletionRequest,
+    ) -> Result<impl Stream<Item = Result<ChatChunk, ClientError>> + Send + use<>, ClientError> {
+        let path = routes::COMPLETIONS;
+        self.answer(path, document(path, request)?).await
+    }
+
+    async fn answer(
+        &self,
+        path: &'static str,
+        mut body: Value,
+    ) -> Result<impl Stream<Item = Result<ChatChunk, ClientError>> + Send + use<>, ClientError> {
         body["stream"] = json!(true);
         body["stream_options"] = json!({"include_usage": true});
         let response = self.send(Method::POST, path, Some(encode(path, &body)?), FIRST_BYTE_TIMEOUT).await?;
         let answer = Answer {
             client: self.clone(),
+            path,
             body: response.into_body(),
             parser: SseParser::default(),
             events: VecDeque::new(),
@@ -59,6 +80,10 @@ impl Client {
     }
 }
 
+fn document(path: &str, request: &impl Serialize) -> Result<Value, ClientError> {
+    serde_json::to_value(request).map_err(|source| ClientError::Malformed { path: path.to_owned(), source })
+}
+
 impl Answer {
     async fn next(&mut self) -> Result<Option<ChatChunk>, ClientError> {
         loop {
@@ -69,7 +94,7 @@ impl Answer {
                 if event == "[DONE]" {
                     self.done = true;
                 } else {
-                    self.chunks.extend(read_chunks(&event)?);
+                    self.chunks.extend(read_chunks(self.path, &event)?);
                 }
             } else if self.done {
                 return Ok(None);
@@ -89,19 +114,19 @@ impl Answer {
             Some(Ok(frame)) => frame,
         };
         let Some(bytes) = frame.data_ref() else { return Ok(()) };
-        let events = &mut self.events;
+        let (path, events) = (self.path, &mut self.events);
         self.parser.feed(bytes, |data| events.push_back(data)).map_err(|_| ClientError::TooLong {
             endpoint: endpoint.clone(),
-            path: routes::CHAT_COMPLETIONS.to_owned(),
+            path: path.to_owned(),
             limit: EVENT_LIMIT,
         })
     }
 }
 
-/// What one `chat.completion.chunk` document says.
-fn read_chunks(event: &str) -> Result<Vec<ChatChunk>, ClientError> {
+/// What one chunk of either answer says.
+fn read_chunks(path: &str, event: &str) -> Result<Vec<ChatChunk>, ClientError> {
     let value: Value = serde_json::from_str(event)
-        .map_err(|source| ClientError::Malformed { path: routes::CHAT_COMPLETIONS.to_owned(), source })?;
+        .map_err(|source| ClientError::Malformed { path: path.to_owned(), source })?;
     if value.get("error").is_some()
         && let Some(report) = read_error(event.as_bytes())
     {
@@ -109,7 +134,8 @@ fn read_chunks(event: &str) -> Result<Vec<ChatChunk>, ClientError> {
     }
     let mut chunks = Vec::new();
     let choice = &value["choices"][0];
-    if let Some(text) = choice["delta"]["content"].as_str()
+    let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
+    if let Some(text) = text
         && !text.is_empty()
     {
         chunks.push(ChatChunk::Text(text.to_owned()));

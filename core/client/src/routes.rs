@@ -84,6 +84,36 @@ pub const SHUTDOWN: &str = "/api/control/shutdown";
 pub const OPENAPI: &str = "/api/control/openapi.json";
 /// OpenAI-compatible chat.
 pub const CHAT_COMPLETIONS: &str = "/v1/chat/completions";
+/// OpenAI-compatible continuation of a text.
+pub const COMPLETIONS: &str = "/v1/completions";
+
+/// Every route of the control API with its method.
+pub const ALL: &[(&str, &str)] = &[
+    ("GET", STATUS),
+    ("GET", MODELS),
+    ("POST", ADD_MODEL),
+    ("GET", MODEL),
+    ("GET", MODEL_PLAN),
+    ("POST", FORGE_MODEL),
+    ("POST", PLAN),
+    ("GET", JOBS),
+    ("GET", JOB),
+    ("GET", JOB_LOG),
+    ("POST", CANCEL_JOB),
+    ("POST", RETRY_JOB),
+    ("DELETE", ARTIFACT),
+    ("POST", SERVE_ARTIFACT),
+    ("DELETE", SERVE_ARTIFACT),
+    ("GET", SERVED),
+    ("GET", PLUGINS),
+    ("POST", RELOAD_PLUGIN),
+    ("GET", PLUGIN_LOG),
+    ("GET", HARDWARE),
+    ("GET", REQUESTS),
+    ("GET", EVENTS),
+    ("POST", SHUTDOWN),
+    ("GET", OPENAPI),
+];
 
 /// The longest the daemon stays silent on [`EVENTS`]; clients give up after three times this.
 pub const EVENTS_KEEPALIVE_SECONDS: u64 = 15;

@@ -4,6 +4,7 @@
 //! the same. What only matters while a worker runs ([`Live`]) is not written.
 
 mod records;
+mod servable;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::store::{Store, StoreError};
 
 pub(crate) use records::source_info;
 pub use records::{JobRecord, Live, ModelRecord};
+pub use servable::Servable;
 
 /// Progress of one job is told at most this often.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(200);
@@ -352,34 +354,6 @@ impl Ledger {
     /// A published artifact.
     pub fn artifact(&self, id: &str) -> Option<Published> {
         self.book().artifacts.get(id).cloned()
-    }
-
-    /// The artifact that a request for `model` reaches: a model's name means its best one, an artifact's own name
-    /// means that one.
-    pub fn artifact_named(&self, model: &str) -> Option<Published> {
-        let book = self.book();
-        let of_model: Vec<&Published> =
-            book.artifacts.values().filter(|artifact| artifact.manifest.model == model).collect();
-        if let Some(best) = choose(&of_model, &self.floor) {
-            return Some(of_model[best].clone());
-        }
-        let exact = |a: &&Published| a.manifest.api_name() == model || a.manifest.id == model;
-        book.artifacts.values().find(exact).cloned()
-    }
-
-    /// Every name that [`Self::artifact_named`] knows, with the moment of its artifact.
-    pub fn served_names(&self) -> Vec<(String, f64)> {
-        let book = self.book();
-        let mut names: Vec<(String, f64)> = Vec::new();
-        for artifact in book.artifacts.values() {
-            let manifest = &artifact.manifest;
-            match names.iter_mut().find(|(name, _)| *name == manifest.model) {
-                Some((_, created)) => *created = created.max(manifest.created),
-                None => names.push((manifest.model.clone(), manifest.created)),
-            }
-        }
-        names.extend(book.artifacts.values().map(|a| (a.manifest.api_name(), a.manifest.created)));
-        names
     }
 
     /// The database may be out of order (a full disk) without stopping the daemon: it then knows more than it wrote.

@@ -38,6 +38,11 @@ impl Plugins {
         self.catalog().plugins().iter().map(Installed::document).collect()
     }
 
+    /// What a plugin's last probe logged and printed.
+    pub fn log(&self, id: &str) -> Option<api::Log> {
+        self.catalog().get(id).map(|plugin| plugin.log.clone())
+    }
+
     /// Finds and asks all plugins anew.
     pub async fn probe(&self, pipeline: &Pipeline) {
         let mut catalog = Catalog::discover(&self.places);

@@ -63,8 +63,7 @@ impl Manifest {
             .and_then(|file| file.take(MANIFEST_LIMIT).read_to_string(&mut text))
             .map_err(|error| invalid(error.to_string()))?;
         let manifest: Self = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
-        let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if manifest.id.is_empty() || !manifest.id.chars().all(named) {
+        if !is_id(&manifest.id) {
             return Err(invalid(format!("id {:?} must be lower-case letters, digits and '-'", manifest.id)));
         }
         if Path::new(&manifest.library).file_name().is_none_or(|name| name != manifest.library.as_str()) {
@@ -109,6 +108,11 @@ impl Manifest {
     }
 }
 
+/// Whether this may be a plugin's id: lower-case letters, digits and `-`.
+pub fn is_id(id: &str) -> bool {
+    !id.is_empty() && id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+}
+
 /// Whether a plugin built against ABI `version` can be loaded: same major version, and before 1.0 the same minor.
 fn compatible(version: &str) -> bool {
     fn parts(version: &str) -> Option<(u64, u64)> {
@@ -128,15 +132,30 @@ fn compatible(version: &str) -> bool {
 /// # Errors
 /// When a file cannot be read or written, or the manifest is not valid.
 pub fn package(dylib: &Path, manifest: &Path, directory: &Path) -> Result<Manifest> {
+    package_into(dylib, manifest, |_| directory.to_owned())
+}
+
+/// As [`package`], into a directory that is chosen once the plugin's id is known.
+///
+/// # Errors
+/// As for [`package`].
+pub fn package_into(dylib: &Path, manifest: &Path, place: impl FnOnce(&str) -> PathBuf) -> Result<Manifest> {
     let failed = |path: &Path, error: &dyn std::fmt::Display| {
         BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
     };
     let text = std::fs::read_to_string(manifest).map_err(|error| failed(manifest, &error))?;
     let mut filled: Manifest = toml::from_str(&text).map_err(|error| failed(manifest, &error))?;
+    if !is_id(&filled.id) {
+        return Err(failed(
+            manifest,
+            &format!("id {:?} must be lower-case letters, digits and '-'", filled.id),
+        ));
+    }
     let name = dylib.file_name().ok_or_else(|| failed(dylib, &"not a file"))?;
     filled.library = name.to_string_lossy().into_owned();
     filled.abi = drophammer_abi::ABI_VERSION.to_owned();
     filled.sha256 = sha256_file(dylib).map_err(|error| failed(dylib, &error))?;
+    let directory = &place(&filled.id);
     std::fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
     // Replace, never overwrite: a running worker may have the old dylib mapped.
     let staged = directory.join(format!(".{}.new", filled.library));

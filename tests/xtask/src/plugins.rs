@@ -56,6 +56,8 @@ fn sources(names: &[String]) -> Result<Vec<PathBuf>> {
         folders.push(entry?.path());
     }
     folders.retain(|folder| folder.join(MANIFEST_FILE).is_file());
+    // Nobody wants it installed; `drophammer plugin new` writes it.
+    folders.retain(|folder| !folder.ends_with("template"));
     folders.retain(|folder| names.is_empty() || names.iter().any(|name| folder.ends_with(name)));
     folders.sort();
     Ok(folders)

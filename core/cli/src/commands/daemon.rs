@@ -7,7 +7,7 @@ use drophammer_client::{Client, Endpoint};
 
 use super::table::{columns, maybe, size};
 use super::{answer, print};
-use crate::arguments::Output;
+use crate::arguments::{Daemon, Query};
 use crate::failure::{Failure, Result};
 
 /// Runs the daemon in the foreground; its log goes to standard error.
@@ -18,12 +18,20 @@ pub(super) fn run() -> Result<()> {
     Ok(drophammer_daemon::run(drophammer_daemon::Options::default())?)
 }
 
-pub(super) fn client() -> Result<Client> {
-    Ok(Client::new(Endpoint::in_home(&drophammer_daemon::home::find()?)))
+/// A client of the daemon that is meant.
+pub(super) fn client(daemon: Daemon) -> Result<Client> {
+    Ok(Client::new(endpoint(daemon)?))
 }
 
-pub(super) async fn status(output: Output) -> Result<()> {
-    answer(output.json, &client()?.status().await?, |status| {
+pub(super) fn endpoint(daemon: Daemon) -> Result<Endpoint> {
+    match daemon.connect {
+        Some(endpoint) => Ok(endpoint),
+        None => Ok(Endpoint::in_home(&drophammer_daemon::home::find()?)),
+    }
+}
+
+pub(super) async fn status(query: Query) -> Result<()> {
+    answer(query.output.json, &client(query.daemon)?.status().await?, |status| {
         let jobs = &status.jobs;
         format!(
             "drophammer {} (process {})\nhome     {}\nmodels   {}\nlibrary  {}\nserver   {}\njobs     {} queued, {} running, \
@@ -44,8 +52,8 @@ pub(super) async fn status(output: Output) -> Result<()> {
     })
 }
 
-pub(super) async fn jobs(output: Output) -> Result<()> {
-    answer(output.json, &client()?.jobs().await?, |jobs| {
+pub(super) async fn jobs(query: Query) -> Result<()> {
+    answer(query.output.json, &client(query.daemon)?.jobs().await?, |jobs| {
         let rows: Vec<_> = jobs.jobs.iter().map(job_row).collect();
         let mut text = columns(&["job", "model", "target", "state", "stage", "done", "seconds"], &rows);
         for (job, error) in jobs.jobs.iter().filter_map(|job| Some((job, job.error.as_ref()?))) {
@@ -67,8 +75,8 @@ fn job_row(job: &api::Job) -> Vec<String> {
     ]
 }
 
-pub(super) async fn models(output: Output) -> Result<()> {
-    answer(output.json, &client()?.models().await?, |models| {
+pub(super) async fn models(query: Query) -> Result<()> {
+    answer(query.output.json, &client(query.daemon)?.models().await?, |models| {
         let mut rows = Vec::new();
         for model in &models.models {
             let waits =
@@ -113,17 +121,19 @@ fn artifact_row(artifact: &api::Artifact) -> Vec<String> {
     ]
 }
 
-pub(super) async fn plugins(output: Output) -> Result<()> {
-    answer(output.json, &client()?.plugins().await?, |plugins| super::plugin::table(&plugins.plugins))
+pub(super) async fn plugins(query: Query) -> Result<()> {
+    answer(query.output.json, &client(query.daemon)?.plugins().await?, |plugins| {
+        super::plugin::table(&plugins.plugins)
+    })
 }
 
-pub(super) async fn devices(output: Output) -> Result<()> {
-    let plugins = client()?.plugins().await?.plugins;
+pub(super) async fn devices(query: Query) -> Result<()> {
+    let plugins = client(query.daemon)?.plugins().await?.plugins;
     let of = |plugin: api::Plugin| {
         plugin.devices.into_iter().map(move |device| api::PluginDevice { plugin: plugin.id.clone(), device })
     };
     let devices = api::Devices { devices: plugins.into_iter().flat_map(of).collect() };
-    answer(output.json, &devices, |devices| {
+    answer(query.output.json, &devices, |devices| {
         let row = |entry: &api::PluginDevice| {
             let device = &entry.device;
             vec![
@@ -140,16 +150,16 @@ pub(super) async fn devices(output: Output) -> Result<()> {
     })
 }
 
-pub(super) async fn add(path: PathBuf, name: Option<String>) -> Result<()> {
+pub(super) async fn add(path: PathBuf, name: Option<String>, daemon: Daemon) -> Result<()> {
     let path = std::path::absolute(&path).map_err(|error| Failure::io(&path, &error))?;
     let add = AddModel { path: path.display().to_string(), name };
-    let model = client()?.add_model(&add).await?;
+    let model = client(daemon)?.add_model(&add).await?;
     print(&format!("{} is {}\n", model.name, model.state));
     Ok(())
 }
 
-pub(super) async fn forge(model: String, targets: Vec<String>) -> Result<()> {
-    let jobs = client()?.forge_model(&model, &ForgeModel { targets }).await?;
+pub(super) async fn forge(model: String, targets: Vec<String>, daemon: Daemon) -> Result<()> {
+    let jobs = client(daemon)?.forge_model(&model, &ForgeModel { targets }).await?;
     for job in &jobs.jobs {
         let target = job.target.as_deref().unwrap_or_default();
         print(&format!("job {}: {} {target} is {}\n", job.id, job.model, job.state));
@@ -157,14 +167,14 @@ pub(super) async fn forge(model: String, targets: Vec<String>) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn cancel(job: String) -> Result<()> {
-    let job = client()?.cancel_job(&job).await?;
+pub(super) async fn cancel(job: String, daemon: Daemon) -> Result<()> {
+    let job = client(daemon)?.cancel_job(&job).await?;
     print(&format!("job {} is {}\n", job.id, job.state));
     Ok(())
 }
 
-pub(super) async fn retry(job: String) -> Result<()> {
-    let job = client()?.retry_job(&job).await?;
+pub(super) async fn retry(job: String, daemon: Daemon) -> Result<()> {
+    let job = client(daemon)?.retry_job(&job).await?;
     print(&format!("job {} is {}\n", job.id, job.state));
     Ok(())
 }

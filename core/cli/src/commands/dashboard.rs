@@ -9,16 +9,25 @@ use drophammer_client::{Client, ClientError, Endpoint};
 use drophammer_tui::{TuiConfig, TuiOptions};
 
 use super::wait;
+use crate::arguments::Dashboard;
 use crate::failure::{Exit, Failure, Result};
 
 /// How long a daemon may take to answer after its start.
 const START: Duration = Duration::from_secs(10);
 
-pub(super) fn run() -> Result<()> {
+/// The dashboard of the daemon of this home, which is started if none runs; or of another daemon, which is not.
+pub(super) fn run(dashboard: Dashboard) -> Result<()> {
     let home = drophammer_daemon::home::find()?;
-    let endpoint = Endpoint::in_home(&home);
-    wait(ensure_daemon(&home, endpoint.clone()))?;
-    let options = TuiOptions { endpoint, key: None, config: TuiConfig::default(), theme: None };
+    // Read first: what is wrong with it is better said before a terminal is taken over.
+    let config = TuiConfig::read(drophammer_daemon::Config::load(&home)?.tui)?;
+    let endpoint = if let Some(endpoint) = dashboard.daemon.connect {
+        endpoint
+    } else {
+        let endpoint = Endpoint::in_home(&home);
+        wait(ensure_daemon(&home, endpoint.clone()))?;
+        endpoint
+    };
+    let options = TuiOptions { endpoint, key: None, config, theme: dashboard.theme };
     Ok(drophammer_tui::run(options)?)
 }
 

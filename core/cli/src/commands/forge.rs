@@ -1,40 +1,20 @@
 //! One-shot `convert` and `quantize`: the same workers, plugins and checks as in the daemon, without one.
 
-use std::path::PathBuf;
-
 use drophammer_daemon::worker::protocol::{Outcome, Work};
 use drophammer_daemon::workers::Installed;
 use drophammer_sdk::{Estimate, ForgeRequest, Goal, ProbeRequest};
 
 use super::print;
 use super::table::{maybe, size};
-use crate::arguments::{Budget, Convert, Quantize};
+use crate::arguments::{Convert, Making, Quantize};
 use crate::artifact::Staging;
 use crate::failure::{Exit, Failure, Result};
 use crate::workshop::Workshop;
 
-/// What both commands come down to.
-struct Order {
-    source: PathBuf,
-    goal: Goal,
-    output: PathBuf,
-    imatrix: Option<PathBuf>,
-    no_tokenizer: bool,
-    budget: Budget,
-}
-
 pub(super) async fn convert(arguments: Convert) -> Result<()> {
     let shop = Workshop::probed().await?;
     let goal = Goal { format: arguments.to, scheme: arguments.scheme.unwrap_or_default(), ..Goal::default() };
-    let order = Order {
-        source: arguments.source,
-        goal,
-        output: arguments.output,
-        imatrix: arguments.imatrix,
-        no_tokenizer: arguments.no_tokenizer,
-        budget: arguments.budget,
-    };
-    forge(&shop, order).await
+    forge(&shop, goal, arguments.making).await
 }
 
 pub(super) async fn quantize(arguments: Quantize) -> Result<()> {
@@ -44,15 +24,7 @@ pub(super) async fn quantize(arguments: Quantize) -> Result<()> {
         None => format_of(&shop, &arguments.scheme)?,
     };
     let goal = Goal { format, scheme: arguments.scheme, ..Goal::default() };
-    let order = Order {
-        source: arguments.source,
-        goal,
-        output: arguments.output,
-        imatrix: arguments.imatrix,
-        no_tokenizer: arguments.no_tokenizer,
-        budget: arguments.budget,
-    };
-    forge(&shop, order).await
+    forge(&shop, goal, arguments.making).await
 }
 
 /// The format whose scheme this is, as the plugins say.
@@ -85,28 +57,28 @@ fn format_of(shop: &Workshop, scheme: &str) -> Result<String> {
     }
 }
 
-async fn forge(shop: &Workshop, order: Order) -> Result<()> {
-    let source = std::path::absolute(&order.source).map_err(|error| Failure::io(&order.source, &error))?;
-    let maker = shop.maker(&order.goal.format, order.budget.backend.as_deref())?;
-    let estimate = estimate(shop, maker, &source, &order.goal).await?;
+async fn forge(shop: &Workshop, goal: Goal, making: Making) -> Result<()> {
+    let source = std::path::absolute(&making.source).map_err(|error| Failure::io(&making.source, &error))?;
+    let maker = shop.maker(&goal.format, making.budget.backend.as_deref())?;
+    let estimate = estimate(shop, maker, &source, &goal).await?;
     let scheme = estimate.scheme.clone();
-    let staging = Staging::beside(&order.output)?;
+    let staging = Staging::beside(&making.output)?;
     check_disk(staging.path(), estimate.bytes)?;
     let request = ForgeRequest {
         source,
-        goal: Goal { scheme: scheme.clone(), ..order.goal },
+        goal: Goal { scheme: scheme.clone(), ..goal },
         staging: staging.path().to_path_buf(),
         name: staging.name(),
-        imatrix: order
+        imatrix: making
             .imatrix
             .map(std::path::absolute)
             .transpose()
             .map_err(|e| Failure::io("imatrix".as_ref(), &e))?,
-        no_tokenizer: order.no_tokenizer,
+        no_tokenizer: making.no_tokenizer,
         ..ForgeRequest::default()
     };
-    let limits = shop.limits(&order.budget);
-    let finished = shop.work(maker, limits, Work::forge(request), order.budget.verbose).await?;
+    let limits = shop.limits(&making.budget);
+    let finished = shop.work(maker, limits, Work::forge(request), making.budget.verbose).await?;
     let Outcome::Forged(report) = finished.outcome else {
         return Err(Failure::new(Exit::Failed, "the worker answered with something else", "report this"));
     };

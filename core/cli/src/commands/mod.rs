@@ -5,11 +5,14 @@ mod dashboard;
 mod forge;
 mod inspect;
 mod measure;
+mod new_plugin;
+
 mod plan;
 mod plugin;
 mod run;
 mod runtime;
 mod table;
+mod voice;
 
 use std::future::Future;
 use std::io::Write;
@@ -25,18 +28,18 @@ use crate::failure::{Exit, Failure, Result};
 /// # Errors
 /// Whatever went wrong, with its exit code.
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
-    match arguments.command.unwrap_or(Command::Tui) {
-        Command::Tui => dashboard::run(),
+    match arguments.command.unwrap_or(Command::Tui(arguments.dashboard)) {
+        Command::Tui(dashboard) => dashboard::run(dashboard),
         Command::Daemon => daemon::run(),
-        Command::Status(output) => wait(daemon::status(output)),
-        Command::Jobs(output) => wait(daemon::jobs(output)),
-        Command::Models(output) => wait(daemon::models(output)),
-        Command::Plugins(output) => wait(daemon::plugins(output)),
-        Command::Devices(output) => wait(daemon::devices(output)),
-        Command::Add { path, name } => wait(daemon::add(path, name)),
-        Command::Forge { model, targets } => wait(daemon::forge(model, targets)),
-        Command::Cancel { job } => wait(daemon::cancel(job)),
-        Command::Retry { job } => wait(daemon::retry(job)),
+        Command::Status(query) => wait(daemon::status(query)),
+        Command::Jobs(query) => wait(daemon::jobs(query)),
+        Command::Models(query) => wait(daemon::models(query)),
+        Command::Plugins(query) => wait(daemon::plugins(query)),
+        Command::Devices(query) => wait(daemon::devices(query)),
+        Command::Add { path, name, daemon } => wait(daemon::add(path, name, daemon)),
+        Command::Forge { model, targets, daemon } => wait(daemon::forge(model, targets, daemon)),
+        Command::Cancel { job, daemon } => wait(daemon::cancel(job, daemon)),
+        Command::Retry { job, daemon } => wait(daemon::retry(job, daemon)),
         Command::Run(arguments) => wait(run::run(arguments)),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Plan(plan) => wait(plan::run(plan)),
@@ -51,6 +54,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Command::Runtime(RuntimeCommand::List(output)) => runtime::list(output),
         Command::Runtime(RuntimeCommand::Install { name, from, accept_licence, output }) => {
             runtime::install(&name, from, accept_licence, output)
+        }
+        Command::Plugin(PluginCommand::New { name, into, sdk }) => new_plugin::write(&name, &into, sdk),
+        Command::Plugin(PluginCommand::Install { dylib, manifest, into }) => {
+            plugin::install(&dylib, &manifest, into)
         }
         Command::Doctor(output) => wait(plugin::doctor(output)),
         Command::Completions { shell } => {

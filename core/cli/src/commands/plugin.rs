@@ -1,13 +1,13 @@
 //! Plugins without a daemon: found here, probed in workers of this command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use drophammer_client::api::{Plugin, PluginState, Plugins};
 use drophammer_daemon::workers::Installed;
-use drophammer_sdk::ProbeRequest;
+use drophammer_sdk::manifest::package_into;
 
 use super::table::columns;
-use super::{answer, runtime};
+use super::{answer, print, runtime};
 use crate::arguments::Output;
 use crate::failure::{Exit, Failure, Result};
 use crate::workshop::Workshop;
@@ -51,8 +51,25 @@ pub(super) async fn check(path: PathBuf, output: Output) -> Result<()> {
 
 async fn probed(shop: &Workshop, mut plugin: Installed) -> Plugin {
     let host = shop.host(&plugin.id());
-    plugin.report = plugin.probe(&shop.supervisor, host, ProbeRequest::default()).await;
+    plugin.examine(&shop.supervisor, host).await;
     plugin.document()
+}
+
+/// Packages a built plugin into a place where plugins are looked for.
+pub(super) fn install(dylib: &Path, manifest: &Path, into: Option<PathBuf>) -> Result<()> {
+    let root = drophammer_daemon::home::find()?;
+    let place = into.unwrap_or_else(|| root.join("plugins"));
+    let installed = package_into(dylib, manifest, |id| place.join(id)).map_err(|error| {
+        let help = "name the built dylib, and its plugin.toml with --manifest";
+        Failure::new(
+            Exit::Failed,
+            error.message,
+            Some(error.help).filter(|own| !own.is_empty()).unwrap_or(help.into()),
+        )
+    })?;
+    let directory = place.join(&installed.id);
+    print(&format!("{} {} is in {}\n", installed.id, installed.version, directory.display()));
+    Ok(())
 }
 
 /// What works here, what does not, and what to do about it.

@@ -17,7 +17,7 @@ mod report;
 mod requests;
 mod status;
 
-pub use chat::{ChatChunk, ChatMessage, ChatRequest, ChatRole, Usage};
+pub use chat::{ChatChunk, ChatMessage, ChatRequest, ChatRole, CompletionRequest, Usage};
 pub use error::{ApiError, ErrorReport, Problem};
 pub use event::Event;
 pub use hardware::{Accelerator, Core, Cpu, Disk, Hardware, Memory, Network, ProcessUse};

@@ -36,6 +36,7 @@ pub(super) fn router(daemon: Shared) -> Router {
         .route(routes::SERVED, get(served))
         .route(routes::PLUGINS, get(plugins))
         .route(routes::RELOAD_PLUGIN, post(reload_plugin))
+        .route(routes::PLUGIN_LOG, get(plugin_log))
         .route(routes::HARDWARE, get(hardware))
         .route(routes::REQUESTS, get(requests))
         .route(routes::EVENTS, get(events::stream))
@@ -181,6 +182,11 @@ pub(super) async fn reload_plugin(State(daemon): State<Shared>, Path(id): Path<S
     daemon.pipeline.plugins.probe(&daemon.pipeline).await;
     let plugin = daemon.pipeline.plugins.documents().into_iter().find(|plugin| plugin.id == id);
     plugin.map(Json).ok_or_else(|| Refusal::absent("plugin", &id))
+}
+
+#[utoipa::path(get, path = routes::PLUGIN_LOG, params(("id" = String, Path)), responses((status = 200, body = Log)))]
+pub(super) async fn plugin_log(State(daemon): State<Shared>, Path(id): Path<String>) -> Answer<Log> {
+    daemon.pipeline.plugins.log(&id).map(Json).ok_or_else(|| Refusal::absent("plugin", &id))
 }
 
 #[utoipa::path(get, path = routes::HARDWARE, responses((status = 200, body = Hardware)))]

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Shared;
-use crate::library::Manifest;
+use crate::ledger::Servable;
 use crate::moment::now;
 use crate::serving::{Answers, Ask, Prompt, Said, ServeError, Usage};
 
@@ -106,7 +106,6 @@ impl Options {
             _ => None,
         };
         Ask {
-            prompt,
             // Negative means without end: what the context leaves.
             max_tokens: self.num_predict.and_then(|most| u32::try_from(most).ok()).filter(|most| *most > 0),
             temperature: self.temperature.unwrap_or(0.8),
@@ -116,12 +115,10 @@ impl Options {
             presence_penalty: self.presence_penalty.unwrap_or(0.0),
             frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
             repetition_penalty: self.repeat_penalty.unwrap_or(1.0),
-            logit_bias: Vec::new(),
             seed: self.seed.map(|seed| seed as u64),
             stop: self.stop,
-            choices: 1,
-            top_logprobs: None,
             json_schema,
+            ..Ask::new(prompt)
         }
     }
 }
@@ -258,13 +255,11 @@ fn streamed(tale: Tale, answers: Answers) -> Response {
 }
 
 async fn tags(State(daemon): State<Shared>) -> Json<Value> {
-    let ledger = &daemon.pipeline.ledger;
-    let models = ledger.served_names().into_iter().filter_map(|(name, created)| {
-        let manifest = ledger.artifact_named(&name)?.manifest;
-        Some(json!({
-            "name": name, "model": name, "modified_at": timestamp(created), "size": manifest.bytes(),
-            "digest": manifest.id, "details": details(&manifest),
-        }))
+    let models = daemon.serving.names().into_iter().map(|(name, found)| {
+        json!({
+            "name": name, "model": name, "modified_at": timestamp(found.created), "size": found.bytes,
+            "digest": found.id, "details": details(&found),
+        })
     });
     Json(json!({"models": models.collect::<Vec<_>>()}))
 }
@@ -280,31 +275,26 @@ async fn show(
     body: Result<Json<ShowBody>, JsonRejection>,
 ) -> Result<Json<Value>, Refusal> {
     let Json(body) = body?;
-    let ledger = &daemon.pipeline.ledger;
-    let artifact = ledger.artifact_named(plain(&body.model)).ok_or_else(|| ServeError::NoSuchModel {
-        name: body.model,
-        known: ledger.served_names().into_iter().map(|(name, _)| name).collect(),
-    })?;
-    let manifest = artifact.manifest;
-    let identity = &manifest.source.identity;
+    let found = daemon.serving.named(plain(&body.model))?;
+    let identity = &found.identity;
     Ok(Json(json!({
-        "details": details(&manifest),
+        "details": details(&found),
         "model_info": {
             "general.architecture": identity.architecture,
             "general.parameter_count": identity.parameters,
             format!("{}.context_length", identity.architecture): identity.context_length,
         },
         "capabilities": ["completion"],
-        "modified_at": timestamp(manifest.created),
+        "modified_at": timestamp(found.created),
     })))
 }
 
-fn details(manifest: &Manifest) -> Value {
-    let identity = &manifest.source.identity;
+fn details(found: &Servable) -> Value {
+    let identity = &found.identity;
     json!({
-        "format": manifest.target.format, "family": identity.architecture, "families": [identity.architecture],
+        "format": found.format, "family": identity.architecture, "families": [identity.architecture],
         "parameter_size": format!("{:.1}M", identity.parameters as f64 / 1e6),
-        "quantization_level": manifest.target.scheme,
+        "quantization_level": found.scheme,
     })
 }
 

@@ -1,7 +1,7 @@
 //! The OpenAPI document of the control API, made from the handlers themselves.
 
 use axum::Json;
-use drophammer_client::api;
+use drophammer_client::{api, routes};
 use utoipa::OpenApi;
 
 use super::{control, events};
@@ -28,6 +28,7 @@ use super::{control, events};
         control::delete_artifact,
         control::plugins,
         control::reload_plugin,
+        control::plugin_log,
         control::hardware,
         control::serve_artifact,
         control::unserve_artifact,
@@ -35,6 +36,7 @@ use super::{control, events};
         control::requests,
         control::shutdown,
         events::stream,
+        document,
     ),
     components(schemas(api::ApiError, api::Event))
 )]
@@ -45,6 +47,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     Document::openapi()
 }
 
+#[utoipa::path(get, path = routes::OPENAPI, responses((status = 200, description = "This document.")))]
 pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
     Json(openapi())
 }
@@ -63,5 +66,21 @@ mod tests {
             assert!(schemas.contains_key(name), "{name} is not defined");
         }
         assert!(schemas.contains_key("Job") && schemas.contains_key("Hardware"));
+    }
+
+    #[test]
+    fn the_document_describes_exactly_the_routes_that_clients_know() {
+        let document = serde_json::to_value(openapi()).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let described = paths.iter().flat_map(|(path, methods)| {
+            let methods = methods.as_object().unwrap().keys();
+            methods.map(move |method| (method.to_uppercase(), path.clone()))
+        });
+        let mut described: Vec<_> = described.collect();
+        let mut known: Vec<_> =
+            routes::ALL.iter().map(|(method, path)| ((*method).to_owned(), (*path).to_owned())).collect();
+        described.sort();
+        known.sort();
+        assert_eq!(described, known);
     }
 }

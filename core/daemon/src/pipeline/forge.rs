@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Pipeline, intake};
 use crate::ledger::{JobRecord, ModelRecord};
-use crate::library::{Maker, Manifest, PublishError, Published, SourceRecord, Staged};
+use crate::library::{Maker, PublishError, Published, SourceRecord, Staged};
 use crate::planning::goal;
 use crate::worker::protocol::{Limits, Outcome, Work};
-use crate::workers::{Ending, Finished, Running, Task, WorkerEvent, WorkerFailure};
+use crate::workers::{Ending, Finished, Running, Task, WorkerEvent, WorkerFailure, api_level};
 
 /// Why a stage did not end well.
 #[derive(Debug)]
@@ -221,7 +221,7 @@ impl Pipeline {
                 live.progress(activity, progress.done, progress.total);
             }),
             WorkerEvent::Log(level, message) => {
-                self.journal.line(job, log_level(level), api::LogSource::Plugin, message);
+                self.journal.line(job, api_level(level), api::LogSource::Plugin, message);
             }
             WorkerEvent::Output(source, line) => self.journal.line(job, LogLevel::Info, source, line),
         }
@@ -338,9 +338,8 @@ impl Pipeline {
     /// won.
     async fn settle_choice(&self, job: &JobRecord) -> Result<(), Stop> {
         remove(self.staging(job.id)).await;
-        if let Some(best) = self.ledger.artifact_named(&job.model) {
-            let Manifest { model, target, .. } = &best.manifest;
-            let told = format!("requests for {model} are answered by {}", target.name);
+        if let Some(best) = self.ledger.servable(&job.model) {
+            let told = format!("requests for {} are answered by {}", job.model, best.api_name);
             self.journal.job(job.id, LogLevel::Info, told);
         }
         Ok(())
@@ -375,15 +374,6 @@ pub(super) fn storage(path: &std::path::Path, error: &std::io::Error) -> Stop {
             Stop::Failed(Cause::Blocked, report("read_only", "make it writable, then retry the job"))
         }
         _ => Stop::Failed(Cause::Broken, report("io", "check the disk, then retry the job")),
-    }
-}
-
-fn log_level(level: drophammer_sdk::LogLevel) -> LogLevel {
-    match level {
-        drophammer_sdk::LogLevel::Error => LogLevel::Error,
-        drophammer_sdk::LogLevel::Warning => LogLevel::Warn,
-        drophammer_sdk::LogLevel::Info => LogLevel::Info,
-        drophammer_sdk::LogLevel::Debug | drophammer_sdk::LogLevel::Trace => LogLevel::Debug,
     }
 }
 

@@ -15,18 +15,20 @@ use tokio_util::sync::CancellationToken;
 use super::wire::{Call, Reply, Trouble};
 use super::{Ask, Said, ServeError};
 use crate::worker::protocol::{FRAME_LIMIT, Frame};
-use crate::workers::Running;
+use crate::workers::{Running, WorkerFailure};
 
 /// A model in a worker. Dropping it ends the worker.
 #[derive(Debug)]
-pub(super) struct Hosted {
+pub struct Hosted {
     calls: mpsc::UnboundedSender<Call>,
     shared: Arc<Shared>,
     _unloading: tokio_util::sync::DropGuard,
     /// The worker's process.
-    pub(super) pid: u32,
-    /// Longest context.
-    pub(super) context: u32,
+    pub pid: u32,
+    /// The backend that runs it.
+    pub backend: String,
+    /// Longest context, in tokens.
+    pub context: u32,
 }
 
 #[derive(Debug)]
@@ -118,16 +120,16 @@ impl Hosted {
     ///
     /// # Errors
     /// Why it could not.
-    pub(super) async fn wait(
+    pub async fn wait(
         mut running: Running,
         channel: UnixStream,
         on_event: impl Fn(crate::workers::WorkerEvent) + Send + 'static,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, WorkerFailure> {
         let codec =
             || LengthDelimitedCodec::builder().little_endian().max_frame_length(FRAME_LIMIT).new_codec();
         let (reader, writer) = channel.into_split();
         let mut reader = FramedRead::new(reader, codec());
-        let pid = running.pid();
+        let (pid, backend) = (running.pid(), running.plugin().to_owned());
         let ready = async {
             loop {
                 tokio::select! {
@@ -151,14 +153,14 @@ impl Hosted {
         tokio::spawn(write(FramedWrite::new(writer, codec()), orders));
         let unloaded = CancellationToken::new();
         tokio::spawn(read(reader, running, shared.clone(), unloaded.clone(), on_event));
-        Ok(Self { calls, shared, _unloading: unloaded.drop_guard(), pid, context })
+        Ok(Self { calls, shared, _unloading: unloaded.drop_guard(), pid, backend, context })
     }
 
     /// Asks the model.
     ///
     /// # Errors
     /// When the worker refuses, or is no more.
-    pub(super) async fn ask(&self, ask: Ask) -> Result<mpsc::UnboundedReceiver<Said>, ServeError> {
+    pub async fn ask(&self, ask: Ask) -> Result<mpsc::UnboundedReceiver<Said>, ServeError> {
         let (to, mut said) = mpsc::unbounded_channel();
         let (accepted, taken) = tokio::sync::oneshot::channel();
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
@@ -252,13 +254,14 @@ async fn read(
             Some(Err(_)) | None => break,
         }
     }
-    shared.end(&end_of(running).await);
+    shared.end(&end_of(running).await.report().to_string());
 }
 
 /// How a worker ended that closed its channel.
-async fn end_of(running: Running) -> String {
+async fn end_of(running: Running) -> WorkerFailure {
+    let plugin = running.plugin().to_owned();
     match running.finish().await {
-        Err(failure) => failure.report().to_string(),
-        Ok(_) => "the model's worker ended".to_owned(),
+        Err(failure) => failure,
+        Ok(_) => WorkerFailure::not_started(&plugin, "the model's worker ended"),
     }
 }

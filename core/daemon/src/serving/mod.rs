@@ -8,6 +8,7 @@ pub(crate) mod wire;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use hosted::Hosted;
 pub use rooms::Serving;
 pub use traffic::{Answers, Traffic};
 
@@ -44,6 +45,29 @@ pub struct Ask {
     pub top_logprobs: Option<u32>,
     /// What the answer has to be.
     pub json_schema: Option<Value>,
+}
+
+impl Ask {
+    /// One answer by chance alone: nothing is cut off, punished or preferred.
+    pub fn new(prompt: Prompt) -> Self {
+        Self {
+            prompt,
+            max_tokens: None,
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            seed: None,
+            stop: Vec::new(),
+            choices: 1,
+            top_logprobs: None,
+            json_schema: None,
+        }
+    }
 }
 
 /// What to continue.

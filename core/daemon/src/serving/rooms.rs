@@ -5,13 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use drophammer_client::api;
-use drophammer_sdk::LoadRequest;
 use tokio::sync::watch;
 
 use super::hosted::Hosted;
 use super::{Answers, Ask, ServeError, Traffic};
 use crate::config::seconds;
-use crate::library::Published;
+use crate::ledger::Servable;
 use crate::pipeline::Pipeline;
 use crate::worker::protocol::{Limits, ServeOrder, Work};
 use crate::workers::{Task, WorkerEvent};
@@ -27,10 +26,10 @@ pub struct Serving {
     rooms: Mutex<HashMap<String, Arc<Room>>>,
 }
 
-/// A place for one artifact.
+/// A place for one model.
 #[derive(Debug)]
 struct Room {
-    artifact: Published,
+    servable: Servable,
     state: watch::Sender<State>,
 }
 
@@ -51,7 +50,7 @@ impl Serving {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the artifact of this name, loading it if need be. `id` and `route` name the request to those who watch.
+    /// Asks the model of this name, loading it if need be. `id` and `route` name the request to those who watch.
     ///
     /// # Errors
     /// [`ServeError`].
@@ -79,12 +78,26 @@ impl Serving {
     }
 
     async fn find(self: &Arc<Self>, name: &str) -> Result<Arc<Hosted>, ServeError> {
-        let ledger = &self.pipeline.ledger;
-        let artifact = ledger.artifact_named(name).ok_or_else(|| ServeError::NoSuchModel {
+        self.load(self.named(name)?).await
+    }
+
+    /// What a request for `name` reaches.
+    ///
+    /// # Errors
+    /// [`ServeError::NoSuchModel`].
+    pub fn named(&self, name: &str) -> Result<Servable, ServeError> {
+        self.pipeline.ledger.servable(name).ok_or_else(|| ServeError::NoSuchModel {
             name: name.to_owned(),
-            known: ledger.served_names().into_iter().map(|(name, _)| name).collect(),
-        })?;
-        self.load(artifact).await
+            known: self.names().into_iter().map(|(name, _)| name).collect(),
+        })
+    }
+
+    /// Every name that can be asked for, and what it reaches: artifacts, and sources that some plugin here can run.
+    pub fn names(&self) -> Vec<(String, Servable)> {
+        let catalog = self.pipeline.plugins.catalog();
+        let mut names = self.pipeline.ledger.servables();
+        names.retain(|(_, found)| !found.is_source() || !catalog.runners(&found.format).is_empty());
+        names
     }
 
     /// Live requests and figures.
@@ -103,7 +116,7 @@ impl Serving {
             let State::Ready(hosted) = &*room.state.borrow() else { return None };
             let in_hand = hosted.in_hand() as u32;
             Some(api::BatchUse {
-                model: room.artifact.manifest.api_name(),
+                model: room.servable.api_name.clone(),
                 running: in_hand.min(serve.sequences),
                 capacity: serve.sequences,
                 queued: in_hand.saturating_sub(serve.sequences),
@@ -113,15 +126,14 @@ impl Serving {
         self.rooms().values().filter_map(use_of).collect()
     }
 
-    /// Loads an artifact, or waits for whoever loads it already.
+    /// Loads it, or waits for whoever loads it already.
     ///
     /// # Errors
     /// [`ServeError::CannotLoad`].
-    async fn load(self: &Arc<Self>, artifact: Published) -> Result<Arc<Hosted>, ServeError> {
-        let id = artifact.manifest.id.clone();
-        let name = artifact.manifest.api_name();
+    async fn load(self: &Arc<Self>, servable: Servable) -> Result<Arc<Hosted>, ServeError> {
+        let (id, name) = (servable.id.clone(), servable.api_name.clone());
         let cannot = |why: String| ServeError::CannotLoad { artifact: name.clone(), why };
-        let room = self.enter(artifact);
+        let room = self.enter(servable);
         let mut state = room.state.subscribe();
         let settled = state.wait_for(|state| !matches!(state, State::Loading)).await;
         match settled.as_deref() {
@@ -134,17 +146,17 @@ impl Serving {
         }
     }
 
-    /// The room of an artifact; its first visitor has it loaded.
-    fn enter(self: &Arc<Self>, artifact: Published) -> Arc<Room> {
+    /// Its room; the first visitor has it loaded.
+    fn enter(self: &Arc<Self>, servable: Servable) -> Arc<Room> {
         let mut rooms = self.rooms();
-        let id = artifact.manifest.id.clone();
+        let id = servable.id.clone();
         if let Some(room) = rooms.get(&id) {
             let gone = matches!(&*room.state.borrow(), State::Ready(hosted) if hosted.ended().is_some());
             if !gone {
                 return room.clone();
             }
         }
-        let room = Arc::new(Room { artifact, state: watch::Sender::new(State::Loading) });
+        let room = Arc::new(Room { servable, state: watch::Sender::new(State::Loading) });
         rooms.insert(id, room.clone());
         drop(rooms);
         let (serving, entered) = (self.clone(), room.clone());
@@ -153,11 +165,11 @@ impl Serving {
         room
     }
 
-    /// Loads a room's artifact and watches over it until it goes.
+    /// Loads what belongs into a room and watches over it until it goes.
     async fn furnish(self: Arc<Self>, room: &Arc<Room>) {
-        self.make_space(&room.artifact);
-        let id = room.artifact.manifest.id.clone();
-        match self.start(&room.artifact).await {
+        self.make_space(&room.servable);
+        let id = room.servable.id.clone();
+        match self.start(&room.servable).await {
             Err(why) => {
                 tracing::warn!(artifact = id, why, "a model cannot be loaded");
                 room.state.send_replace(State::Failed(why));
@@ -178,60 +190,48 @@ impl Serving {
         }
     }
 
-    async fn start(&self, artifact: &Published) -> Result<(Hosted, crate::board::Place), String> {
-        let manifest = &artifact.manifest;
-        let plugin =
-            self.pipeline.plugins.runner(&manifest.target.format, Some(&manifest.maker.backend)).await;
+    async fn start(&self, servable: &Servable) -> Result<(Hosted, crate::board::Place), String> {
+        let plugin = self.pipeline.plugins.runner(&servable.format, servable.backend.as_deref()).await;
         let plugin = plugin.ok_or_else(|| {
-            format!(
-                "no installed plugin runs {}; `drophammer plugin list` tells more",
-                manifest.target.format
-            )
+            format!("no installed plugin runs {}; `drophammer plugin list` tells more", servable.format)
         })?;
         let serve = &self.pipeline.config.serve;
-        let context = manifest
-            .source
+        let context = servable
             .identity
             .context_length
             .map_or(serve.context, |most| u32::try_from(most).unwrap_or(u32::MAX).min(serve.context));
-        let load = LoadRequest {
-            path: artifact.entry(),
-            context: Some(context),
-            max_sequences: serve.sequences,
-            device: manifest.target.device.clone(),
-            ..LoadRequest::default()
-        };
-        let vocabulary =
-            vec![artifact.entry(), artifact.directory.clone(), manifest.source.path.clone().into()];
-        let order = ServeOrder { load, vocabulary, queue: serve.queue };
+        let mut order = ServeOrder::of(&servable.path, context, serve.sequences, serve.queue);
+        order.load.device.clone_from(&servable.device);
+        order.vocabulary.clone_from(&servable.vocabulary);
         let limits = Limits { threads: self.pipeline.capacity.cores, ..Limits::default() };
         let host = self.pipeline.host_info(&plugin.id());
         let task = Task { plugin: plugin.directory.clone(), host, limits, work: Work::Serve(order) };
         let started = self.pipeline.supervisor.start_serving(task).await;
         let (running, channel) = started.map_err(|failure| failure.report().to_string())?;
         let place = self.pipeline.board.put(running.pid(), api::WorkerRole::Serve, &plugin.id(), |worker| {
-            worker.model = Some(manifest.model.clone());
-            worker.artifact = Some(manifest.id.clone());
+            worker.model = Some(servable.model.clone());
+            worker.artifact = Some(servable.id.clone());
             worker.threads = Some(limits.threads);
         });
-        let name = manifest.api_name();
+        let name = servable.api_name.clone();
         let told = move |event: WorkerEvent| match event {
             WorkerEvent::Log(level, line) => tracing::info!(model = name, ?level, line, "plugin"),
             WorkerEvent::Output(_, line) => tracing::debug!(model = name, line, "printed"),
             WorkerEvent::Progress(_) => {}
         };
-        Ok((Hosted::wait(running, channel, told).await?, place))
+        let hosted = Hosted::wait(running, channel, told).await;
+        Ok((hosted.map_err(|failure| failure.report().to_string())?, place))
     }
 
     /// Unloads models that nobody uses, those unused longest first, until another one fits.
-    fn make_space(&self, artifact: &Published) {
-        let needs = |artifact: &Published| artifact.manifest.bytes().saturating_add(BESIDE_WEIGHTS);
+    fn make_space(&self, newcomer: &Servable) {
+        let needs = |servable: &Servable| servable.bytes.saturating_add(BESIDE_WEIGHTS);
         loop {
-            let mut taken = needs(artifact);
+            let mut taken = needs(newcomer);
             let mut idle: Vec<(std::time::Instant, String, Arc<Room>)> = Vec::new();
             for (id, room) in self.rooms().iter() {
                 if let State::Ready(hosted) = &*room.state.borrow() {
-                    taken = taken.saturating_add(needs(&room.artifact));
+                    taken = taken.saturating_add(needs(&room.servable));
                     if hosted.in_hand() == 0 {
                         idle.push((hosted.used(), id.clone(), room.clone()));
                     }
@@ -277,15 +277,12 @@ impl Serving {
         self.tell();
     }
 
-    /// Loads an artifact on somebody's order; it is loading when this returns.
+    /// Loads what has this id on somebody's order; it is loading when this returns.
     ///
     /// # Errors
     /// [`ServeError::NoSuchModel`].
     pub fn serve(self: &Arc<Self>, id: &str) -> Result<api::ServedModel, ServeError> {
-        let artifact = self.pipeline.ledger.artifact(id);
-        let artifact =
-            artifact.ok_or_else(|| ServeError::NoSuchModel { name: id.to_owned(), known: Vec::new() })?;
-        Ok(document(&self.enter(artifact)))
+        Ok(document(&self.enter(self.named(id)?)))
     }
 
     /// Unloads an artifact; false when it is not loaded.
@@ -307,12 +304,12 @@ impl Serving {
 }
 
 fn document(room: &Room) -> api::ServedModel {
-    let manifest = &room.artifact.manifest;
+    let servable = &room.servable;
     let mut document = api::ServedModel {
-        name: manifest.api_name(),
-        model: manifest.model.clone(),
-        artifact: manifest.id.clone(),
-        backend: manifest.maker.backend.clone(),
+        name: servable.api_name.clone(),
+        model: servable.model.clone(),
+        artifact: servable.id.clone(),
+        backend: servable.backend.clone().unwrap_or_default(),
         state: api::ServedState::Loading,
         pid: None,
         context_length: None,
@@ -326,6 +323,7 @@ fn document(room: &Room) -> api::ServedModel {
             document.state =
                 if hosted.ended().is_some() { api::ServedState::Failed } else { api::ServedState::Ready };
             document.pid = Some(hosted.pid);
+            document.backend.clone_from(&hosted.backend);
             document.context_length = Some(hosted.context.into());
             document.sequences = hosted.in_hand() as u32;
         }

@@ -7,7 +7,7 @@
 //! Both ends are always the same binary, so there is no version to negotiate.
 
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use drophammer_infer::measure::{Bench, Measurement};
 use drophammer_sdk::{ForgeReport, ForgeRequest, HostInfo, LoadRequest, LogLevel, ProbeReport, ProbeRequest};
@@ -87,6 +87,19 @@ pub struct ServeOrder {
     pub vocabulary: Vec<PathBuf>,
     /// Requests that may wait.
     pub queue: u32,
+}
+
+impl ServeOrder {
+    /// Serves what lies at `path`, with its own vocabulary: contexts of so many tokens, for so many sequences at once.
+    pub fn of(path: &Path, context: u32, sequences: u32, queue: u32) -> Self {
+        let load = LoadRequest {
+            path: path.to_owned(),
+            context: Some(context),
+            max_sequences: sequences,
+            ..LoadRequest::default()
+        };
+        Self { load, vocabulary: vec![path.to_owned()], queue }
+    }
 }
 
 /// How to measure quality.

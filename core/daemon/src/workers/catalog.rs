@@ -9,8 +9,13 @@ use drophammer_sdk::manifest::MANIFEST_FILE;
 use drophammer_sdk::{BackendError, ErrorCode, HostInfo, Manifest, ProbeReport, ProbeRequest};
 
 use super::failure::{Ending, WorkerFailure};
+use super::running::{WorkerEvent, api_level};
 use super::supervisor::{Supervisor, Task};
+use crate::moment::now;
 use crate::worker::protocol::{Limits, Outcome, Work};
+
+/// Lines kept of what a probe says.
+const LOG_LINES: usize = 500;
 
 /// One plugin's directory.
 #[derive(Debug, Clone)]
@@ -21,6 +26,8 @@ pub struct Installed {
     pub manifest: Result<Manifest, BackendError>,
     /// What its probe found; `None` before it was probed.
     pub report: Option<Result<ProbeReport, WorkerFailure>>,
+    /// What it logged and printed meanwhile.
+    pub log: api::Log,
 }
 
 /// Every plugin found. Of two with the same id the one found first counts.
@@ -66,9 +73,7 @@ impl Catalog {
     pub async fn probe(&mut self, supervisor: &Supervisor, host: impl Fn(&str) -> HostInfo) {
         let probes = self.plugins.iter_mut().map(|plugin| {
             let host = host(&plugin.id());
-            async move {
-                plugin.report = plugin.probe(supervisor, host, ProbeRequest::default()).await;
-            }
+            plugin.examine(supervisor, host)
         });
         futures::future::join_all(probes).await;
     }
@@ -95,7 +100,8 @@ impl Catalog {
 impl Installed {
     /// Reads a plugin's directory; nothing is run.
     pub fn read(directory: PathBuf) -> Self {
-        Self { manifest: Manifest::read(&directory), directory, report: None }
+        let manifest = Manifest::read(&directory);
+        Self { directory, manifest, report: None, log: api::Log::default() }
     }
 
     /// Its id; the directory's name where the manifest says none.
@@ -106,12 +112,29 @@ impl Installed {
         }
     }
 
+    /// Has it say what it can do on this machine, and keeps its report and what it said meanwhile.
+    pub async fn examine(&mut self, supervisor: &Supervisor, host: HostInfo) {
+        let mut log = api::Log::default();
+        let report = self.ask(supervisor, host, ProbeRequest::default(), |event| note(&mut log, event)).await;
+        (self.report, self.log) = (report, log);
+    }
+
     /// Asks the plugin, in a worker; `None` when its manifest was refused.
     pub async fn probe(
         &self,
         supervisor: &Supervisor,
         host: HostInfo,
         request: ProbeRequest,
+    ) -> Option<Result<ProbeReport, WorkerFailure>> {
+        self.ask(supervisor, host, request, |_| ()).await
+    }
+
+    async fn ask(
+        &self,
+        supervisor: &Supervisor,
+        host: HostInfo,
+        request: ProbeRequest,
+        listen: impl FnMut(WorkerEvent),
     ) -> Option<Result<ProbeReport, WorkerFailure>> {
         let manifest = self.manifest.as_ref().ok()?;
         let task = Task {
@@ -121,7 +144,7 @@ impl Installed {
             work: Work::Probe(request),
         };
         let finished = match supervisor.start(task).await {
-            Ok(running) => running.finish().await,
+            Ok(running) => running.follow(listen).await,
             Err(failure) => Err(failure),
         };
         Some(finished.and_then(|finished| {
@@ -189,6 +212,21 @@ impl Installed {
         };
         let reported = report.problems.iter().map(|p| problem(&p.message, &p.help));
         refused.into_iter().chain(failed).chain(reported).collect()
+    }
+}
+
+/// Writes an event of a probe into its log; of the lines beyond [`LOG_LINES`] the oldest go.
+fn note(log: &mut api::Log, event: WorkerEvent) {
+    let (level, source, message) = match event {
+        WorkerEvent::Progress(_) => return,
+        WorkerEvent::Log(level, message) => (api_level(level), api::LogSource::Plugin, message),
+        WorkerEvent::Output(source, line) => (api::LogLevel::Info, source, line),
+    };
+    let sequence = log.lines.last().map_or(1, |line| line.sequence + 1);
+    log.lines.push(api::LogLine { sequence, time: now(), job: None, level, source, message });
+    if log.lines.len() > LOG_LINES {
+        log.lines.remove(0);
+        log.truncated = true;
     }
 }
 

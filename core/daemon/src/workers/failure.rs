@@ -65,7 +65,7 @@ impl Ending {
 
 impl WorkerFailure {
     /// A failure before there was a process.
-    pub(super) fn not_started(plugin: &str, why: impl std::fmt::Display) -> Self {
+    pub(crate) fn not_started(plugin: &str, why: impl std::fmt::Display) -> Self {
         Self {
             ending: Ending::NotStarted(why.to_string()),
             plugin: plugin.to_owned(),

@@ -19,6 +19,7 @@ mod supervisor;
 
 pub use catalog::{Catalog, Installed};
 pub use failure::{Ending, WorkerFailure};
+pub(crate) use running::api_level;
 pub use running::{Finished, Running, WorkerEvent};
 pub use settings::WorkerSettings;
 pub use supervisor::{Supervisor, Task};

@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drophammer_client::api::LogSource;
+use drophammer_client::api::{self, LogSource};
 use drophammer_sdk::{ErrorCode, LogLevel};
 use futures::{SinkExt, StreamExt};
 use tokio::net::UnixStream;
@@ -125,6 +125,11 @@ impl Running {
         self.pid
     }
 
+    /// Its plugin.
+    pub fn plugin(&self) -> &str {
+        &self.plugin
+    }
+
     /// The next event; `None` once it ended.
     pub async fn next_event(&mut self) -> Option<WorkerEvent> {
         self.events.recv().await
@@ -210,6 +215,16 @@ impl Patience {
             whole,
             grace: duration(settings.cancel_grace_seconds),
         }
+    }
+}
+
+/// A plugin's level as the control API shows it.
+pub(crate) fn api_level(level: LogLevel) -> api::LogLevel {
+    match level {
+        LogLevel::Error => api::LogLevel::Error,
+        LogLevel::Warning => api::LogLevel::Warn,
+        LogLevel::Info => api::LogLevel::Info,
+        LogLevel::Debug | LogLevel::Trace => api::LogLevel::Debug,
     }
 }
 

@@ -13,7 +13,7 @@ use drophammer_client::routes;
 use serde_json::{Value, json};
 
 use super::Shared;
-use crate::serving::{ServeError, Usage};
+use crate::serving::Usage;
 use answer::Kind;
 use refusal::Refusal;
 
@@ -47,19 +47,14 @@ async fn complete(
 }
 
 async fn models(State(daemon): State<Shared>) -> Json<Value> {
-    let names = daemon.pipeline.ledger.served_names();
-    let data: Vec<Value> = names.into_iter().map(|(name, created)| model_document(&name, created)).collect();
+    let names = daemon.serving.names();
+    let data: Vec<Value> = names.iter().map(|(name, found)| model_document(name, found.created)).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
 async fn model(State(daemon): State<Shared>, Path(name): Path<String>) -> Result<Json<Value>, Refusal> {
-    let names = daemon.pipeline.ledger.served_names();
-    let found = names.iter().find(|(known, _)| *known == name);
-    let (name, created) = found.cloned().ok_or_else(|| ServeError::NoSuchModel {
-        name,
-        known: names.into_iter().map(|(name, _)| name).collect(),
-    })?;
-    Ok(Json(model_document(&name, created)))
+    let found = daemon.serving.named(&name)?;
+    Ok(Json(model_document(&name, found.created)))
 }
 
 fn model_document(name: &str, created: f64) -> Value {

@@ -114,7 +114,6 @@ impl Common {
             logit_bias.push((id, bias));
         }
         Ok(Ask {
-            prompt,
             max_tokens,
             temperature: self.temperature.unwrap_or(1.0),
             top_p: self.top_p.unwrap_or(1.0),
@@ -129,6 +128,7 @@ impl Common {
             choices: self.n.unwrap_or(1),
             top_logprobs,
             json_schema: schema(self.response_format.as_ref())?,
+            ..Ask::new(prompt)
         })
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::Home;
@@ -40,16 +40,39 @@ impl Daemon {
     /// # Errors
     /// When it does not start.
     pub fn misbehaving(schemes: &[&str], configuration: &str) -> Result<Self> {
-        let names: Vec<String> = schemes.iter().map(|scheme| format!("faulty-{scheme}")).collect();
-        let configuration = format!("{configuration}\n{FAULTY}\n[targets]\ndefault = {names:?}\n");
-        let home = Home::faulty(&configuration)?;
-        let target = |scheme: &&str| {
-            format!("[[target]]\nname = \"faulty-{scheme}\"\nformat = \"faulty\"\nscheme = \"{scheme}\"\n")
+        Self::start(misbehaving_home(schemes, configuration)?)
+    }
+
+    /// Starts a daemon whose staging directory and library lie on a disk of their own: a file system in memory, which
+    /// only the daemon sees, mounted and prepared by these shell commands in the directory `$DISK`.
+    ///
+    /// # Errors
+    /// When it does not start; `Ok(None)` where nobody may mount anything, as in some containers.
+    pub fn on_a_disk(home: Home, prepare: &str) -> Result<Option<Self>> {
+        let disk = home.path().join("disk");
+        std::fs::create_dir_all(&disk)?;
+        let within = |script: &str| {
+            let mut command = std::process::Command::new("unshare");
+            command.args(["--mount", "--map-root-user", "sh", "-ec", script]).env("DISK", &disk);
+            command
         };
-        let targets = schemes.iter().map(target).collect::<Vec<_>>().concat();
-        std::fs::create_dir_all(home.path().join("targets"))?;
-        std::fs::write(home.path().join("targets/faulty.toml"), targets)?;
-        Self::start(home)
+        let possible = within("mount -t tmpfs -o size=1m tmpfs $DISK").stderr(Stdio::null()).status();
+        if !possible.is_ok_and(|status| status.success()) {
+            return Ok(None);
+        }
+        let daemon = home.command(&["daemon"]);
+        let mut command = within(&format!("{prepare}; exec \"$0\" daemon"));
+        command.arg(daemon.get_program());
+        for (key, value) in daemon.get_envs() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        let process = logged(&home, command)?;
+        let mut daemon = Self { home, process };
+        daemon.until_it_answers()?;
+        Ok(Some(daemon))
     }
 
     fn until_it_answers(&mut self) -> Result<()> {
@@ -165,9 +188,57 @@ impl Drop for Daemon {
     }
 }
 
+/// A home with the plugin that misbehaves, where every dropped model is forged by each of these schemes of it.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn misbehaving_home(schemes: &[&str], configuration: &str) -> Result<Home> {
+    let names: Vec<String> = schemes.iter().map(|scheme| format!("faulty-{scheme}")).collect();
+    let configuration = format!("{configuration}\n{FAULTY}\n[targets]\ndefault = {names:?}\n");
+    let home = Home::faulty(&configuration)?;
+    let target = |scheme: &&str| {
+        format!("[[target]]\nname = \"faulty-{scheme}\"\nformat = \"faulty\"\nscheme = \"{scheme}\"\n")
+    };
+    let targets = schemes.iter().map(target).collect::<Vec<_>>().concat();
+    std::fs::create_dir_all(home.path().join("targets"))?;
+    std::fs::write(home.path().join("targets/faulty.toml"), targets)?;
+    Ok(home)
+}
+
+/// A daemon that serves `model:counts`, which counts upwards from the last token it was given, and `model:<way>` for
+/// each way to go wrong, which it does in its third forward pass.
+///
+/// # Errors
+/// When it does not start or publishes nothing.
+pub fn counting(ways: &[&str]) -> Result<Daemon> {
+    let target = |name: &str, artifact: &str| {
+        format!(
+            "[[target]]\nname = \"{name}\"\nformat = \"faulty\"\nscheme = \"obey\"\n\
+             options = {{ artifact = \"{artifact}\" }}\n"
+        )
+    };
+    let names: Vec<&str> = ways.iter().copied().chain(["counts"]).collect();
+    let home = Home::faulty(&format!("{FAULTY}\n[targets]\ndefault = {names:?}\n"))?;
+    let mut targets = target("counts", "obey");
+    targets.extend(ways.iter().map(|way| target(way, way)));
+    std::fs::create_dir_all(home.path().join("targets"))?;
+    std::fs::write(home.path().join("targets/faulty.toml"), targets)?;
+    let daemon = Daemon::start(home)?;
+    write_model(&daemon.models().join("model"))?;
+    for target in names {
+        let job = daemon.wait_for_job(Some(target), &["succeeded", "failed", "blocked"])?;
+        ensure!(job["state"] == "succeeded", "{job:#}");
+    }
+    Ok(daemon)
+}
+
 fn spawn(home: &Home) -> Result<Child> {
+    logged(home, home.command(&["daemon"]))
+}
+
+fn logged(home: &Home, mut daemon: std::process::Command) -> Result<Child> {
     let log = std::fs::File::options().create(true).append(true).open(home.path().join("daemon.log"))?;
-    home.command(&["daemon"]).stdout(Stdio::null()).stderr(log).spawn().context("drophammer daemon")
+    daemon.stdout(Stdio::null()).stderr(log).spawn().context("drophammer daemon")
 }
 
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
@@ -237,5 +308,35 @@ impl Daemon {
     pub fn ask_stream(&self, path: &str, body: &Value) -> Result<Vec<String>> {
         let (_, text) = self.ask("POST", path, Some(body))?;
         Ok(text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect())
+    }
+}
+
+impl Daemon {
+    /// Asks over the control socket and gives status and body; of a stream of events, what came until the first.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn control(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, String)> {
+        use std::io::{BufRead as _, Read as _, Write as _};
+        let mut stream = std::os::unix::net::UnixStream::connect(self.home.path().join("control.sock"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let body = body.filter(|body| !body.is_null()).map(Value::to_string).unwrap_or_default();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: drophammer\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut answer = std::io::BufReader::new(stream);
+        let mut head = String::new();
+        while answer.read_line(&mut head)? > 0 && !head.ends_with("\r\n\r\n") {}
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status")?;
+        let mut text = String::new();
+        if head.contains("text/event-stream") {
+            while !text.contains("data:") && answer.read_line(&mut text)? > 0 {}
+        } else {
+            answer.read_to_string(&mut text)?;
+        }
+        Ok((status, text))
     }
 }

@@ -65,9 +65,21 @@ fn the_control_socket_is_its_users_alone() {
 
 #[test]
 fn a_plugin_that_goes_wrong_in_any_way_costs_its_own_job_only() {
-    let ways =
-        ["panic", "abort", "segfault", "exit", "stop", "garbage", "escape", "full_disk", "refuse", "obey"];
-    let patience = "[workers]\nheartbeat_timeout_seconds = 3.0\ncancel_grace_seconds = 0.5\n";
+    let ways = [
+        "panic",
+        "abort",
+        "segfault",
+        "exit",
+        "stop",
+        "hang",
+        "allocate",
+        "garbage",
+        "escape",
+        "full_disk",
+        "refuse",
+        "obey",
+    ];
+    let patience = "[workers]\nheartbeat_timeout_seconds = 3.0\nstall_timeout_seconds = 3.0\ncancel_grace_seconds = 0.5\n";
     let mut daemon = Daemon::misbehaving(&ways, patience).unwrap();
     write_model(&daemon.models().join("tiny")).unwrap();
     for way in ways {
@@ -208,6 +220,17 @@ fn every_kind_of_rubbish_is_told_from_a_model_with_its_file_and_the_next_step() 
         ("tokenless", "tokenizer", |model| {
             fs::remove_file(model.join("tokenizer.json")).unwrap();
         }),
+        ("truncated", "model.safetensors", |model| {
+            let bytes = fs::read(model.join("model.safetensors")).unwrap();
+            fs::write(model.join("model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+        }),
+        ("shardless", "model-00002-of-00002.safetensors", |model| {
+            let first = model.join("model-00001-of-00002.safetensors");
+            fs::rename(model.join("model.safetensors"), &first).unwrap();
+            let index = r#"{"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors",
+                            "lm_head.weight": "model-00002-of-00002.safetensors"}}"#;
+            fs::write(model.join("model.safetensors.index.json"), index).unwrap();
+        }),
         ("overlong", "model.safetensors", |model| {
             fs::write(model.join("model.safetensors"), [&u64::MAX.to_le_bytes()[..], b"{}"].concat())
                 .unwrap();
@@ -248,12 +271,15 @@ fn every_kind_of_rubbish_is_told_from_a_model_with_its_file_and_the_next_step() 
         daemon.drop_in(&model, name).unwrap();
     }
     fs::write(daemon.models().join("note.txt"), "not a model").unwrap();
+    // 10^12 tensors, and more of both than there are bytes in the world.
+    let trillion = [&b"GGUF\x03\0\0\0"[..], &1_000_000_000_000u64.to_le_bytes(), &[0; 8]].concat();
+    fs::write(daemon.models().join("trillion.gguf"), trillion).unwrap();
     fs::write(daemon.models().join("tensors.gguf"), [&b"GGUF\x03\0\0\0"[..], &[255; 16]].concat()).unwrap();
-    for (name, word, _) in cases
-        .iter()
-        .copied()
-        .chain([("note.txt", "not a model", (|_| ()) as Spoil), ("tensors", "tensors.gguf", |_| ())])
-    {
+    for (name, word, _) in cases.iter().copied().chain([
+        ("note.txt", "not a model", (|_| ()) as Spoil),
+        ("tensors", "tensors.gguf", |_| ()),
+        ("trillion", "trillion.gguf", |_| ()),
+    ]) {
         let model = daemon
             .wait(&["models"], |models| {
                 let model = models["models"].as_array()?.iter().find(|model| model["name"] == name)?;

@@ -4,31 +4,8 @@
 // Whatever goes wrong in a test's own steps is its failure.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use drophammer_e2e::Home;
-use drophammer_e2e::daemon::{Daemon, FAULTY, write_model};
+use drophammer_e2e::daemon::counting;
 use serde_json::{Value, json};
-
-/// A daemon that serves `model:counts`, which answers, and `model:<way>` for each way to go wrong.
-fn serving(ways: &[&str]) -> Daemon {
-    let target = |name: &str, artifact: &str| {
-        format!(
-            "[[target]]\nname = \"{name}\"\nformat = \"faulty\"\nscheme = \"obey\"\n\
-             options = {{ artifact = \"{artifact}\" }}\ndefault = true\n"
-        )
-    };
-    let home = Home::faulty(FAULTY).unwrap();
-    let mut targets = target("counts", "obey");
-    targets.extend(ways.iter().map(|way| target(way, way)));
-    std::fs::create_dir_all(home.path().join("targets")).unwrap();
-    std::fs::write(home.path().join("targets/faulty.toml"), targets).unwrap();
-    let daemon = Daemon::start(home).unwrap();
-    write_model(&daemon.models().join("model")).unwrap();
-    for target in ways.iter().copied().chain(["counts"]) {
-        let job = daemon.wait_for_job(Some(target), &["succeeded", "failed", "blocked"]).unwrap();
-        assert_eq!(job["state"], "succeeded", "{job:#}");
-    }
-    daemon
-}
 
 fn completion(model: &str, extra: &Value) -> Value {
     let mut body = json!({"model": model, "prompt": [5, 6, 7], "max_tokens": 6, "temperature": 0});
@@ -40,7 +17,7 @@ fn completion(model: &str, extra: &Value) -> Value {
 
 #[test]
 fn completions_and_chats_are_answered_whole_and_as_streams() {
-    let daemon = serving(&[]);
+    let daemon = counting(&[]).unwrap();
     let (status, whole) =
         daemon.ask_json("POST", "/v1/completions", Some(&completion("model", &json!({})))).unwrap();
     assert_eq!(status, 200, "{whole:#}");
@@ -88,7 +65,7 @@ fn completions_and_chats_are_answered_whole_and_as_streams() {
 
 #[test]
 fn clients_of_ollamas_api_are_answered_in_its_own_documents() {
-    let daemon = serving(&[]);
+    let daemon = counting(&[]).unwrap();
     let messages = json!([{"role": "user", "content": "Speak."}]);
     let ask = json!({"model": "model:latest", "messages": messages, "stream": false,
                      "options": {"num_predict": 5, "temperature": 0}});
@@ -114,7 +91,7 @@ fn clients_of_ollamas_api_are_answered_in_its_own_documents() {
 
 #[test]
 fn senseless_requests_are_refused_in_openais_form() {
-    let daemon = serving(&[]);
+    let daemon = counting(&[]).unwrap();
     let body = |extra: Value| completion("model", &extra);
     for (path, body, status, word) in [
         ("/v1/completions", completion("nobody", &json!({})), 404, "model_not_found"),
@@ -132,7 +109,7 @@ fn senseless_requests_are_refused_in_openais_form() {
 
 #[test]
 fn a_worker_that_dies_mid_stream_ends_its_requests_with_an_error_and_nobody_elses() {
-    let mut daemon = serving(&["segfault", "abort"]);
+    let mut daemon = counting(&["segfault", "abort"]).unwrap();
     for way in ["segfault", "abort"] {
         // Twice: after the death of its worker a model is loaded anew.
         for _ in 0..2 {
@@ -152,7 +129,7 @@ fn a_worker_that_dies_mid_stream_ends_its_requests_with_an_error_and_nobody_else
 
 #[test]
 fn a_killed_serving_worker_is_replaced_by_the_next_request() {
-    let daemon = serving(&[]);
+    let daemon = counting(&[]).unwrap();
     let ask = completion("model", &json!({}));
     for _ in 0..3 {
         let (status, answer) = daemon.ask_json("POST", "/v1/completions", Some(&ask)).unwrap();

@@ -1,6 +1,7 @@
 //! Project tasks: `cargo xtask <task>`. Each task is one module; this file only dispatches.
 
 mod abi;
+mod clients;
 mod demo;
 mod fetch;
 mod generate_model;

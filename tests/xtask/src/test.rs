@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::shell::{self, available, cargo};
-use crate::{fetch, plugins, runtimes};
+use crate::{clients, fetch, plugins, runtimes};
 
 /// Options of the task.
 #[derive(clap::Args)]
@@ -26,6 +26,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     if !options.quick {
         tests.env("DROPHAMMER_SMOLLM2", fetch::path(fetch::Model::Smollm2)?);
+        tests.env("DROPHAMMER_CLIENTS", clients::provide()?);
         tests.env("DROPHAMMER_RUNTIMES", runtimes::provide()?);
         tests.env("DROPHAMMER_MINILM", fetch::path(fetch::Model::Minilm)?);
     }

@@ -58,7 +58,7 @@ impl Display {
             self.said = Instant::now();
             let percent = (progress.total > 0).then(|| progress.done as f64 / progress.total as f64 * 100.0);
             let percent = percent.map(|percent| format!(" {percent:.0}%")).unwrap_or_default();
-            eprintln!("{}{percent} {}", progress.stage, progress.tensor);
+            eprintln!("{}", format!("{}{percent} {}", progress.stage, progress.tensor).trim_end());
         }
     }
 

@@ -4,6 +4,7 @@
 //! directory where that was done already. Nothing is imitated: a test starts the program and reads what it says.
 
 pub mod daemon;
+pub mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

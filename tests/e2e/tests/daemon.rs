@@ -79,7 +79,7 @@ fn a_plugin_that_goes_wrong_in_any_way_costs_its_own_job_only() {
         "refuse",
         "obey",
     ];
-    let patience = "[workers]\nheartbeat_timeout_seconds = 3.0\nstall_timeout_seconds = 3.0\ncancel_grace_seconds = 0.5\n";
+    let patience = "[workers]\nheartbeat_timeout_seconds = 3.0\nstall_timeout_seconds = 2.0\ncancel_grace_seconds = 0.5\n";
     let mut daemon = Daemon::misbehaving(&ways, patience).unwrap();
     write_model(&daemon.models().join("tiny")).unwrap();
     for way in ways {
@@ -164,14 +164,20 @@ fn a_hanging_job_is_cancelled_and_its_staging_goes() {
 
 #[test]
 fn a_directory_removed_while_it_is_forged_ends_its_job_with_a_word_about_it() {
-    let mut daemon = Daemon::misbehaving(&["patient"], "[workers]\ncancel_grace_seconds = 0.5\n").unwrap();
+    // One waits to be asked, the other fails by itself before the watcher has seen what happened.
+    let ways = ["patient", "refuse_later"];
+    let mut daemon = Daemon::misbehaving(&ways, "[limits]\ncores = 2\ncores_per_job = 1\n").unwrap();
     let model = daemon.models().join("tiny");
     write_model(&model).unwrap();
-    daemon.wait_for_job(Some("faulty-patient"), &["running"]).unwrap();
+    for way in ways {
+        daemon.wait_for_job(Some(&format!("faulty-{way}")), &["running"]).unwrap();
+    }
     fs::remove_dir_all(&model).unwrap();
-    let job = daemon.wait_for_job(Some("faulty-patient"), &["failed"]).unwrap();
-    assert_eq!(text(&job, "/error/code"), "source_removed");
-    assert!(text(&job, "/error/message").contains("tiny"), "{job:#}");
+    for way in ways {
+        let job = daemon.wait_for_job(Some(&format!("faulty-{way}")), &["failed"]).unwrap();
+        assert_eq!(text(&job, "/error/code"), "source_removed", "{job:#}");
+        assert!(text(&job, "/error/message").contains("tiny"), "{job:#}");
+    }
     assert!(daemon.is_alive());
 }
 

@@ -20,7 +20,11 @@ fn text<'a>(document: &'a Value, pointer: &str) -> &'a str {
 
 /// A daemon on a disk of its own, or a word why there is none.
 fn on_a_disk(schemes: &[&str], prepare: &str) -> Option<Daemon> {
-    let daemon = Daemon::on_a_disk(misbehaving_home(schemes, ON_THE_DISK).unwrap(), prepare).unwrap();
+    let home = misbehaving_home(schemes, ON_THE_DISK).unwrap();
+    // For whoever asks for it.
+    let obey = "[[target]]\nname = \"obey\"\nformat = \"faulty\"\nscheme = \"obey\"\n";
+    fs::write(home.path().join("targets/obey.toml"), obey).unwrap();
+    let daemon = Daemon::on_a_disk(home, prepare).unwrap();
     if daemon.is_none() {
         eprintln!("skipped: no file system can be mounted here (it takes `unshare --mount --map-root-user`)");
     }
@@ -41,9 +45,9 @@ fn a_disk_that_fills_midway_blocks_the_job_until_there_is_space_and_nothing_else
     // What it had written goes with it, and the next job has the disk to itself.
     assert_eq!(daemon.home.run(&["cancel", text(&job, "/id")]).unwrap().code, 0);
     daemon.wait_for_job(Some("faulty-fill_disk"), &["cancelled"]).unwrap();
-    let forged = daemon.home.run(&["forge", "tiny", "--target", "faulty-obey"]).unwrap();
+    let forged = daemon.home.run(&["forge", "tiny", "--target", "obey"]).unwrap();
     assert_eq!(forged.code, 0, "{forged:?}");
-    daemon.wait_for_job(Some("faulty-obey"), &["succeeded"]).unwrap();
+    daemon.wait_for_job(Some("obey"), &["succeeded"]).unwrap();
 }
 
 #[cfg(target_os = "linux")]

@@ -30,8 +30,8 @@ fn forge(home: &Home, scheme: &str, more: &[&str]) -> (Answer, PathBuf) {
 }
 
 /// Runs each case and proves that its failure is told and nothing is left behind.
-fn fails(cases: &[Case], more: &[&str]) {
-    let home = Home::faulty(IMPATIENT).unwrap();
+fn fails(configuration: &str, cases: &[Case], more: &[&str]) {
+    let home = Home::faulty(configuration).unwrap();
     for Case { scheme, code, says } in cases {
         let (answer, output) = forge(&home, scheme, more);
         assert_eq!(answer.code, *code, "{scheme}: {answer:?}");
@@ -59,6 +59,7 @@ fn an_obedient_plugin_publishes_its_artifact() {
 #[test]
 fn a_crash_names_its_signal_its_place_and_the_last_words() {
     fails(
+        "",
         &[
             Case {
                 scheme: "segfault",
@@ -81,6 +82,7 @@ fn a_crash_names_its_signal_its_place_and_the_last_words() {
 #[test]
 fn errors_and_panics_reach_the_user_as_the_plugin_said_them() {
     fails(
+        "",
         &[
             Case {
                 scheme: "refuse",
@@ -98,6 +100,7 @@ fn errors_and_panics_reach_the_user_as_the_plugin_said_them() {
 #[test]
 fn answers_that_are_not_what_they_should_be_are_refused() {
     fails(
+        "",
         &[
             Case { scheme: "garbage", code: 1, says: &["unreadable document at the plugin boundary"] },
             Case { scheme: "wrong_shape", code: 1, says: &["unreadable document at the plugin boundary"] },
@@ -112,6 +115,7 @@ fn answers_that_are_not_what_they_should_be_are_refused() {
 fn a_plugin_that_hangs_or_stops_is_noticed_and_killed() {
     let started = Instant::now();
     fails(
+        IMPATIENT,
         &[
             Case { scheme: "hang", code: 1, says: &["no progress for 2 s", "the.tensor"] },
             Case { scheme: "stop", code: 1, says: &["no sign of life for 2 s", "the.tensor"] },
@@ -126,6 +130,7 @@ fn a_plugin_that_hangs_or_stops_is_noticed_and_killed() {
 fn a_plugin_that_allocates_without_end_costs_only_its_own_worker() {
     let budget = ["--memory", "256M"];
     fails(
+        "",
         &[
             Case { scheme: "allocate", code: 1, says: &["memory budget of 268435456 bytes", "help: raise"] },
             Case { scheme: "allocate_at_once", code: 1, says: &["SIGABRT", "memory allocation of"] },

@@ -66,6 +66,9 @@ impl Backend for Faulty {
         std::fs::write(&path, b"half of it").map_err(failed)?;
         job.progress("forge", "the.tensor", 1, 2);
         let scheme = Misbehaviour::named(&request.goal.scheme)?;
+        if scheme == Misbehaviour::RefuseLater {
+            misbehaviour::wait_for_the_end_of(&request.source, job)?;
+        }
         scheme.perform(Some(job), &request.staging)?;
         let artifact = request.goal.options.get("artifact").and_then(|value| value.as_str());
         std::fs::write(&path, artifact.unwrap_or("obey")).map_err(failed)?;

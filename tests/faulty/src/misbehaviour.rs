@@ -30,6 +30,8 @@ misbehaviours! {
     Obey = "obey",
     /// An honest error.
     Refuse = "refuse",
+    /// An honest error once the source is gone.
+    RefuseLater = "refuse_later",
     /// A panic, which the SDK turns into an error.
     Panic = "panic",
     /// A panic that crosses the boundary.
@@ -173,12 +175,25 @@ impl Misbehaviour {
                 Ok(())
             }
             Self::Obey
+            | Self::RefuseLater
             | Self::PanicUncaught
             | Self::Garbage
             | Self::WrongShape
             | Self::HugeReport
             | Self::Escape => Ok(()),
         }
+    }
+}
+
+/// Works until its source is gone, then fails over that.
+pub(crate) fn wait_for_the_end_of(source: &Path, job: &dyn JobContext) -> Result<()> {
+    loop {
+        job.check()?;
+        if let Err(error) = std::fs::metadata(source) {
+            let message = format!("{}: {error}", source.display());
+            return Err(BackendError::new(ErrorCode::InvalidInput, message));
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) enum Voice {
     /// The daemon, as this model.
     Served(Client, String),
     /// A worker of this command, which lives as long as its supervisor.
-    Hosted(Hosted, Supervisor),
+    Hosted { hosted: Hosted, _supervisor: Supervisor },
 }
 
 /// What is said to it.
@@ -92,14 +92,16 @@ impl Voice {
         };
         let hosted = Hosted::wait(running, channel, show).await;
         drop(display.lock().unwrap_or_else(PoisonError::into_inner).take());
-        Ok(Self::Hosted(hosted?, shop.supervisor))
+        Ok(Self::Hosted { hosted: hosted?, _supervisor: shop.supervisor })
     }
 
     /// Who it is, for people.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Served(_, model) => model.clone(),
-            Self::Hosted(hosted, _) => format!("{}, a context of {} tokens", hosted.backend, hosted.context),
+            Self::Hosted { hosted, .. } => {
+                format!("{}, a context of {} tokens", hosted.backend, hosted.context)
+            }
         }
     }
 
@@ -110,7 +112,7 @@ impl Voice {
     pub(super) async fn say(&self, turn: Turn<'_>, manner: Manner, hear: &mut dyn FnMut(&str)) -> Result<()> {
         match self {
             Self::Served(client, model) => served(client, model, turn, manner, hear).await,
-            Self::Hosted(hosted, _) => hosted_here(hosted, turn, manner, hear).await,
+            Self::Hosted { hosted, .. } => hosted_here(hosted, turn, manner, hear).await,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use drophammer_client::api::{self, LogLevel, WorkerRole};
 use drophammer_engine::job::{Cause, Event, Stage, State};
@@ -16,6 +17,9 @@ use crate::library::{Maker, PublishError, Published, SourceRecord, Staged};
 use crate::planning::goal;
 use crate::worker::protocol::{Limits, Outcome, Work};
 use crate::workers::{Ending, Finished, Running, Task, WorkerEvent, WorkerFailure, api_level};
+
+/// The longest that files which changed under a job are waited for to come to rest.
+const WATCHER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a stage did not end well.
 #[derive(Debug)]
@@ -57,7 +61,10 @@ impl Pipeline {
             };
             let happened = match done {
                 Ok(()) => self.ledger.happen(id, Event::StageDone).map(drop),
-                Err(stop) => self.stopped(id, stop),
+                Err(stop) => {
+                    self.hear_the_watcher(&job, &stop, &token).await;
+                    self.stopped(id, stop)
+                }
             };
             if let Err(error) = happened {
                 tracing::error!(job = id, %error, "a job lost its way");
@@ -67,6 +74,20 @@ impl Pipeline {
         let ended = self.ledger.job(id).is_none_or(|job| job.life.state.is_finished());
         if ended {
             remove(self.staging(id)).await;
+        }
+    }
+
+    /// A worker may stumble over files that are being removed or written before the watcher has seen them come to rest.
+    /// What happened to them is then the reason, and the watcher says it.
+    async fn hear_the_watcher(&self, job: &JobRecord, stop: &Stop, token: &CancellationToken) {
+        let Some(model) = self.ledger.model(&job.model) else { return };
+        if matches!(stop, Stop::Asked) || self.why_asked(job.id).is_some() {
+            return;
+        }
+        let seen = tokio::task::spawn_blocking(move || crate::watcher::look(&model.path)).await;
+        let now = seen.ok().flatten().map(|seen| seen.sight.fingerprint);
+        if now != Some(job.fingerprint) {
+            let _ = tokio::time::timeout(WATCHER_PATIENCE, token.cancelled()).await;
         }
     }
 

@@ -20,6 +20,7 @@ use crate::config::{Watch, seconds};
 use source::Changes;
 
 pub use sight::Seen;
+pub(crate) use sight::look;
 
 /// Whoever wants to know what happens in the folder.
 pub trait Listener: Send + Sync + 'static {

@@ -24,7 +24,7 @@ pub struct Seen {
 }
 
 /// Looks at a path; `None` when it is gone.
-pub(super) fn look(path: &Path) -> Option<Seen> {
+pub(crate) fn look(path: &Path) -> Option<Seen> {
     std::fs::metadata(path).ok()?;
     let mut facts = Vec::new();
     let mut bytes = 0;

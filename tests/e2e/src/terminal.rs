@@ -1,0 +1,127 @@
+//! A program in a terminal that nobody sees: what stands on its screen can be read, and keys pressed.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+/// Long enough for a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// The terminal and the program in it, which ends with it.
+pub struct Terminal {
+    keyboard: File,
+    child: Child,
+    drawn: Receiver<Vec<u8>>,
+    screen: vt100::Parser,
+}
+
+impl Terminal {
+    /// Starts a program in a terminal of this size.
+    ///
+    /// # Errors
+    /// When there is no terminal or no program.
+    pub fn start(mut program: Command, columns: u16, rows: u16) -> Result<Self> {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let name = ptsname(&master, Vec::new())?;
+        let slave = File::options().read(true).write(true).open(name.to_str()?)?;
+        tcsetwinsize(&master, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })?;
+        let child = program
+            .env("TERM", "xterm-256color")
+            .stdin(Stdio::from(slave.try_clone()?))
+            .stdout(Stdio::from(slave.try_clone()?))
+            .stderr(Stdio::from(slave))
+            .spawn()
+            .context("the program")?;
+        let keyboard = File::from(master);
+        let mut reader = keyboard.try_clone()?;
+        let (sender, drawn) = channel();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = reader.read(&mut bytes) {
+                if sender.send(bytes[..count].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { keyboard, child, drawn, screen: vt100::Parser::new(rows, columns, 0) })
+    }
+
+    /// Presses keys.
+    ///
+    /// # Errors
+    /// When the program is gone.
+    pub fn press(&mut self, keys: &str) -> Result<()> {
+        Ok(self.keyboard.write_all(keys.as_bytes())?)
+    }
+
+    /// What stands on the screen.
+    pub fn screen(&self) -> String {
+        self.screen.screen().contents()
+    }
+
+    /// Waits until the screen is as wanted.
+    ///
+    /// # Errors
+    /// When it does not come to that; what stands there instead is told.
+    pub fn wait_until(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let start = Instant::now();
+        while !wanted(&self.screen()) {
+            if start.elapsed() > PATIENCE {
+                bail!("{what} did not appear; the screen is:\n{}", self.screen());
+            }
+            match self.drawn.recv_timeout(Duration::from_millis(100)) {
+                Ok(bytes) => self.screen.process(&bytes),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("the program ended before {what} appeared; the screen is:\n{}", self.screen())
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until some text stands on the screen.
+    ///
+    /// # Errors
+    /// As [`Terminal::wait_until`].
+    pub fn wait_for(&mut self, text: &str) -> Result<()> {
+        self.wait_until(&format!("`{text}`"), |screen| screen.contains(text))
+    }
+
+    /// Waits for the program's own end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn end(mut self) -> Result<ExitStatus> {
+        let start = Instant::now();
+        loop {
+            // Read on: a full terminal would hold the program up.
+            while let Ok(bytes) = self.drawn.try_recv() {
+                self.screen.process(&bytes);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("the program does not end; the screen is:\n{}", self.screen());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // A test that failed half-way leaves nothing running.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -51,6 +51,7 @@
 //! ```
 
 mod backend;
+pub mod calibration;
 mod documents;
 mod error;
 pub mod guest;

@@ -1,14 +1,15 @@
 //! Commands about the running daemon, through its control API.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use drophammer_client::api::{self, AddModel, ForgeModel};
 use drophammer_client::{Client, Endpoint};
 
+use super::picture::{self, Point};
 use super::table::{columns, maybe, size};
 use super::{answer, print};
-use crate::arguments::Output;
-use crate::failure::{Failure, Result};
+use crate::arguments::{Models, Output};
+use crate::failure::{Exit, Failure, Result};
 
 /// Runs the daemon in the foreground; its log goes to standard error.
 pub(super) fn run() -> Result<()> {
@@ -67,8 +68,12 @@ fn job_row(job: &api::Job) -> Vec<String> {
     ]
 }
 
-pub(super) async fn models(output: Output) -> Result<()> {
-    answer(output.json, &client()?.models().await?, |models| {
+pub(super) async fn models(arguments: Models) -> Result<()> {
+    let found = client()?.models().await?;
+    if let Some(path) = &arguments.svg {
+        draw(&found, path)?;
+    }
+    answer(arguments.output.json, &found, |models| {
         let mut rows = Vec::new();
         for model in &models.models {
             let waits =
@@ -95,6 +100,24 @@ pub(super) async fn models(output: Output) -> Result<()> {
         }
         text
     })
+}
+
+/// Sizes against divergences, for every artifact that was compared with its source.
+fn draw(models: &api::Models, path: &Path) -> Result<()> {
+    let points: Vec<Point<'_>> = models
+        .models
+        .iter()
+        .flat_map(|model| model.artifacts.iter().map(move |artifact| (model, artifact)))
+        .filter_map(|(model, artifact)| {
+            let label = format!("{} {}", artifact.format, artifact.scheme);
+            let kl = artifact.measurements.kl_mean?;
+            Some(Point { model: &model.name, label, bytes: artifact.bytes, kl })
+        })
+        .collect();
+    let svg = picture::size_against_kl(&points).ok_or_else(|| {
+        Failure::new(Exit::Failed, "no artifact has been measured yet", "wait until a job has measured one")
+    })?;
+    std::fs::write(path, svg).map_err(|error| Failure::io(path, &error))
 }
 
 fn artifact_row(artifact: &api::Artifact) -> Vec<String> {

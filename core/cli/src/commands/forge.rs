@@ -6,6 +6,7 @@ use drophammer_daemon::worker::protocol::{Outcome, Work};
 use drophammer_daemon::workers::Installed;
 use drophammer_sdk::{Estimate, ForgeRequest, Goal, ProbeRequest};
 
+use super::calibrate::{self, Chosen};
 use super::print;
 use super::table::{maybe, size};
 use crate::arguments::{Budget, Convert, Quantize};
@@ -21,6 +22,8 @@ struct Order {
     imatrix: Option<PathBuf>,
     no_tokenizer: bool,
     budget: Budget,
+    /// What is written beside the result.
+    chosen: Option<Chosen>,
 }
 
 pub(super) async fn convert(arguments: Convert) -> Result<()> {
@@ -33,24 +36,43 @@ pub(super) async fn convert(arguments: Convert) -> Result<()> {
         imatrix: arguments.imatrix,
         no_tokenizer: arguments.no_tokenizer,
         budget: arguments.budget,
+        chosen: None,
     };
     forge(&shop, order).await
 }
 
 pub(super) async fn quantize(arguments: Quantize) -> Result<()> {
     let shop = Workshop::probed().await?;
+    let mixture = &arguments.mixture;
+    let chosen = if mixture.within.is_some() || mixture.plan.is_some() {
+        Some(calibrate::choose(&shop, &arguments).await?)
+    } else {
+        None
+    };
+    let scheme = arguments.scheme.or_else(|| chosen.as_ref().map(Chosen::scheme)).unwrap_or_default();
     let format = match arguments.to {
         Some(format) => format,
-        None => format_of(&shop, &arguments.scheme)?,
+        None => format_of(&shop, &scheme)?,
     };
-    let goal = Goal { format, scheme: arguments.scheme, ..Goal::default() };
+    let mut options = drophammer_sdk::Options::new();
+    // The first override that fits decides: the user's own come before those of a plan.
+    let planned = chosen.iter().flat_map(Chosen::overrides);
+    let overrides: Vec<String> = mixture.tensors.iter().cloned().chain(planned).collect();
+    if !overrides.is_empty() {
+        options.insert("overrides".to_owned(), overrides.into());
+    }
+    if let Some(bytes) = mixture.split {
+        options.insert("max_file_bytes".to_owned(), bytes.into());
+    }
+    let goal = Goal { format, scheme, options };
     let order = Order {
         source: arguments.source,
         goal,
         output: arguments.output,
-        imatrix: arguments.imatrix,
+        imatrix: arguments.imatrix.or_else(|| chosen.as_ref().and_then(Chosen::imatrix)),
         no_tokenizer: arguments.no_tokenizer,
         budget: arguments.budget,
+        chosen,
     };
     forge(&shop, order).await
 }
@@ -90,6 +112,11 @@ async fn forge(shop: &Workshop, order: Order) -> Result<()> {
     let maker = shop.maker(&order.goal.format, order.budget.backend.as_deref())?;
     let estimate = estimate(shop, maker, &source, &order.goal).await?;
     let scheme = estimate.scheme.clone();
+    eprintln!(
+        "{scheme}: {} to write, with at most {} of memory",
+        size(estimate.bytes),
+        size(estimate.peak_memory_bytes)
+    );
     let staging = Staging::beside(&order.output)?;
     check_disk(staging.path(), estimate.bytes)?;
     let request = ForgeRequest {
@@ -111,8 +138,14 @@ async fn forge(shop: &Workshop, order: Order) -> Result<()> {
         return Err(Failure::new(Exit::Failed, "the worker answered with something else", "report this"));
     };
     let path = staging.publish(&report)?;
+    if let Some(chosen) = &order.chosen {
+        chosen.save(&path)?;
+    }
     for note in &report.notes {
         eprintln!("note: {note}");
+    }
+    if let Some(chosen) = &order.chosen {
+        print(&chosen.summary());
     }
     print(&format!(
         "{}: {scheme}, {}, {} bits per weight, peak memory {}\n",

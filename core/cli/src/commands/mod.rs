@@ -1,10 +1,12 @@
 //! One module per group of commands.
 
+mod calibrate;
 mod daemon;
 mod dashboard;
 mod forge;
 mod inspect;
 mod measure;
+mod picture;
 mod plan;
 mod plugin;
 mod run;
@@ -30,7 +32,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Command::Daemon => daemon::run(),
         Command::Status(output) => wait(daemon::status(output)),
         Command::Jobs(output) => wait(daemon::jobs(output)),
-        Command::Models(output) => wait(daemon::models(output)),
+        Command::Models(models) => wait(daemon::models(models)),
         Command::Plugins(output) => wait(daemon::plugins(output)),
         Command::Devices(output) => wait(daemon::devices(output)),
         Command::Add { path, name } => wait(daemon::add(path, name)),
@@ -42,6 +44,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Command::Plan(plan) => wait(plan::run(plan)),
         Command::Convert(convert) => wait(forge::convert(convert)),
         Command::Quantize(quantize) => wait(forge::quantize(quantize)),
+        Command::Imatrix(imatrix) => wait(calibrate::imatrix(imatrix)),
         Command::Eval(eval) => wait(measure::eval(eval)),
         Command::Bench(bench) => wait(measure::bench(bench)),
         Command::Logits(logits) => wait(measure::logits(logits)),

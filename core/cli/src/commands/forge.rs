@@ -107,7 +107,10 @@ fn format_of(shop: &Workshop, scheme: &str) -> Result<String> {
     }
 }
 
-async fn forge(shop: &Workshop, order: Order) -> Result<()> {
+async fn forge(shop: &Workshop, mut order: Order) -> Result<()> {
+    if order.no_tokenizer {
+        order.goal.options.insert("no_tokenizer".to_owned(), true.into());
+    }
     let source = std::path::absolute(&order.source).map_err(|error| Failure::io(&order.source, &error))?;
     let maker = shop.maker(&order.goal.format, order.budget.backend.as_deref())?;
     let estimate = estimate(shop, maker, &source, &order.goal).await?;

@@ -24,7 +24,7 @@ impl Arguments {
         match command {
             Command::Status(Query { output, .. })
             | Command::Jobs(Query { output, .. })
-            | Command::Models(Query { output, .. })
+            | Command::Models(Models { query: Query { output, .. }, .. })
             | Command::Plugins(Query { output, .. })
             | Command::Devices(Query { output, .. })
             | Command::Doctor(output)
@@ -56,7 +56,7 @@ pub(crate) enum Command {
     /// Every job the daemon remembers.
     Jobs(Query),
     /// Every model and what was made of it.
-    Models(Query),
+    Models(Models),
     /// Every plugin and what it can do here.
     Plugins(Query),
     /// Every device some plugin reaches.
@@ -69,6 +69,8 @@ pub(crate) enum Command {
     Convert(Convert),
     /// Quantize a source; needs no daemon.
     Quantize(Quantize),
+    /// Collect activation statistics of a model, for `quantize --imatrix`; needs no daemon.
+    Imatrix(Imatrix),
     /// Perplexity, and with a reference: KL divergence and top-1 agreement; needs no daemon.
     Eval(Eval),
     /// Prefill and decode speed, loading time and memory; needs no daemon.
@@ -228,6 +230,15 @@ pub(crate) struct Output {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Models {
+    /// Also draw the artifacts' sizes against their KL divergences into this file.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) query: Query,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// A file or directory.
     #[arg(value_hint = ValueHint::AnyPath)]
@@ -296,11 +307,58 @@ pub(crate) struct Convert {
     pub(crate) making: Making,
 }
 
+/// How the type of each tensor is chosen, beyond what a scheme says.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Mixture {
+    /// Lose as little as possible within a file of this size (3.2GB), so many bits per weight (4.5bpw) or a mean KL divergence
+    /// (kl:0.05): tensors are weighed on the model, and each gets its type. The plan is written beside the result.
+    #[arg(long = "budget", id = "within", value_name = "BUDGET")]
+    pub(crate) within: Option<Budgeted>,
+    /// A plan that an earlier `--budget` wrote: its types, or with a new --budget its measurements.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) plan: Option<PathBuf>,
+    /// Types that `--budget` may choose, such as q4_k,q5_k,q6_k.
+    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
+    pub(crate) types: Vec<String>,
+    /// The text that `--budget` weighs tensors on; by default one that comes with the program.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) text: Option<PathBuf>,
+    /// Store tensors whose name matches a pattern as this type, such as attn_v=q8_0; may be given several times.
+    #[arg(long = "tensor", value_name = "PATTERN=TYPE")]
+    pub(crate) tensors: Vec<String>,
+    /// Cut the result into files of at most this size.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) split: Option<u64>,
+}
+
+/// What `--budget` takes.
+pub(crate) type Budgeted = drophammer_quant::sensitivity::Budget;
+
+#[derive(Debug, Args)]
+pub(crate) struct Imatrix {
+    /// The model: a source or an artifact.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) source: PathBuf,
+    /// Where to put the statistics, in llama.cpp's GGUF form.
+    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::FilePath)]
+    pub(crate) output: PathBuf,
+    /// The text to read; by default one that comes with the program.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) text: Option<PathBuf>,
+    /// The most tokens to read.
+    #[arg(long, value_name = "N", default_value_t = 1 << 17)]
+    pub(crate) tokens: usize,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Quantize {
     /// The number scheme, such as q4_k_m.
-    #[arg(long)]
-    pub(crate) scheme: String,
+    #[arg(long, required_unless_present_any = ["within", "plan"])]
+    pub(crate) scheme: Option<String>,
+    #[command(flatten)]
+    pub(crate) mixture: Mixture,
     /// The format to make; by default the one whose scheme this is.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: Option<String>,
@@ -347,6 +405,9 @@ pub(crate) struct Eval {
     /// The most tokens to read.
     #[arg(long, value_name = "N", default_value_t = 1 << 20)]
     pub(crate) tokens: usize,
+    /// Also tell how far each tensor is from the reference's, and how the model does early and late in a chunk.
+    #[arg(long)]
+    pub(crate) details: bool,
     #[command(flatten)]
     pub(crate) budget: Budget,
     #[command(flatten)]

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use drophammer_formats::layout::Layout;
-use drophammer_formats::{DType, Source, TensorDecl, gguf};
+use drophammer_formats::{DType, TensorDecl, gguf};
 use drophammer_models::export::gguf::GgufExport;
+use drophammer_quant::importance::{Importance as Statistics, ImportanceError};
 use drophammer_quant::pass::{self, Importance, Item};
 use drophammer_quant::presets::{self, Choice, Override, Preset, Tensor};
 use drophammer_sdk::{
@@ -52,10 +52,11 @@ pub fn plan(request: &ForgeRequest) -> Result<Plan> {
     let informed = request.imatrix.is_some();
     let tensors = export.declare(preset, informed, &overrides);
     let metadata = export.metadata(preset, !request.no_tokenizer).map_err(|error| in_model(&error))?;
-    let layout = gguf::plan(&request.name, &metadata, &tensors, None).map_err(|fault| {
-        BackendError::new(ErrorCode::UnsupportedInput, format!("{}: {fault}", request.source.display()))
-            .with_help(fault.help())
-    })?;
+    let layout =
+        gguf::plan(&request.name, &metadata, &tensors, max_file_bytes(&request.goal)?).map_err(|fault| {
+            BackendError::new(ErrorCode::UnsupportedInput, format!("{}: {fault}", request.source.display()))
+                .with_help(fault.help())
+        })?;
     let notes = fallbacks(&export, preset, informed, &overrides, &tensors);
     Ok(Plan { preset, layout, notes, export, tensors })
 }
@@ -81,6 +82,15 @@ pub fn preset_of(goal: &Goal) -> Result<&'static Preset> {
             format!("Choose one of: {}.", schemes().collect::<Vec<_>>().join(", ")),
         ),
     }
+}
+
+/// `max_file_bytes`: the file is split into parts of at most this size.
+fn max_file_bytes(goal: &Goal) -> Result<Option<u64>> {
+    let Some(value) = goal.options.get("max_file_bytes") else { return Ok(None) };
+    let bytes = value.as_u64().filter(|bytes| *bytes > 0);
+    bytes.map(Some).ok_or_else(|| {
+        BackendError::new(ErrorCode::InvalidRequest, "option `max_file_bytes` is not a number of bytes")
+    })
 }
 
 /// `overrides`: a list of `PATTERN=TYPE`.
@@ -155,7 +165,10 @@ pub fn convert(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeRepo
 pub fn quantize(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
     job.check()?;
     let plan = plan(request)?;
-    let importance = request.imatrix.as_deref().map(read_importance).transpose()?.unwrap_or_default();
+    let importance = match &request.imatrix {
+        Some(path) => importance_of(path, &plan.export)?,
+        None => BTreeMap::new(),
+    };
     let items = plan.items(&importance)?;
     let recipe = Recipe::new("gguf", env!("CARGO_PKG_VERSION"), plan.preset.name)
         .with_source(plan.export.checkpoint().source())?
@@ -220,37 +233,25 @@ fn weights_per_second(dtype: DType) -> f64 {
     }
 }
 
-/// Activation statistics in llama.cpp's form: `<tensor>.in_sum2` (sums of squares per column) and `<tensor>.counts`.
-fn read_importance(path: &Path) -> Result<BTreeMap<String, Importance>> {
-    let source = Source::open(path).map_err(|error| failure::of_source(&error))?;
-    let floats = |name: &str| -> Option<Vec<f32>> {
-        let tensor = source.tensor(name).filter(|tensor| tensor.dtype == DType::F32)?;
-        Some(
-            source
-                .bytes(tensor)
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-        )
-    };
-    let mut importance = BTreeMap::new();
-    for tensor in source.tensors() {
-        let Some(name) = tensor.name.strip_suffix(".in_sum2") else { continue };
-        let (Some(sums), Some(counts)) = (floats(&tensor.name), floats(&format!("{name}.counts"))) else {
-            continue;
+/// Activation statistics of this very model.
+fn importance_of(path: &Path, export: &GgufExport) -> Result<BTreeMap<String, Importance>> {
+    let refused = |error: ImportanceError| {
+        let code = match &error {
+            ImportanceError::File(error) => return failure::of_source(error),
+            ImportanceError::OtherShape { .. } | ImportanceError::OtherModel { .. } => {
+                ErrorCode::InvalidRequest
+            }
+            _ => ErrorCode::InvalidInput,
         };
-        let columns = sums.len() / counts.len().max(1);
-        let means = sums.iter().enumerate().map(|(i, sum)| {
-            // A matrix that saw no activation (an expert never chosen) gets equal weights.
-            let count = counts.get(i / columns.max(1)).copied().unwrap_or(0.0);
-            if count > 0.0 { sum / count } else { 1.0 }
-        });
-        importance.insert(name.to_owned(), Importance(Arc::from(means.collect::<Vec<_>>())));
-    }
-    if importance.is_empty() {
-        let message = format!("{}: holds no activation statistics", path.display());
-        return Err(BackendError::new(ErrorCode::InvalidInput, message)
-            .with_help("Use a file that llama-imatrix wrote in GGUF form."));
-    }
-    Ok(importance)
+        BackendError::new(code, format!("{}: {error}", path.display()))
+            .with_help("Collect one from this model with `drophammer imatrix`, or go without.")
+    };
+    let statistics = Statistics::read(path).map_err(refused)?;
+    // Stacked matrices have statistics for each expert.
+    let columns = |shape: &[u64]| {
+        let stacked = if shape.len() > 2 { shape[..shape.len() - 2].iter().product() } else { 1 };
+        usize::try_from(shape.last().map_or(1, |columns| columns * stacked)).unwrap_or(usize::MAX)
+    };
+    statistics.check(export.matrices().map(|(name, shape, _)| (name, columns(shape)))).map_err(refused)?;
+    Ok(statistics.weights())
 }

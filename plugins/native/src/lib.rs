@@ -9,6 +9,7 @@
 //! weights out in tiles and multiplies in integers, with activations in sixteen bits.
 
 mod cache;
+mod calibration;
 mod convert;
 mod kernels;
 mod memory;

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use drophammer_forge::failure;
 use drophammer_models::description::{Description, ModelKind};
 use drophammer_sdk::{
-    BackendError, Batch, ErrorCode, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result, Session,
+    BackendError, Batch, ErrorCode, Extension, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result,
+    Session, calibration,
 };
 
 use crate::cache::Cache;
+use crate::calibration::{Asked, Calibration};
 use crate::kernels::Path;
 use crate::kernels::attention::Stored;
 use crate::model::execute::{Engine, Token};
@@ -27,6 +29,7 @@ const MOST_BATCH: u32 = 2048;
 /// A model that runs on the processor.
 pub(crate) struct NativeSession {
     engine: Engine,
+    calibration: Arc<Calibration>,
     limits: Limits,
     /// Encoders: all tokens of a call see each other, and nothing is kept.
     encoder: bool,
@@ -42,8 +45,9 @@ impl NativeSession {
         let budgets = job.budgets();
         let sequences = request.max_sequences.max(1);
         let threads = budgets.threads.max(1) as usize;
-        let Loaded { program, layers } = load(&checkpoint, (!request.reference).then_some(threads))
-            .map_err(|error| failure::of_model(&request.path, &error))?;
+        let Loaded { program, layers, references } =
+            load(&checkpoint, (!request.reference).then_some(threads))
+                .map_err(|error| failure::of_model(&request.path, &error))?;
         let context = context_of(description, request.context);
         let stored = if request.reference { Stored::Float } else { Stored::Half };
         let cache_bytes = Cache::bytes(&layers, stored, sequences.into(), context.into());
@@ -81,6 +85,8 @@ impl NativeSession {
             ),
         );
         let vocabulary = description.vocabulary;
+        let (place, adapters) = (request.path.clone(), request.adapters.clone());
+        let calibration = Arc::new(Calibration::new(&checkpoint, place, adapters, references, threads));
         let engine = Engine::new(program, cache, pool, path, chunk);
         let limits = Limits {
             context,
@@ -89,7 +95,14 @@ impl NativeSession {
             output_width: engine.output_width() as u32,
             output_kind: if encoder { OutputKind::Hidden } else { OutputKind::Logits },
         };
-        Ok(Self { engine, limits, encoder, vocabulary, tokens: Vec::with_capacity(max_batch as usize) })
+        Ok(Self {
+            engine,
+            calibration,
+            limits,
+            encoder,
+            vocabulary,
+            tokens: Vec::with_capacity(max_batch as usize),
+        })
     }
 
     fn check_sequence(&self, sequence: u32) -> Result<()> {
@@ -130,6 +143,7 @@ impl Session for NativeSession {
             return Err(BackendError::new(ErrorCode::InvalidRequest, message)
                 .with_help("The tokenizer belongs to another model: use the one beside the weights."));
         }
+        self.calibration.prepare(&mut self.engine);
         self.tokens.clear();
         self.tokens.extend(
             batch
@@ -173,5 +187,9 @@ impl Session for NativeSession {
         self.check_sequence(target)?;
         self.engine.cache.copy(source, target, from, to);
         Ok(())
+    }
+
+    fn extension(&self, id: &str) -> Option<Box<dyn Extension>> {
+        (id == calibration::ID).then(|| calibration::export(Asked(Arc::clone(&self.calibration))))
     }
 }

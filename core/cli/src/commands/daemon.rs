@@ -1,14 +1,15 @@
 //! Commands about the running daemon, through its control API.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use drophammer_client::api::{self, AddModel, ForgeModel};
 use drophammer_client::{Client, Endpoint};
 
+use super::picture::{self, Point};
 use super::table::{columns, maybe, size};
 use super::{answer, print};
-use crate::arguments::{Daemon, Query};
-use crate::failure::{Failure, Result};
+use crate::arguments::{Daemon, Models, Query};
+use crate::failure::{Exit, Failure, Result};
 
 /// Runs the daemon in the foreground; its log goes to standard error.
 pub(super) fn run() -> Result<()> {
@@ -75,8 +76,13 @@ fn job_row(job: &api::Job) -> Vec<String> {
     ]
 }
 
-pub(super) async fn models(query: Query) -> Result<()> {
-    answer(query.output.json, &client(query.daemon)?.models().await?, |models| {
+pub(super) async fn models(arguments: Models) -> Result<()> {
+    let Models { svg, query } = arguments;
+    let found = client(query.daemon)?.models().await?;
+    if let Some(path) = &svg {
+        draw(&found, path)?;
+    }
+    answer(query.output.json, &found, |models| {
         let mut rows = Vec::new();
         for model in &models.models {
             let waits =
@@ -103,6 +109,24 @@ pub(super) async fn models(query: Query) -> Result<()> {
         }
         text
     })
+}
+
+/// Sizes against divergences, for every artifact that was compared with its source.
+fn draw(models: &api::Models, path: &Path) -> Result<()> {
+    let points: Vec<Point<'_>> = models
+        .models
+        .iter()
+        .flat_map(|model| model.artifacts.iter().map(move |artifact| (model, artifact)))
+        .filter_map(|(model, artifact)| {
+            let label = format!("{} {}", artifact.format, artifact.scheme);
+            let kl = artifact.measurements.kl_mean?;
+            Some(Point { model: &model.name, label, bytes: artifact.bytes, kl })
+        })
+        .collect();
+    let svg = picture::size_against_kl(&points).ok_or_else(|| {
+        Failure::new(Exit::Failed, "no artifact has been measured yet", "wait until a job has measured one")
+    })?;
+    std::fs::write(path, svg).map_err(|error| Failure::io(path, &error))
 }
 
 fn artifact_row(artifact: &api::Artifact) -> Vec<String> {

@@ -4,6 +4,7 @@ use drophammer_daemon::worker::protocol::{Outcome, Work};
 use drophammer_daemon::workers::Installed;
 use drophammer_sdk::{Estimate, ForgeRequest, Goal, ProbeRequest};
 
+use super::calibrate::{self, Chosen};
 use super::print;
 use super::table::{maybe, size};
 use crate::arguments::{Convert, Making, Quantize};
@@ -14,17 +15,36 @@ use crate::workshop::Workshop;
 pub(super) async fn convert(arguments: Convert) -> Result<()> {
     let shop = Workshop::probed().await?;
     let goal = Goal { format: arguments.to, scheme: arguments.scheme.unwrap_or_default(), ..Goal::default() };
-    forge(&shop, goal, arguments.making).await
+    forge(&shop, goal, arguments.making, None).await
 }
 
 pub(super) async fn quantize(arguments: Quantize) -> Result<()> {
     let shop = Workshop::probed().await?;
+    let mixture = &arguments.mixture;
+    let chosen = if mixture.within.is_some() || mixture.plan.is_some() {
+        Some(calibrate::choose(&shop, &arguments).await?)
+    } else {
+        None
+    };
+    let scheme = arguments.scheme.or_else(|| chosen.as_ref().map(Chosen::scheme)).unwrap_or_default();
     let format = match arguments.to {
         Some(format) => format,
-        None => format_of(&shop, &arguments.scheme)?,
+        None => format_of(&shop, &scheme)?,
     };
-    let goal = Goal { format, scheme: arguments.scheme, ..Goal::default() };
-    forge(&shop, goal, arguments.making).await
+    let mut options = drophammer_sdk::Options::new();
+    // The first override that fits decides: the user's own come before those of a plan.
+    let planned = chosen.iter().flat_map(Chosen::overrides);
+    let overrides: Vec<String> = mixture.tensors.iter().cloned().chain(planned).collect();
+    if !overrides.is_empty() {
+        options.insert("overrides".to_owned(), overrides.into());
+    }
+    if let Some(bytes) = mixture.split {
+        options.insert("max_file_bytes".to_owned(), bytes.into());
+    }
+    let goal = Goal { format, scheme, options };
+    let mut making = arguments.making;
+    making.imatrix = making.imatrix.or_else(|| chosen.as_ref().and_then(Chosen::imatrix));
+    forge(&shop, goal, making, chosen.as_ref()).await
 }
 
 /// The format whose scheme this is, as the plugins say.
@@ -57,11 +77,20 @@ fn format_of(shop: &Workshop, scheme: &str) -> Result<String> {
     }
 }
 
-async fn forge(shop: &Workshop, goal: Goal, making: Making) -> Result<()> {
+/// Makes the artifact; `chosen` is written beside it.
+async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&Chosen>) -> Result<()> {
+    if making.no_tokenizer {
+        goal.options.insert("no_tokenizer".to_owned(), true.into());
+    }
     let source = std::path::absolute(&making.source).map_err(|error| Failure::io(&making.source, &error))?;
     let maker = shop.maker(&goal.format, making.budget.backend.as_deref())?;
     let estimate = estimate(shop, maker, &source, &goal).await?;
     let scheme = estimate.scheme.clone();
+    eprintln!(
+        "{scheme}: {} to write, with at most {} of memory",
+        size(estimate.bytes),
+        size(estimate.peak_memory_bytes)
+    );
     let staging = Staging::beside(&making.output)?;
     check_disk(staging.path(), estimate.bytes)?;
     let request = ForgeRequest {
@@ -83,8 +112,14 @@ async fn forge(shop: &Workshop, goal: Goal, making: Making) -> Result<()> {
         return Err(Failure::new(Exit::Failed, "the worker answered with something else", "report this"));
     };
     let path = staging.publish(&report)?;
+    if let Some(chosen) = chosen {
+        chosen.save(&path)?;
+    }
     for note in &report.notes {
         eprintln!("note: {note}");
+    }
+    if let Some(chosen) = chosen {
+        print(&chosen.summary());
     }
     print(&format!(
         "{}: {scheme}, {}, {} bits per weight, peak memory {}\n",

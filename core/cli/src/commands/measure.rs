@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use drophammer_client::api::{BenchArtifact, BenchReport, EvalReport};
+use drophammer_client::api::{BenchArtifact, BenchReport, EvalPosition, EvalReport, EvalTensor};
 use drophammer_daemon::worker::protocol::{BenchOrder, LogitsOrder, MeasureOrder, Outcome, Work};
 use drophammer_formats::Source;
+use drophammer_infer::measure::PositionMean;
+use drophammer_models::Checkpoint;
+use drophammer_models::rope::RopeLayout;
+use drophammer_quant::metrics::ErrorSums;
 use drophammer_sdk::{ForgeReport, LoadRequest};
 
 use super::table::{columns, maybe, size};
@@ -39,7 +43,7 @@ pub(super) async fn eval(arguments: Eval) -> Result<()> {
     let Outcome::Measured(measured) = shop.follow(running, arguments.budget.verbose).await?.outcome else {
         return Err(unexpected());
     };
-    let report = EvalReport {
+    let mut report = EvalReport {
         artifact: artifact.display().to_string(),
         reference: reference.map(|path| path.display().to_string()),
         backend: runner.id(),
@@ -47,20 +51,129 @@ pub(super) async fn eval(arguments: Eval) -> Result<()> {
         reference_perplexity: measured.reference_perplexity,
         kl_mean: measured.kl_mean,
         kl_p99: measured.kl_p99,
+        kl_median: measured.kl_median,
+        kl_max: measured.kl_max,
         top1: measured.top1,
+        top5: measured.top5,
         tokens: measured.tokens,
+        ..EvalReport::default()
     };
+    if arguments.details {
+        let mean =
+            |mean: &PositionMean| EvalPosition { position: mean.position as u64, nll: mean.nll, kl: mean.kl };
+        report.positions = measured.by_position.iter().map(mean).collect();
+        if let Some(path) = &arguments.reference {
+            report.tensors = tensor_errors(&artifact, path)?;
+        }
+    }
     answer(arguments.output.json, &report, |report| {
         let mut text =
             format!("perplexity            {:.4}  ({} tokens)\n", report.perplexity, report.tokens);
         if report.reference.is_some() {
             text += &format!("reference perplexity  {}\n", maybe(report.reference_perplexity, 4));
             text += &format!("mean KL divergence    {} nats\n", maybe(report.kl_mean, 6));
-            text += &format!("99% KL divergence     {} nats\n", maybe(report.kl_p99, 6));
+            text += &format!("median                {} nats\n", maybe(report.kl_median, 6));
+            text += &format!("99%                   {} nats\n", maybe(report.kl_p99, 6));
+            text += &format!("largest               {} nats\n", maybe(report.kl_max, 6));
             text += &format!("top-1 agreement       {}%\n", maybe(report.top1.map(|top1| top1 * 100.0), 2));
+            text += &format!("top-5 agreement       {}%\n", maybe(report.top5.map(|top5| top5 * 100.0), 2));
         }
-        text
+        text + &details(report)
     })
+}
+
+/// Early and late positions, then every tensor from the one that lost most.
+fn details(report: &EvalReport) -> String {
+    let mut text = String::new();
+    if !report.positions.is_empty() {
+        // A chunk in eight parts.
+        let part = report.positions.len().div_ceil(8);
+        let mean = |positions: &[EvalPosition], of: &dyn Fn(&EvalPosition) -> Option<f64>| {
+            let values: Option<Vec<f64>> = positions.iter().map(of).collect();
+            values.map(|values| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        let row = |positions: &[EvalPosition]| {
+            let (first, last) = (positions[0].position, positions[positions.len() - 1].position);
+            vec![
+                format!("{first}–{last}"),
+                maybe(mean(positions, &|position| Some(position.nll)), 4),
+                maybe(mean(positions, &|position| position.kl), 6),
+            ]
+        };
+        let rows: Vec<_> = report.positions.chunks(part).map(row).collect();
+        text += &format!("\n{}", columns(&["position", "nll", "KL"], &rows));
+    }
+    if !report.tensors.is_empty() {
+        let mut tensors: Vec<&EvalTensor> = report.tensors.iter().collect();
+        tensors.sort_by(|a, b| b.relative.total_cmp(&a.relative));
+        let row = |tensor: &&EvalTensor| {
+            vec![
+                tensor.name.clone(),
+                tensor.dtype.clone(),
+                format!("{:.3e}", tensor.rmse),
+                format!("{:.3e}", tensor.relative),
+                format!("{:.3e}", tensor.largest),
+            ]
+        };
+        let rows: Vec<_> = tensors.iter().map(row).collect();
+        text += &format!("\n{}", columns(&["tensor", "type", "rmse", "relative", "largest"], &rows));
+    }
+    text
+}
+
+/// Every weight of the artifact beside the reference's, some rows at a time.
+fn tensor_errors(artifact: &Path, reference: &Path) -> Result<Vec<EvalTensor>> {
+    /// Numbers compared at once.
+    const AT_ONCE: u64 = 1 << 20;
+    // Both in one order of rotated rows.
+    let open = |path: &Path| -> Result<Checkpoint> {
+        let opened = Checkpoint::open(path).map_err(|error| {
+            let message = format!("{}: {error}", path.display());
+            Failure::new(
+                Exit::Unsupported,
+                message,
+                "details of tensors need formats that this program reads",
+            )
+        })?;
+        Ok(opened.with_layout(RopeLayout::Halves))
+    };
+    let (artifact, reference) = (open(artifact)?, open(reference)?);
+    let failed = |error: drophammer_models::Error| {
+        Failure::new(Exit::Failed, error.to_string(), "check that both are the same model")
+    };
+    let mut errors = Vec::new();
+    for weight in reference.weights() {
+        let (ours, theirs) =
+            (artifact.weight(weight.id).map_err(failed)?, reference.weight(weight.id).map_err(failed)?);
+        if ours.rows() != theirs.rows() || ours.columns() != theirs.columns() {
+            let message = format!("{} has another shape in the reference", weight.id);
+            return Err(Failure::new(Exit::Usage, message, "compare an artifact with what it was made from"));
+        }
+        let (rows, columns) = (ours.rows(), ours.columns());
+        let at_once = (AT_ONCE / columns.max(1)).clamp(1, rows.max(1));
+        let mut sums = ErrorSums::default();
+        let mut buffers = [Vec::new(), Vec::new()];
+        let mut row = 0;
+        while row < rows {
+            let end = (row + at_once).min(rows);
+            for (buffer, weight) in buffers.iter_mut().zip([&theirs, &ours]) {
+                buffer.resize(((end - row) * columns) as usize, 0.0);
+                weight.read(row..end, buffer).map_err(failed)?;
+                weight.release_rows(row..end);
+            }
+            sums = sums + ErrorSums::between(&buffers[0], &buffers[1], None);
+            row = end;
+        }
+        errors.push(EvalTensor {
+            name: weight.id.to_string(),
+            dtype: ours.dtype().to_string(),
+            elements: sums.count,
+            rmse: sums.rmse(),
+            relative: sums.relative(),
+            largest: sums.largest,
+        });
+    }
+    Ok(errors)
 }
 
 pub(super) async fn bench(arguments: Bench) -> Result<()> {

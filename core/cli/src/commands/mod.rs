@@ -1,12 +1,13 @@
 //! One module per group of commands.
 
+mod calibrate;
 mod daemon;
 mod dashboard;
 mod forge;
 mod inspect;
 mod measure;
 mod new_plugin;
-
+mod picture;
 mod plan;
 mod plugin;
 mod run;
@@ -33,7 +34,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Command::Daemon => daemon::run(),
         Command::Status(query) => wait(daemon::status(query)),
         Command::Jobs(query) => wait(daemon::jobs(query)),
-        Command::Models(query) => wait(daemon::models(query)),
+        Command::Models(models) => wait(daemon::models(models)),
         Command::Plugins(query) => wait(daemon::plugins(query)),
         Command::Devices(query) => wait(daemon::devices(query)),
         Command::Add { path, name, daemon } => wait(daemon::add(path, name, daemon)),
@@ -45,6 +46,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Command::Plan(plan) => wait(plan::run(plan)),
         Command::Convert(convert) => wait(forge::convert(convert)),
         Command::Quantize(quantize) => wait(forge::quantize(quantize)),
+        Command::Imatrix(imatrix) => wait(calibrate::imatrix(imatrix)),
         Command::Eval(eval) => wait(measure::eval(eval)),
         Command::Bench(bench) => wait(measure::bench(bench)),
         Command::Logits(logits) => wait(measure::logits(logits)),

@@ -50,10 +50,53 @@ pub struct EvalReport {
     pub kl_mean: Option<f64>,
     /// Its 99th percentile, nats.
     pub kl_p99: Option<f64>,
+    /// Its median, nats.
+    #[serde(default)]
+    pub kl_median: Option<f64>,
+    /// Its largest value, nats.
+    #[serde(default)]
+    pub kl_max: Option<f64>,
     /// How often the most likely token is the reference's, 0 to 1.
     pub top1: Option<f64>,
+    /// Which share of the reference's five most likely tokens are among the artifact's five, 0 to 1.
+    #[serde(default)]
+    pub top5: Option<f64>,
     /// Tokens scored.
     pub tokens: u64,
+    /// How it does early and late in a chunk of text, where details were asked for.
+    #[serde(default)]
+    pub positions: Vec<EvalPosition>,
+    /// How far each tensor is from the reference's, where details were asked for.
+    #[serde(default)]
+    pub tensors: Vec<EvalTensor>,
+}
+
+/// Means over all chunks at one position.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EvalPosition {
+    /// Position in the chunk, from 1.
+    pub position: u64,
+    /// Negative log-likelihood, nats.
+    pub nll: f64,
+    /// KL divergence from the reference, nats.
+    pub kl: Option<f64>,
+}
+
+/// One tensor beside the reference's.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EvalTensor {
+    /// What it is for.
+    pub name: String,
+    /// How the artifact stores it.
+    pub dtype: String,
+    /// Its elements.
+    pub elements: u64,
+    /// Root of the mean squared difference.
+    pub rmse: f64,
+    /// Squared difference as a fraction of the reference's squares.
+    pub relative: f64,
+    /// The largest difference.
+    pub largest: f64,
 }
 
 /// Answer of `bench`.

@@ -45,6 +45,8 @@ fn documents_carry_the_fields_the_command_line_promises() {
     check::<PlanReport>("targets");
     check::<PlanTarget>("name backend format scheme supported reason steps bytes peak_memory_bytes seconds");
     check::<EvalReport>("perplexity reference_perplexity kl_mean kl_p99 top1 tokens");
+    check::<EvalReport>("kl_median kl_max top5 positions tensors");
+    check::<EvalTensor>("name dtype elements rmse relative largest");
     check::<BenchReport>("artifacts");
     check::<BenchArtifact>(
         "path backend scheme bytes threads load_seconds prefill_tps decode_tps peak_memory_bytes",

@@ -70,6 +70,8 @@ pub enum Work {
     Measure(MeasureOrder),
     /// Load a reference and answer for it over the handed channel until that is closed.
     Lend(LoadRequest),
+    /// Activation statistics and, where types are named, what each tensor costs in each.
+    Calibrate(CalibrateOrder),
     /// Loading time and tokens per second.
     Bench(BenchOrder),
     /// Raw output rows for given tokens.
@@ -139,6 +141,31 @@ pub struct LogitsOrder {
     pub staging: PathBuf,
 }
 
+/// File of the activation statistics that [`Work::Calibrate`] leaves.
+pub const IMATRIX_FILE: &str = "imatrix.gguf";
+/// File of the sensitivities that it leaves.
+pub const SENSITIVITY_FILE: &str = "sensitivity.json";
+
+/// What to run a calibration text through, and what to find out. Leaves `imatrix.gguf` in the staging directory and, where
+/// tensors are weighed, `sensitivity.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CalibrateOrder {
+    /// What to load.
+    pub load: LoadRequest,
+    /// Sources or artifacts that may hold its tokenizer.
+    pub vocabulary: Vec<PathBuf>,
+    /// The text; by default one that comes with the program.
+    pub text: Option<PathBuf>,
+    /// Tokens beyond this many are not read.
+    pub most_tokens: usize,
+    /// Statistics at hand; collected where there are none.
+    pub imatrix: Option<PathBuf>,
+    /// Types to weigh every tensor in, the usual ones where the list is empty; `None` weighs nothing.
+    pub types: Option<Vec<String>>,
+    /// Where files are written.
+    pub staging: PathBuf,
+}
+
 impl Work {
     /// Makes what the request's goal asks for: plain number schemes are converted to, all others quantized to.
     pub fn forge(request: ForgeRequest) -> Self {
@@ -158,6 +185,7 @@ impl Work {
             Self::Quantize(_) => "quantize",
             Self::Measure(_) => "measure",
             Self::Lend(_) => "reference",
+            Self::Calibrate(_) => "calibrate",
             Self::Bench(_) => "bench",
             Self::Logits(_) => "logits",
             Self::Serve(_) => "serve",
@@ -169,6 +197,7 @@ impl Work {
         match self {
             Self::Convert(request) | Self::Quantize(request) => Some(&request.staging),
             Self::Logits(order) => Some(&order.staging),
+            Self::Calibrate(order) => Some(&order.staging),
             Self::Probe(_) | Self::Measure(_) | Self::Lend(_) | Self::Bench(_) | Self::Serve(_) => None,
         }
     }
@@ -225,12 +254,23 @@ pub enum Outcome {
     Measured(Measurement),
     /// Of [`Work::Lend`].
     Lent,
+    /// Of [`Work::Calibrate`].
+    Calibrated(Calibrated),
     /// Of [`Work::Bench`].
     Benched(Benched),
     /// Of [`Work::Logits`].
     Written,
     /// Of [`Work::Serve`].
     Served,
+}
+
+/// What a calibration read and weighed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Calibrated {
+    /// Tokens read.
+    pub tokens: u64,
+    /// Tensors weighed, where that was asked for.
+    pub weighed: Option<usize>,
 }
 
 /// How fast a model is.

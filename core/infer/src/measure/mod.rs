@@ -28,5 +28,8 @@ pub use source::{LogitSource, MeasureError};
 /// Public-domain text (held-out Shakespeare) for models whose user gives none.
 pub const EVALUATION_TEXT: &str = include_str!("../../data/evaluation.txt");
 
+/// Public-domain text of many kinds for whoever calibrates without one; none of it is in [`EVALUATION_TEXT`].
+pub const CALIBRATION_TEXT: &str = include_str!("../../data/calibration.txt");
+
 #[cfg(test)]
 mod tests;

@@ -43,10 +43,12 @@ impl BlockFormat for Iq4Nl {
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let d = simd::run(level, OwnScale { tile: &mut tile, grid: NonLinear, stored: ScaleType::F16 });
+            let lines = tile.lines();
             for (lane, block) in blocks.iter_mut().enumerate() {
                 block.d = Half::from_f32(d[lane]);
+                let (low, high) = lines[lane * N..(lane + 1) * N].split_at(N / 2);
                 for j in 0..N / 2 {
-                    block.qs[j] = tile.codes[j][lane] | tile.codes[j + N / 2][lane] << 4;
+                    block.qs[j] = low[j] | high[j] << 4;
                 }
             }
         }

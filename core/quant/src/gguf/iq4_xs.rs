@@ -59,6 +59,7 @@ impl BlockFormat for Iq4Xs {
             tile.load(rows, weights, i * LANES * N);
             let search = WithoutOffsets { tile: &mut tile, grid: NonLinear, levels: 32.0, subs: SUBS };
             let (d, scales) = simd::run(level, search);
+            let lines = tile.lines();
             for (k, block) in blocks.iter_mut().enumerate() {
                 let first = k * SUBS;
                 block.d = Half::from_f32(d[first]);
@@ -68,8 +69,9 @@ impl BlockFormat for Iq4Xs {
                     let scale = scales[first + b];
                     block.scales_l[b / 2] |= (scale & 0x0f) << (4 * (b % 2));
                     high |= u16::from(scale >> 4) << (2 * b);
+                    let (low, high) = lines[(first + b) * N..(first + b + 1) * N].split_at(N / 2);
                     for (j, byte) in block.qs[b * N / 2..][..N / 2].iter_mut().enumerate() {
-                        *byte = tile.codes[j][first + b] | tile.codes[j + N / 2][first + b] << 4;
+                        *byte = low[j] | high[j] << 4;
                     }
                 }
                 block.scales_h = high.to_le_bytes();

@@ -89,10 +89,12 @@ impl BlockFormat for Mxfp4 {
             let steps = [0, -1, 1];
             let candidates = steps.map(|step| plain.map(|e| 2.0 * e8m0_half_to_f32((e + step) as u8)));
             let best = simd::run(level, AmongScales { tile: &mut tile, grid: E2m1, candidates: &candidates });
+            let lines = tile.lines();
             for (lane, block) in blocks.iter_mut().enumerate() {
                 block.e = (plain[lane] + steps[usize::from(best[lane])]) as u8;
+                let (low, high) = lines[lane * N..(lane + 1) * N].split_at(N / 2);
                 for j in 0..N / 2 {
-                    block.qs[j] = tile.codes[j][lane] | tile.codes[j + N / 2][lane] << 4;
+                    block.qs[j] = low[j] | high[j] << 4;
                 }
             }
         }

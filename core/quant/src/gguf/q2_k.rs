@@ -11,6 +11,7 @@ use drophammer_formats::DType;
 
 use crate::codec::BlockFormat;
 use crate::half_float::Half;
+use crate::lanes::transpose;
 use crate::search::superblock::WithOffsets;
 use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
@@ -37,7 +38,11 @@ pub(crate) struct Q2K;
 
 /// The codes of sixteen sub-blocks of sixteen weights, in the order of the weights.
 pub(super) fn in_order(tile: &Tile) -> [u8; 256] {
-    std::array::from_fn(|i| tile.codes[i % N][i / N])
+    let mut out = [0; 256];
+    for (out, part) in out.as_chunks_mut::<256>().0.iter_mut().zip(tile.codes.as_chunks::<N>().0) {
+        out.copy_from_slice(transpose::sixteen(part).as_flattened());
+    }
+    out
 }
 
 /// Packs 256 quants of two bits: each byte takes one weight from each of the four rows of its half.

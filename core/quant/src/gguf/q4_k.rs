@@ -76,6 +76,7 @@ impl BlockFormat for Q4K {
             tile.load(rows, weights, i * LANES * N);
             let search = WithOffsets { tile: &mut tile, n: 15.0, levels: 63.0, subs: SUBS };
             let found = simd::run(level, search);
+            let lines = tile.lines();
             for (k, block) in blocks.iter_mut().enumerate() {
                 let first = k * SUBS;
                 block.d = Half::from_f32(found.d[first]);
@@ -83,8 +84,9 @@ impl BlockFormat for Q4K {
                 block.scales = pack_scales_k4(&found.scale[first..], &found.min[first..]);
                 for (c, bytes) in block.qs.chunks_exact_mut(N).enumerate() {
                     let lane = first + 2 * c;
-                    for (byte, codes) in bytes.iter_mut().zip(&tile.codes) {
-                        *byte = codes[lane] | codes[lane + 1] << 4;
+                    let (low, high) = lines[lane * N..(lane + 2) * N].split_at(N);
+                    for j in 0..N {
+                        bytes[j] = low[j] | high[j] << 4;
                     }
                 }
             }

@@ -44,9 +44,10 @@ impl BlockFormat for Q5_0 {
             tile.load(rows, weights, i * LANES * N);
             let d =
                 simd::run(level, OwnScale { tile: &mut tile, grid: Centred(16.0), stored: ScaleType::F16 });
+            let lines = tile.lines().as_chunks().0;
             for (lane, block) in blocks.iter_mut().enumerate() {
                 block.d = Half::from_f32(d[lane]);
-                (block.qh, block.qs) = pack_fifth_bits(&tile.codes_of(lane));
+                (block.qh, block.qs) = pack_fifth_bits(&lines[lane]);
             }
         }
     }

@@ -45,10 +45,11 @@ impl BlockFormat for Q5_1 {
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let line = simd::run(level, OwnLine { tile: &mut tile, top: 31.0, stored: ScaleType::F16 });
+            let lines = tile.lines().as_chunks().0;
             for (lane, block) in blocks.iter_mut().enumerate() {
                 block.d = Half::from_f32(line.d[lane]);
                 block.m = Half::from_f32(line.m[lane]);
-                (block.qh, block.qs) = pack_fifth_bits(&tile.codes_of(lane));
+                (block.qh, block.qs) = pack_fifth_bits(&lines[lane]);
             }
         }
     }

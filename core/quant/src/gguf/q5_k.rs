@@ -50,6 +50,7 @@ impl BlockFormat for Q5K {
             tile.load(rows, weights, i * LANES * N);
             let search = WithOffsets { tile: &mut tile, n: 31.0, levels: 63.0, subs: SUBS };
             let found = simd::run(level, search);
+            let lines = tile.lines();
             for (k, block) in blocks.iter_mut().enumerate() {
                 let first = k * SUBS;
                 block.d = Half::from_f32(found.d[first]);
@@ -58,10 +59,10 @@ impl BlockFormat for Q5K {
                 block.qh = [0; 32];
                 for (c, bytes) in block.qs.chunks_exact_mut(N).enumerate() {
                     let lane = first + 2 * c;
-                    for (j, codes) in tile.codes.iter().enumerate() {
-                        let (low, high) = (codes[lane], codes[lane + 1]);
-                        bytes[j] = (low & 0x0f) | high << 4;
-                        block.qh[j] |= ((low >> 4) | (high >> 4) << 1) << (2 * c);
+                    let (low, high) = lines[lane * N..(lane + 2) * N].split_at(N);
+                    for j in 0..N {
+                        bytes[j] = (low[j] & 0x0f) | high[j] << 4;
+                        block.qh[j] |= ((low[j] >> 4) | (high[j] >> 4) << 1) << (2 * c);
                     }
                 }
             }

@@ -44,8 +44,9 @@ pub(super) fn ternary(
     for first in (0..blocks).step_by(LANES) {
         tile.load(rows, weights, first * N);
         let d = simd::run(level, OwnScale { tile: &mut tile, grid: Ternary, stored: ScaleType::F16 });
+        let lines = tile.lines().as_chunks().0;
         for (lane, d) in d.into_iter().enumerate().take(blocks - first) {
-            put(first + lane, Half::from_f32(d), &tile.codes_of(lane));
+            put(first + lane, Half::from_f32(d), &lines[lane]);
         }
     }
 }

@@ -46,12 +46,7 @@ pub(super) fn encode(
         };
         out.scales.extend_from_slice(&scales[..lanes]);
         out.offsets.extend(offsets.iter().flat_map(|offsets| &offsets[..lanes]));
-        for lane in 0..lanes {
-            let codes = &mut out.codes[(first + lane) * group..][..group];
-            for (code, row) in codes.iter_mut().zip(&tile.codes) {
-                *code = row[lane];
-            }
-        }
+        out.codes[first * group..(first + lanes) * group].copy_from_slice(&tile.lines()[..lanes * group]);
     }
     out
 }

@@ -10,6 +10,7 @@
 use std::ops::{Add, Div, Mul, Sub};
 
 mod portable;
+pub(crate) mod transpose;
 pub use portable::Portable;
 
 #[cfg(target_arch = "x86_64")]

@@ -1,7 +1,8 @@
 //! `x ≈ s·p` with whole tuples of weights `p` from a codebook.
 //!
 //! The point nearest to a tuple is found exactly: what each digit would cost is tabulated, summed for every combination of half a
-//! tuple, and then a point's cost is one sum of two table entries. Sixteen blocks are searched at once, one per lane.
+//! tuple, and then a point's cost is one sum of two table entries. Points that share their first half are searched together: of
+//! them the one with the cheapest second half is best. Sixteen blocks are searched at once, one per lane.
 
 use std::sync::OnceLock;
 
@@ -14,9 +15,6 @@ use crate::weights::Row;
 /// Entries of a half-table: four digits of three levels, or two of eight.
 const HALF: usize = 81;
 
-/// Points examined before the winner so far is noted.
-const STRETCH: usize = 16;
-
 /// Most points a scale is shared by.
 const POINTS: usize = 8;
 
@@ -27,6 +25,18 @@ pub(crate) struct Codebook {
     half: usize,
     /// Each point as two places in the half-tables.
     points: Vec<[u8; 2]>,
+    /// Points by their first half.
+    groups: Vec<Group>,
+}
+
+/// Points of a codebook that share their first half.
+struct Group {
+    /// Its place in the half-table.
+    first: u8,
+    /// Places of the second halves.
+    seconds: Vec<u8>,
+    /// The points' numbers.
+    numbers: Vec<u16>,
 }
 
 impl Codebook {
@@ -38,8 +48,18 @@ impl Codebook {
                 sum * levels.len() as u32 + u32::from(digits >> (bits * i) & ((1 << bits) - 1))
             }) as u8
         };
-        let points = points.iter().map(|&point| [place(point), place(point >> (bits * half))]).collect();
-        Self { levels, half: half as usize, points }
+        let points: Vec<[u8; 2]> =
+            points.iter().map(|&point| [place(point), place(point >> (bits * half))]).collect();
+        let mut groups: Vec<Group> = Vec::new();
+        for (number, &[first, second]) in (0..).zip(&points) {
+            let known = groups.iter().position(|group| group.first == first).unwrap_or_else(|| {
+                groups.push(Group { first, seconds: Vec::new(), numbers: Vec::new() });
+                groups.len() - 1
+            });
+            groups[known].seconds.push(second);
+            groups[known].numbers.push(number);
+        }
+        Self { levels, half: half as usize, points, groups }
     }
 
     /// Weights in a point.
@@ -110,15 +130,16 @@ pub(crate) struct Shape {
     pub(crate) signs: Signs,
     pub(crate) shift: Shift,
     /// Where candidates place the largest magnitude, relative to the largest level.
-    pub(crate) ladder: [f32; 8],
+    pub(crate) ladder: &'static [f32],
 }
 
-/// The ladder of types with many levels.
-pub(crate) const FINE: [f32; 8] = [0.78, 0.86, 0.93, 1.0, 1.07, 1.15, 1.25, 1.4];
+/// The ladder of types with many levels. Ladders only lead to a first scale, which is then fitted to what was
+/// chosen.
+pub(crate) const FINE: &[f32] = &[0.95, 1.2];
 /// The ladder of types with three magnitudes.
-pub(crate) const COARSE: [f32; 8] = [0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.45, 1.8];
+pub(crate) const COARSE: &[f32] = &[0.85, 1.1, 1.45];
 /// The ladder of ternary types.
-pub(crate) const TERNARY: [f32; 8] = [0.9, 1.1, 1.3, 1.5, 1.75, 2.0, 2.4, 3.0];
+pub(crate) const TERNARY: &[f32] = &[1.3, 1.8, 2.4];
 
 /// A tile of coded sub-blocks, one per lane.
 pub(crate) struct Coded {
@@ -146,17 +167,15 @@ impl Choice {
     const WORST: Self =
         Self { error: [f32::INFINITY; LANES], points: [[0; POINTS]; LANES], shifted: [0; LANES] };
 
-    /// Takes over the lanes where `other` has the smaller error; says which.
-    fn improve(&mut self, other: &Self) -> [bool; LANES] {
-        std::array::from_fn(|lane| {
-            let better = other.error[lane] < self.error[lane];
-            if better {
+    /// Takes over the lanes where `other` has the smaller error.
+    fn improve(&mut self, other: &Self) {
+        for lane in 0..LANES {
+            if other.error[lane] < self.error[lane] {
                 self.error[lane] = other.error[lane];
                 self.points[lane] = other.points[lane];
                 self.shifted[lane] = other.shifted[lane];
             }
-            better
-        })
+        }
     }
 }
 
@@ -180,7 +199,7 @@ pub(crate) fn code(level: Level, shape: &Shape, x: &[Row], w: &[Row], subs: usiz
         }
     }
     let mut alone = Choice::WORST;
-    for rung in shape.ladder {
+    for &rung in shape.ladder {
         alone.improve(&find(&largest.map(|largest| largest / (reach * rung))));
     }
     let (xp, pp) = sums(book, shape.shift, &x, w, &alone);
@@ -192,18 +211,8 @@ pub(crate) fn code(level: Level, shape: &Shape, x: &[Row], w: &[Row], subs: usiz
     let nearest = |lane: usize| {
         if d[lane] > 0.0 { ((wish[lane] / d[lane] - first) / step).round_ties_even() } else { 0.0 }
     };
-    let centre: Row = std::array::from_fn(|lane| nearest(lane).clamp(0.0, highest));
-    let mut number = centre;
-    let mut best = Choice::WORST;
-    for offset in [0.0, -1.0, 1.0] {
-        let tried = centre.map(|number| (number + offset).clamp(0.0, highest));
-        let better = best.improve(&find(&std::array::from_fn(|lane| d[lane] * multiple(tried[lane]))));
-        for lane in 0..LANES {
-            if better[lane] {
-                number[lane] = tried[lane];
-            }
-        }
-    }
+    let number: Row = std::array::from_fn(|lane| nearest(lane).clamp(0.0, highest));
+    let best = find(&std::array::from_fn(|lane| d[lane] * multiple(number[lane])));
 
     let (xp, pp) = sums(book, shape.shift, &x, w, &best);
     let total = |row: &Row| spread(row, subs, |lanes| lanes.iter().fold(0.0, |a, &b| a + b));
@@ -327,28 +336,24 @@ impl Kernel for Search<'_> {
             {
                 tabulate(book.levels, x, w, scale, shift, table);
             }
-            let (mut least, mut stretch_of) = (L::splat(f32::INFINITY), L::zero());
-            for (i, stretch) in book.points.chunks_exact(STRETCH).enumerate() {
-                let mut best = L::splat(f32::INFINITY);
-                for point in stretch {
-                    let cost = L::load(&tables[0][usize::from(point[0])])
-                        + L::load(&tables[1][usize::from(point[1])]);
-                    best = cost.min(best);
+            let (mut least, mut group_of) = (L::splat(f32::INFINITY), L::zero());
+            for (i, group) in book.groups.iter().enumerate() {
+                let mut second = L::splat(f32::INFINITY);
+                for &place in &group.seconds {
+                    second = L::load(&tables[1][usize::from(place)]).min(second);
                 }
-                let better = best.lt(least);
-                least = L::select(better, best, least);
-                stretch_of = L::select(better, L::splat(i as f32), stretch_of);
+                let cost = L::load(&tables[0][usize::from(group.first)]) + second;
+                let better = cost.lt(least);
+                least = L::select(better, cost, least);
+                group_of = L::select(better, L::splat(i as f32), group_of);
             }
-            let (least, stretch_of) = (least.to_array(), stretch_of.to_array());
-            found.errors[k] = least;
+            let group_of = group_of.to_array();
+            found.errors[k] = least.to_array();
             for lane in 0..LANES {
-                let start = stretch_of[lane] as usize * STRETCH;
-                let stretch = &book.points[start..start + STRETCH];
-                let cost = |point: &[u8; 2]| {
-                    tables[0][usize::from(point[0])][lane] + tables[1][usize::from(point[1])][lane]
-                };
-                let within = stretch.iter().position(|point| cost(point) == least[lane]).unwrap_or(0);
-                found.points[lane][k] = (start + within) as u16;
+                let group = &book.groups[group_of[lane] as usize];
+                let cost = |within: usize| tables[1][usize::from(group.seconds[within])][lane];
+                let cheapest = (1..group.seconds.len()).fold(0, |a, b| if cost(b) < cost(a) { b } else { a });
+                found.points[lane][k] = group.numbers[cheapest];
             }
         }
         found

@@ -55,7 +55,7 @@ impl Grid for Centred {
             [0.2, 0.6, -0.2, -0.9, 0.9, 0.0, 0.4, -0.65, 1.2, 1.5, 1.9, 2.4, -0.4, 0.75, 3.0, 4.0];
         if weighted {
             &UNEVEN
-        } else if self.0 == 8.0 || self.0 == 16.0 {
+        } else if self.0 <= 16.0 {
             &EVEN[..4]
         } else {
             &EVEN

@@ -1,6 +1,8 @@
 //! The executor: all threads walk the same list of steps, share each step's work, and meet after it.
 #![allow(unsafe_code)] // threads write disjoint parts of shared buffers; each block says which
 
+use std::sync::Arc;
+
 use drophammer_models::graph::Index;
 use drophammer_models::rope::{Rope, RopeLayout, RopeTable};
 
@@ -8,6 +10,7 @@ use super::experts::ExpertRoom;
 use super::matrix::Matrix;
 use super::step::{Buffer, Domain, Norm, Rotate, Step, Value};
 use crate::cache::{Cache, Place};
+use crate::calibration::Observer;
 use crate::kernels::activation::{Quantized, Room};
 use crate::kernels::attention::{self, QUERIES};
 use crate::kernels::rows::{self};
@@ -106,6 +109,8 @@ pub(crate) struct Engine {
     experts: Option<ExpertRoom>,
     places: Vec<Place>,
     runs: Vec<Run>,
+    /// Whoever counts what matrices are multiplied with.
+    pub(crate) observer: Option<Arc<Observer>>,
 }
 
 impl Engine {
@@ -153,12 +158,18 @@ impl Engine {
             experts: ExpertRoom::for_steps(&program.steps, chunk),
             places: Vec::with_capacity(chunk),
             runs: Vec::with_capacity(chunk),
+            observer: None,
             program,
             cache,
             pool,
             path,
             chunk,
         }
+    }
+
+    /// Puts a matrix in the place of another of the same shape; gives back the other.
+    pub(crate) fn exchange(&mut self, number: usize, matrix: Matrix) -> Matrix {
+        std::mem::replace(&mut self.program.matrices[number], matrix)
     }
 
     /// Floats per output row.
@@ -209,6 +220,7 @@ impl Engine {
             rotations: &self.rotations,
             quantized: self.quantized.room(),
             experts: self.experts.as_mut().map(ExpertRoom::shared),
+            observer: self.observer.as_deref(),
             buffers: Pointers(&pointers),
         };
         let scratch = Shares::new(&mut self.scratch);
@@ -247,6 +259,7 @@ pub(super) struct Frame<'a> {
     pub(super) rotations: &'a [Rotation],
     pub(super) quantized: Room,
     pub(super) experts: Option<super::experts::SharedRoom<'a>>,
+    pub(super) observer: Option<&'a Observer>,
     pub(super) buffers: Pointers<'a>,
 }
 

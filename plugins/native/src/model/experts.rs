@@ -183,6 +183,7 @@ impl Frame<'_> {
             }
         }
         member.barrier();
+        self.observe(&[&step.gate, &step.up], plan, room.x.begin(), hidden, member);
         let input = |begin: *mut f32, width: usize, slot: usize| Rows {
             begin: begin.wrapping_add(slot * width),
             stride: width,
@@ -209,6 +210,7 @@ impl Frame<'_> {
         // SAFETY: each element is one thread's.
         unsafe { rows::binary(self.path, Binary::Gated(step.gating), gate, up, gate, share.len()) };
         member.barrier();
+        self.observe(&[&step.down], plan, room.gate.begin(), width, member);
         let work = plan.experts().map(|(expert, slots)| Work {
             matrix: &self.program.matrices[step.down[expert]],
             bias: self.vector(step.down_bias.get(expert).copied()),
@@ -233,6 +235,29 @@ impl Frame<'_> {
                     let y = &room.x.whole()[slot * hidden..][..hidden];
                     let out = self.write(step.out, choice.token as usize * hidden, hidden);
                     rows::add_scaled(self.path, y, choice.weight, out);
+                }
+            }
+        }
+    }
+}
+
+impl Frame<'_> {
+    /// Counts the rows in the slots of each expert, where somebody counts.
+    fn observe(
+        &self,
+        stacks: &[&Vec<usize>],
+        plan: &RoutePlan,
+        rows: *const f32,
+        width: usize,
+        member: Member<'_>,
+    ) {
+        let Some(observer) = self.observer.filter(|_| member.index == 0) else { return };
+        for (expert, slots) in plan.experts() {
+            for slot in slots {
+                // SAFETY: slots were filled before the last barrier and are only read until the next.
+                let row = unsafe { std::slice::from_raw_parts(rows.add(slot * width), width) };
+                for stack in stacks {
+                    observer.count(stack[expert], row);
                 }
             }
         }

@@ -20,6 +20,8 @@ use crate::memory::Arena;
 pub(crate) struct Loaded {
     pub(crate) program: Program,
     pub(crate) layers: Vec<LayerShape>,
+    /// What the program's matrices are, by number.
+    pub(crate) references: Vec<MatrixRef>,
 }
 
 /// Builds the program of a checkpoint. In fast mode quantized matrices become tiles, on so many threads.
@@ -45,9 +47,13 @@ pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<usize>) -> Result<
     if let Some(threads) = fast {
         tile(checkpoint, &matrices, &mut held, threads)?;
     }
-    let matrices = held;
+    let (references, matrices) = (matrices, held);
     let vectors = vectors.iter().map(|vector| vector_of(checkpoint, vector)).collect::<Result<_, _>>()?;
-    Ok(Loaded { program: Program { steps, buffers, result, matrices, vectors, ropes }, layers: caches })
+    Ok(Loaded {
+        program: Program { steps, buffers, result, matrices, vectors, ropes },
+        layers: caches,
+        references,
+    })
 }
 
 /// Lays out in tiles what gains by it.

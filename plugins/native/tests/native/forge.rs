@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use drophammer_quant::importance::{Columns, Importance};
 use drophammer_sdk::{
     Backend, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, JobContext, LogLevel, ProbeRequest,
 };
@@ -110,4 +111,64 @@ fn a_cancelled_job_goes_on_where_it_stopped_and_makes_the_same_bytes() {
     forge("q4_0", resumed.path());
     let bytes = |directory: &Path| std::fs::read(directory.join(&report.files[0])).unwrap();
     assert!(bytes(whole.path()) == bytes(resumed.path()), "the resumed artifact differs");
+}
+
+/// Statistics in a file of their own: every named matrix with columns that matter more and more.
+fn statistics(matrices: &[(&str, usize)]) -> tempfile::NamedTempFile {
+    let columns = |count: usize| Columns { sums: (1..=count).map(|i| i as f32).collect(), counts: vec![1.0] };
+    let matrices = matrices.iter().map(|&(name, count)| (name.to_owned(), columns(count))).collect();
+    let file = tempfile::NamedTempFile::with_suffix(".gguf").unwrap();
+    Importance { matrices, ..Importance::default() }.write(file.path()).unwrap();
+    file
+}
+
+#[test]
+fn statistics_are_used_and_those_of_another_model_are_refused_by_name_and_shape() {
+    let staging = tempfile::tempdir().unwrap();
+    let with = |file: &Path| {
+        let request = ForgeRequest { imatrix: Some(file.into()), ..request("q4_k_m", staging.path()) };
+        native().quantize(&request, &Job)
+    };
+    let bytes = |report: &ForgeReport| std::fs::read(staging.path().join(&report.files[0])).unwrap();
+    let plain = bytes(&forge("q4_k_m", staging.path()));
+    let own = statistics(&[("blk.0.ffn_up.weight", 256), ("blk.1.ffn_down.weight", 768)]);
+    let informed = bytes(&with(own.path()).unwrap());
+    assert_eq!(informed.len(), plain.len());
+    assert!(informed != plain);
+
+    let other = statistics(&[("encoder.layer.0.weight", 256)]);
+    let error = with(other.path()).unwrap_err();
+    assert_eq!(error.code, ErrorCode::InvalidRequest);
+    assert!(error.message.contains("another model") && error.message.contains("encoder.layer.0.weight"));
+    let wider = statistics(&[("blk.0.ffn_up.weight", 512)]);
+    let error = with(wider.path()).unwrap_err();
+    for part in ["blk.0.ffn_up.weight", "512", "256", "another model"] {
+        assert!(error.message.contains(part), "{part}: {}", error.message);
+    }
+    let error = with(&fixture("shakespeare-llama/model.safetensors")).unwrap_err();
+    assert!(error.message.contains("not an importance matrix"), "{}", error.message);
+}
+
+#[test]
+fn a_file_is_split_and_tensors_are_stored_as_the_user_says() {
+    let staging = tempfile::tempdir().unwrap();
+    let mut request = request("q8_0", staging.path());
+    request.goal.options.insert("max_file_bytes".into(), 1_000_000.into());
+    request.goal.options.insert("overrides".into(), vec!["ffn_up=q4_k".to_owned()].into());
+    let report = native().quantize(&request, &Job).unwrap();
+    assert!(report.files.len() > 3, "{:?}", report.files);
+    for file in &report.files {
+        assert!(std::fs::metadata(staging.path().join(file)).unwrap().len() <= 1_000_000);
+    }
+    assert_eq!(report.types["q4_k"], 4);
+    let (rows, due) = reference(&fixture("shakespeare-llama"));
+    let mut session = load(&staging.path().join(&report.files[0]), true, 1);
+    assert!(relative_error(&forward(session.as_mut(), &rows), &due) < 0.1);
+    for (option, value) in
+        [("max_file_bytes", serde_json::json!("large")), ("overrides", serde_json::json!(["x=q9"]))]
+    {
+        request.goal.options.insert(option.into(), value);
+        assert_eq!(native().quantize(&request, &Job).unwrap_err().code, ErrorCode::InvalidRequest);
+        request.goal.options.remove(option);
+    }
 }

@@ -31,7 +31,7 @@ pub(super) fn quality(
 ) -> Result<Measurement> {
     job.progress("load", "", 0, 0);
     let tokenizer = tokenizer(&order.vocabulary)?;
-    let text = text(order.text.as_deref())?;
+    let text = text(order.text.as_deref(), EVALUATION_TEXT)?;
     let tokens = tokenizer.encode(&text, false).map_err(|error| failed(&error.into()))?;
     let mut session = load(plugin, &order.load, job)?;
     let mut borrowed = reference.map(Borrowed::wait).transpose()?;
@@ -85,7 +85,7 @@ pub(super) fn speed(plugin: &Plugin, order: &BenchOrder, job: &WorkerJob) -> Res
 }
 
 /// The first tokenizer found; if there is none, why the first place has none.
-fn tokenizer(places: &[PathBuf]) -> Result<Tokenizer> {
+pub(super) fn tokenizer(places: &[PathBuf]) -> Result<Tokenizer> {
     let mut why = None;
     for place in places {
         let found = Source::open(place)
@@ -101,15 +101,16 @@ fn tokenizer(places: &[PathBuf]) -> Result<Tokenizer> {
     }))
 }
 
-fn text(path: Option<&Path>) -> Result<String> {
-    let Some(path) = path else { return Ok(EVALUATION_TEXT.to_owned()) };
+/// The file's text, or the one that is usual.
+pub(super) fn text(path: Option<&Path>, usual: &str) -> Result<String> {
+    let Some(path) = path else { return Ok(usual.to_owned()) };
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(|error| io(path, &error))?;
     file.take(TEXT_LIMIT).read_to_string(&mut text).map_err(|error| io(path, &error))?;
     Ok(text)
 }
 
-fn failed(error: &MeasureError) -> BackendError {
+pub(super) fn failed(error: &MeasureError) -> BackendError {
     let code = match error {
         MeasureError::Backend(error) => return error.clone(),
         MeasureError::Cancelled => return BackendError::cancelled(),

@@ -1,5 +1,6 @@
 //! The work itself: opens the plugin and calls it.
 
+mod calibrate;
 mod logits;
 mod measure;
 mod serve;
@@ -35,6 +36,7 @@ pub(super) fn perform(assignment: Assignment, job: WorkerJob, handed: Vec<OwnedF
             })?;
             lending::lend(session.as_mut(), &mut channel).map(|()| Outcome::Lent)
         }
+        Work::Calibrate(order) => calibrate::calibrate(&plugin, &order, &job).map(Outcome::Calibrated),
         Work::Bench(order) => measure::speed(&plugin, &order, &job).map(Outcome::Benched),
         Work::Serve(order) => {
             let channel = channels.next().ok_or_else(|| {

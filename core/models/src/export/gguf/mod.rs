@@ -25,7 +25,7 @@ mod told;
 
 use drophammer_formats::gguf::Metadata;
 use drophammer_formats::{DType, TensorDecl};
-use drophammer_quant::pass::{Importance, Item, PassError};
+use drophammer_quant::pass::{Importance, Item, PassError, RowSource};
 use drophammer_quant::presets::{self, ModelFacts, Override, Preset, Tensor};
 
 use crate::checkpoint::Checkpoint;
@@ -80,6 +80,21 @@ impl GgufExport {
     /// `general.architecture`.
     pub fn architecture(&self) -> &'static str {
         self.gguf.architecture
+    }
+
+    /// Name, shape (outermost dimension first) and weights of every tensor that holds whole matrices of the model; a tensor's
+    /// columns are its weights'.
+    pub fn matrices(&self) -> impl Iterator<Item = (&str, &[u64], &[WeightId])> {
+        self.tensors.iter().filter_map(|tensor| {
+            let ids = tensor.content.matrices()?;
+            (tensor.shape.len() > 1).then_some((tensor.name.as_str(), tensor.shape.as_slice(), ids))
+        })
+    }
+
+    /// Rows of the tensor with this name, as floats.
+    pub fn rows(&self, name: &str) -> Option<impl RowSource> {
+        let tensor = self.tensors.iter().find(|tensor| tensor.name == name)?;
+        Some(tensor.content.rows(&self.checkpoint))
     }
 
     /// What presets ask about the model.

@@ -23,6 +23,15 @@ pub(super) enum Content {
 }
 
 impl Content {
+    /// The weights whose rows these are, with the columns they have in the model; `None` where columns are other ones.
+    pub(super) fn matrices(&self) -> Option<&[WeightId]> {
+        match self {
+            Content::Rows { id, .. } => Some(std::slice::from_ref(id)),
+            Content::Joined { ids, vector: false } => Some(ids),
+            Content::Joined { .. } | Content::Transposed { .. } | Content::Values(_) => None,
+        }
+    }
+
     pub(super) fn rows<'a>(&'a self, checkpoint: &'a Checkpoint) -> Rows<'a> {
         Rows { checkpoint, content: self }
     }

@@ -221,7 +221,10 @@ fn weights_per_second(dtype: DType) -> f64 {
 }
 
 /// Activation statistics in llama.cpp's form: `<tensor>.in_sum2` (sums of squares per column) and `<tensor>.counts`.
-fn read_importance(path: &Path) -> Result<BTreeMap<String, Importance>> {
+///
+/// # Errors
+/// When the file cannot be read or holds none.
+pub fn read_importance(path: &Path) -> Result<BTreeMap<String, Importance>> {
     let source = Source::open(path).map_err(|error| failure::of_source(&error))?;
     let floats = |name: &str| -> Option<Vec<f32>> {
         let tensor = source.tensor(name).filter(|tensor| tensor.dtype == DType::F32)?;

@@ -59,7 +59,9 @@ impl<'a> Config<'a> {
 
     /// The same with its spelling. No spelling's default hides what the document says in another.
     fn spelled<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, &'a Json)> {
-        let said = keys.iter().find_map(|&key| Some((key, self.json.get(key)?)).filter(|(_, value)| !value.is_null()));
+        let said = keys
+            .iter()
+            .find_map(|&key| Some((key, self.json.get(key)?)).filter(|(_, value)| !value.is_null()));
         said.or_else(|| keys.iter().find_map(|&key| Some((key, self.get(key)?))))
     }
 

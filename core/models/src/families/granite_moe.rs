@@ -42,7 +42,7 @@ const NAMES: Names = &[
 fn describe(config: &Config<'_>) -> Result<Description> {
     let mut description = granite::decoder(config, "granitemoe")?;
     let shared = ["shared_intermediate_size", "shared_expert_intermediate_size"];
-    let shared = match config.first(&shared).and_then(|width| width.as_u64()) {
+    let shared = match config.first(&shared).and_then(serde_json::Value::as_u64) {
         None | Some(0) => None,
         Some(_) => Some(SharedExpert { width: config.positive(&shared)?, scored: false }),
     };

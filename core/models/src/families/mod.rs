@@ -220,8 +220,8 @@ static DEFAULTS: LazyLock<Json> =
 impl Family {
     /// What a configuration of this family and `model_type` means by silence.
     pub(crate) fn defaults(&self, model_type: &str) -> &'static Json {
-        let names = std::iter::once(model_type).chain(self.model_types.iter().copied());
-        names.filter_map(|name| DEFAULTS.get(name)).next().unwrap_or(&Json::Null)
+        let mut names = std::iter::once(model_type).chain(self.model_types.iter().copied());
+        names.find_map(|name| DEFAULTS.get(name)).unwrap_or(&Json::Null)
     }
 }
 

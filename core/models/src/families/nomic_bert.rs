@@ -53,7 +53,9 @@ const NAMES: Names = &[
 
 fn describe(config: &Config<'_>) -> Result<Description> {
     // The authors' own configuration names a mixture, learned positions or a norm in front where there are some.
-    for (key, what) in [("prenorm", "norms in front of its blocks"), ("use_rms_norm", "root-mean-square norms")] {
+    for (key, what) in
+        [("prenorm", "norms in front of its blocks"), ("use_rms_norm", "root-mean-square norms")]
+    {
         if config.flag(key)? {
             return Err(unsupported("nomic_bert", &format!("{what} (`{key}`)")));
         }

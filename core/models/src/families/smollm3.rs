@@ -32,7 +32,8 @@ fn describe(config: &Config<'_>) -> Result<Description> {
         layer.attention.rope = rotates.then_some(0);
     }
     if config.flag("use_sliding_window")? {
-        let rotating: Vec<bool> = description.layers.iter().map(|layer| layer.attention.rope.is_some()).collect();
+        let rotating: Vec<bool> =
+            description.layers.iter().map(|layer| layer.attention.rope.is_some()).collect();
         config.slide(&mut description, |layer| !rotating[layer])?;
     }
     Ok(description)

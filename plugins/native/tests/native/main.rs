@@ -1,6 +1,7 @@
 //! The plugin through its SDK traits, on real and on tiny random models.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod embeddings;
 mod fixture;
 mod forge;
 mod reference;

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 
 use drophammer_formats::DType;
 use drophammer_formats::onnx::{
-    Attribute, Dimension, ElementType, Graph as OnnxGraph, Initializer, InitializerData, Model, Node, ValueInfo,
+    Attribute, Dimension, ElementType, Graph as OnnxGraph, Initializer, InitializerData, Model, Node,
+    ValueInfo,
 };
 
 use super::scheme::{Scheme, Storage};
@@ -83,7 +84,8 @@ pub(super) struct Emitted {
 impl<'a> Emitter<'a> {
     pub(super) fn new(checkpoint: &'a Checkpoint, scheme: Scheme) -> Self {
         let encoder = checkpoint.description().kind == ModelKind::Encoder;
-        let mut graph = OnnxGraph { name: checkpoint.description().family.to_owned(), ..OnnxGraph::default() };
+        let mut graph =
+            OnnxGraph { name: checkpoint.description().family.to_owned(), ..OnnxGraph::default() };
         graph.inputs.push(info("input_ids", INT64, &["batch_size", "sequence_length"]));
         let total = if encoder { "sequence_length" } else { "total_sequence_length" };
         graph.inputs.push(info("attention_mask", INT64, &["batch_size", total]));
@@ -126,12 +128,18 @@ impl<'a> Emitter<'a> {
             ));
         }
         if description.experts().is_some() {
-            notes.push("every expert is computed for every token, and weighted by 0 where it is not chosen".into());
+            notes.push(
+                "every expert is computed for every token, and weighted by 0 where it is not chosen".into(),
+            );
         }
-        let metadata = vec![
+        let mut metadata = vec![
             ("drophammer.context".to_owned(), description.context.to_string()),
             ("drophammer.vocabulary".to_owned(), description.vocabulary.to_string()),
         ];
+        if description.embedding.positions.is_some() {
+            // A table of positions ends; computed ones do not.
+            metadata.push(("drophammer.most_context".to_owned(), description.context.to_string()));
+        }
         let model = Model {
             ir_version: 10,
             producer_name: "drophammer".into(),
@@ -161,7 +169,10 @@ impl<'a> Emitter<'a> {
     }
 
     pub(super) fn unsupported(&self, what: &str) -> Error {
-        Error::Unsupported { family: self.checkpoint.family().name.to_owned(), what: format!("{what} in ONNX") }
+        Error::Unsupported {
+            family: self.checkpoint.family().name.to_owned(),
+            what: format!("{what} in ONNX"),
+        }
     }
 
     /// A node with named outputs.
@@ -186,7 +197,12 @@ impl<'a> Emitter<'a> {
     }
 
     /// A node of ONNX's own with one output.
-    pub(super) fn op(&mut self, op_type: &str, inputs: &[&str], attributes: Vec<(&str, Attribute)>) -> String {
+    pub(super) fn op(
+        &mut self,
+        op_type: &str,
+        inputs: &[&str],
+        attributes: Vec<(&str, Attribute)>,
+    ) -> String {
         self.op_of("", op_type, inputs, attributes)
     }
 
@@ -337,7 +353,9 @@ impl<'a> Emitter<'a> {
             columns,
         };
         match storage {
-            Storage::Float(dtype) => outputs.push(self.external(name, element_type(dtype), vec![rows, columns])),
+            Storage::Float(dtype) => {
+                outputs.push(self.external(name, element_type(dtype), vec![rows, columns]));
+            }
             Storage::Blocks { bits, block, symmetric } => {
                 let groups = columns / u64::from(block);
                 let bytes = u64::from(block) * u64::from(bits) / 8;

@@ -8,7 +8,20 @@ use crate::description::ModelKind;
 
 /// Architectures that onnxruntime-genai knows by name; all others are plain decoders to it.
 const KNOWN: &[&str] = &[
-    "ernie4_5", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "nemotron", "olmo", "phi", "phi3", "qwen2", "qwen3", "smollm3",
+    "ernie4_5",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "llama",
+    "mistral",
+    "nemotron",
+    "olmo",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
 ];
 
 /// The file, for decoders that write logits.
@@ -21,7 +34,8 @@ pub(super) fn config(checkpoint: &Checkpoint, shares_buffers: bool) -> Option<Ve
     let name = if description.family == "gemma3" { "gemma3_text" } else { description.family };
     let kind = if KNOWN.contains(&name) { name } else { "decoder" };
     let source = checkpoint.source();
-    let generation = drophammer_formats::source::read_json(&source.root().join("generation_config.json")).ok();
+    let generation =
+        drophammer_formats::source::read_json(&source.root().join("generation_config.json")).ok();
     let token = |key: &str, gguf: &str| -> Json {
         let configured = [generation.as_ref(), source.config()].into_iter().flatten();
         let mut told = configured.filter_map(|config| config.get(key)).filter(|value| !value.is_null());

@@ -305,12 +305,11 @@ impl Emitter<'_> {
 
     fn normalized(&mut self, x: &str, norm: &Norm) -> Result<String> {
         let plain = norm.per_group || norm.weight.is_none();
-        let gain = match norm.weight.filter(|_| !plain) {
-            Some(weight) => self.vector(weight, None)?,
-            None => {
-                let ones = vec![1.0; norm.width as usize];
-                self.numbers(&format!("ones {}", norm.width), &[norm.width.into()], &ones)
-            }
+        let gain = if let Some(weight) = norm.weight.filter(|_| !plain) {
+            self.vector(weight, None)?
+        } else {
+            let ones = vec![1.0; norm.width as usize];
+            self.numbers(&format!("ones {}", norm.width), &[norm.width.into()], &ones)
         };
         let mut attributes = vec![("axis", int(-1)), ("epsilon", Attribute::Float(norm.epsilon))];
         let bias = norm.bias.filter(|_| !norm.per_group).map(|bias| self.vector(bias, None)).transpose()?;
@@ -413,7 +412,9 @@ impl Graph for Emitter<'_> {
 
     fn attention(&mut self, q: &Value, k: &Value, v: &Value, spec: &AttentionSpec) -> Result<Value> {
         let operands = [q.0.as_str(), k.0.as_str(), v.0.as_str()];
-        Ok(Value(if self.encoder || spec.key_width != spec.value_width {
+        // `GroupQueryAttention` wants heads of keys and values alike, multiples of eight numbers wide.
+        let grouped = spec.key_width == spec.value_width && spec.key_width.is_multiple_of(8);
+        Ok(Value(if self.encoder || !grouped {
             self.attention_op(operands, spec)?
         } else {
             self.grouped_query_attention(operands, spec)?
@@ -519,4 +520,3 @@ impl Graph for Emitter<'_> {
         Err(self.unsupported("pooling"))
     }
 }
-

@@ -95,7 +95,7 @@ impl Scheme {
                     Storage::Float(DType::F16)
                 }
             }
-            float => float,
+            float @ Storage::Float(_) => float,
         }
     }
 }

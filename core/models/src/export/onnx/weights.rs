@@ -60,8 +60,7 @@ impl Matrix {
                 Item::quantize(output, &decl, rows, None)
             }
             Storage::Blocks { bits, block, symmetric } => {
-                let levels =
-                    if symmetric { Levels::Signed { bits } } else { Levels::ZeroPoint { bits } };
+                let levels = if symmetric { Levels::Signed { bits } } else { Levels::ZeroPoint { bits } };
                 let encoder = Blocks {
                     format: Format { levels, group: Some(block), scale: ScaleType::F32 },
                     columns: self.columns as usize,

@@ -200,10 +200,8 @@ impl<G: Graph> LayerBuilder<'_, G> {
             input(Role::Value, spec.kv_heads, spec.value_width),
         ];
         let [q, k, v] = self.graph.linears(x, &inputs)?;
-        let q = self.query_key_norm(q, Role::QueryNorm, spec.heads)?;
-        let k = self.query_key_norm(k, Role::KeyNorm, spec.kv_heads)?;
-        let q = self.rope(q, spec.heads, spec.key_width)?;
-        let k = self.rope(k, spec.kv_heads, spec.key_width)?;
+        let q = self.turned(q, Role::QueryNorm, spec.heads)?;
+        let k = self.turned(k, Role::KeyNorm, spec.kv_heads)?;
         self.graph.attention(&q, &k, &v, spec)
     }
 
@@ -244,6 +242,18 @@ impl<G: Graph> LayerBuilder<'_, G> {
             rotary_width,
         };
         self.graph.latent_attention(&q, &state, &key, &spec)
+    }
+
+    /// Queries or keys, normalized and rotated in the architecture's order.
+    fn turned(&mut self, x: G::Value, role: Role, heads: u32) -> Result<G::Value, G::Error> {
+        let width = self.layer.attention.key_width;
+        if self.layer.attention.query_key_norm.is_some_and(|norm| norm.after_rotation) {
+            let x = self.rope(x, heads, width)?;
+            self.query_key_norm(x, role, heads)
+        } else {
+            let x = self.query_key_norm(x, role, heads)?;
+            self.rope(x, heads, width)
+        }
     }
 
     fn query_key_norm(&mut self, x: G::Value, role: Role, heads: u32) -> Result<G::Value, G::Error> {

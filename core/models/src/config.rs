@@ -19,13 +19,21 @@ const MOST: u64 = 1 << 30;
 #[derive(Debug, Clone, Copy)]
 pub struct Config<'a> {
     json: &'a Json,
+    /// What holds where the document is silent.
+    defaults: &'a Json,
     layout: RopeLayout,
 }
 
 impl<'a> Config<'a> {
     /// Wraps a document.
     pub fn new(json: &'a Json) -> Self {
-        Self { json, layout: RopeLayout::Halves }
+        Self { json, defaults: &Json::Null, layout: RopeLayout::Halves }
+    }
+
+    /// The same with values for keys that the document does not name. A null in the document is no silence.
+    #[must_use]
+    pub fn with_defaults(self, defaults: &'a Json) -> Self {
+        Self { defaults, ..self }
     }
 
     /// The same for weights whose rotated rows lie in `layout`.
@@ -41,12 +49,20 @@ impl<'a> Config<'a> {
 
     /// A key's value; a null counts as absent.
     pub fn get(&self, key: &str) -> Option<&'a Json> {
-        self.json.get(key).filter(|value| !value.is_null())
+        self.json.get(key).or_else(|| self.defaults.get(key)).filter(|value| !value.is_null())
     }
 
     /// The first of several spellings that is there.
     pub fn first(&self, keys: &[&str]) -> Option<&'a Json> {
-        keys.iter().find_map(|key| self.get(key))
+        self.spelled(keys).map(|(_, value)| value)
+    }
+
+    /// The same with its spelling. No spelling's default hides what the document says in another.
+    fn spelled<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, &'a Json)> {
+        let said = keys
+            .iter()
+            .find_map(|&key| Some((key, self.json.get(key)?)).filter(|(_, value)| !value.is_null()));
+        said.or_else(|| keys.iter().find_map(|&key| Some((key, self.get(key)?))))
     }
 
     /// A text that must be there.
@@ -86,16 +102,13 @@ impl<'a> Config<'a> {
     /// # Errors
     /// As [`Config::count`], and if it is 0.
     pub fn positive(&self, keys: &[&str]) -> Result<u32> {
-        for key in keys {
-            if let Some(count) = self.maybe_count(key)? {
-                return if count > 0 {
-                    Ok(count)
-                } else {
-                    Err(bad(key, &Json::from(0), "must be at least 1"))
-                };
-            }
+        let Some((key, value)) = self.spelled(keys) else {
+            return Err(missing(keys.first().copied().unwrap_or_default()));
+        };
+        match whole(key, value)? {
+            0 => Err(bad(key, value, "must be at least 1")),
+            count => Ok(count),
         }
-        Err(missing(keys.first().copied().unwrap_or_default()))
     }
 
     /// A number, where it is there.
@@ -136,9 +149,7 @@ impl<'a> Config<'a> {
     /// # Errors
     /// If it is unknown.
     pub fn activation(&self, keys: &[&str], default: Activation) -> Result<Activation> {
-        let Some((key, value)) = keys.iter().find_map(|key| Some((key, self.get(key)?))) else {
-            return Ok(default);
-        };
+        let Some((key, value)) = self.spelled(keys) else { return Ok(default) };
         Ok(match value.as_str() {
             Some("silu" | "swish") => Activation::Silu,
             Some("gelu") => Activation::Gelu,
@@ -154,14 +165,12 @@ impl<'a> Config<'a> {
     /// # Errors
     /// Which key is missing or makes no sense.
     pub fn decoder(&self, family: &'static str) -> Result<Description> {
-        let hidden = self.positive(&["hidden_size", "n_embd"])?;
-        let heads = self.positive(&["num_attention_heads", "n_head"])?;
+        let hidden = self.positive(&["hidden_size", "n_embd", "dim"])?;
+        let heads = self.positive(&["num_attention_heads", "n_head", "n_heads"])?;
         let kv_heads = self.maybe_count("num_key_value_heads")?.unwrap_or(heads);
         let width = self.maybe_count("head_dim")?.unwrap_or(hidden / heads);
-        let inner = match self.first(&["intermediate_size", "n_inner", "ffn_hidden_size"]) {
-            Some(_) => self.positive(&["intermediate_size", "n_inner", "ffn_hidden_size"])?,
-            None => 4 * hidden,
-        };
+        let inner = ["intermediate_size", "n_inner", "ffn_hidden_size", "hidden_dim"];
+        let inner = if self.first(&inner).is_some() { self.positive(&inner)? } else { 4 * hidden };
         let norm = NormRule::rms(self.epsilon()?);
         let layer = Layer {
             wiring: Wiring::Sequential,
@@ -188,7 +197,7 @@ impl<'a> Config<'a> {
                 bias: false,
             },
         };
-        let layers = self.positive(&["num_hidden_layers", "n_layer"])?;
+        let layers = self.positive(&["num_hidden_layers", "n_layer", "n_layers"])?;
         if layers > MOST_LAYERS {
             return Err(bad("num_hidden_layers", &Json::from(layers), "more layers than any model has"));
         }
@@ -244,8 +253,7 @@ impl<'a> Config<'a> {
     /// If it is no finite number.
     pub fn epsilon(&self) -> Result<f32> {
         let keys = ["rms_norm_eps", "layer_norm_eps", "norm_epsilon", "layer_norm_epsilon", "norm_eps"];
-        let found = keys.iter().find_map(|key| Some((key, self.get(key)?)));
-        Ok(found.map_or(Ok(1e-5), |(key, value)| finite(key, value))? as f32)
+        Ok(self.spelled(&keys).map_or(Ok(1e-5), |(key, value)| finite(key, value))? as f32)
     }
 
     /// Which layers slide, by `layer_types` or, where that is absent, by `usual`.

@@ -165,13 +165,15 @@ pub struct Attention {
     pub latent: Option<Latent>,
 }
 
-/// Normalization of queries and keys, before rotation.
+/// Normalization of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct QueryKeyNorm {
     /// Which norm.
     pub rule: NormRule,
     /// What is normalized together.
     pub span: NormSpan,
+    /// Whether it comes after the rotation rather than before.
+    pub after_rotation: bool,
 }
 
 /// What a query/key norm normalizes together.
@@ -350,7 +352,7 @@ impl Description {
     #[must_use]
     pub fn with_query_key_norm(mut self, rule: NormRule, span: NormSpan) -> Self {
         for layer in &mut self.layers {
-            layer.attention.query_key_norm = Some(QueryKeyNorm { rule, span });
+            layer.attention.query_key_norm = Some(QueryKeyNorm { rule, span, after_rotation: false });
         }
         self
     }

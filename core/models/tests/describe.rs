@@ -72,6 +72,10 @@ fn old_spelling(config: &Json) -> Json {
                 old.insert("rope_local_base_freq".into(), theta(&sliding));
                 rope = full.as_object().unwrap().clone();
             }
+            ("olmo3", _, Some(full)) => {
+                old.insert("rope_theta".into(), theta(&full));
+                rope = full.as_object().unwrap().clone();
+            }
             ("modernbert", Some(sliding), Some(full)) => {
                 old.insert("global_rope_theta".into(), theta(&full));
                 old.insert("local_rope_theta".into(), theta(&sliding));
@@ -125,4 +129,37 @@ fn variants_that_are_not_supported_are_named() {
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
         assert!(error.to_string().contains(what) && !error.help().is_empty(), "{error}");
     }
+}
+
+#[test]
+fn what_a_nested_configuration_leaves_unsaid_is_what_its_class_assumes() {
+    // Gemma 3 4B as released, LLaVA 1.5 7B as released: both name little but what is unusual.
+    let gemma = json!({"model_type": "gemma3", "vision_config": {}, "text_config": {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}});
+    let description = describe(&gemma).unwrap();
+    let attention = &description.layers[0].attention;
+    assert_eq!((attention.heads, attention.kv_heads, attention.key_width), (8, 4, 256));
+    assert_eq!((description.vocabulary, description.context), (262_208, 131_072));
+    assert_eq!(description.layers.iter().filter(|layer| layer.attention.window == Some(1024)).count(), 29);
+    assert_eq!(description.ropes.iter().map(|rope| rope.theta).collect::<Vec<_>>(), [1e6, 1e4]);
+    assert_eq!(description.ropes[0].scaling, RopeScaling::Linear { factor: 8.0 });
+    assert_eq!(description.final_norm.unwrap().epsilon, 1e-6);
+    let llava = json!({"model_type": "llava", "text_config": {
+        "model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064}});
+    let description = describe(&llava).unwrap();
+    assert_eq!((description.hidden, description.layers.len(), description.context), (4096, 32, 4096));
+    assert_eq!(description.layers[0].attention.kv_heads, 32);
+}
+
+#[test]
+fn a_default_never_hides_another_spelling() {
+    let falcon =
+        json!({"model_type": "falcon", "hidden_size": 64, "n_head": 4, "n_layer": 3, "vocab_size": 99});
+    let description = describe(&falcon).unwrap();
+    assert_eq!((description.layers.len(), description.layers[0].attention.heads), (3, 4));
+    // A null is said, not silent: no window.
+    let mistral = json!({"model_type": "mistral", "sliding_window": null});
+    assert_eq!(describe(&mistral).unwrap().window(), None);
+    assert_eq!(describe(&json!({"model_type": "mistral"})).unwrap().window(), Some(4096));
 }

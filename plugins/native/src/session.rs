@@ -68,7 +68,7 @@ impl NativeSession {
             BackendError::new(ErrorCode::OutOfResources, format!("threads cannot be started: {error}"))
                 .with_help("Close other programs or allow fewer threads.")
         })?;
-        let encoder = description.kind == ModelKind::Encoder;
+        let (encoder, headless) = (description.kind == ModelKind::Encoder, description.head.is_none());
         let max_batch = request.max_batch.unwrap_or(MOST_BATCH).clamp(1, MOST_BATCH);
         // An encoder's tokens all see each other: a call is one chunk.
         let max_batch = if encoder { max_batch.min(context.saturating_mul(sequences)) } else { max_batch };
@@ -93,7 +93,7 @@ impl NativeSession {
             max_sequences: sequences,
             max_batch,
             output_width: engine.output_width() as u32,
-            output_kind: if encoder { OutputKind::Hidden } else { OutputKind::Logits },
+            output_kind: if headless { OutputKind::Hidden } else { OutputKind::Logits },
         };
         Ok(Self {
             engine,

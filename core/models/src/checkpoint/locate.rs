@@ -95,9 +95,20 @@ impl<'a> Locator<'a> {
         }
     }
 
+    /// The tensor's name. BERT's first releases call a norm's gain and bias otherwise.
+    fn tensor_name(&self, module: &str, place: &Place, part: Part) -> String {
+        let old = match part {
+            Part::Weight => ".gamma",
+            Part::Bias => ".beta",
+        };
+        let name = format!("{module}{}", place.suffix(part));
+        let old = format!("{module}{old}");
+        if self.source.tensor(&name).is_none() && self.source.tensor(&old).is_some() { old } else { name }
+    }
+
     fn has(&self, place: &Place, id: WeightId) -> bool {
         let module = self.module(place, id.layer, 0);
-        self.source.tensor(&format!("{module}{}", place.suffix(id.part))).is_some()
+        self.source.tensor(&self.tensor_name(&module, place, id.part)).is_some()
             || (id.part == Part::Weight && self.packing.find(self.source, &module, place.exact).is_some())
     }
 
@@ -113,7 +124,7 @@ impl<'a> Locator<'a> {
         Err(misfit.unwrap_or_else(|| {
             let name = self.places(id).next().map_or_else(
                 || id.to_string(),
-                |place| format!("{}{}", self.module(place, id.layer, 0), place.suffix(id.part)),
+                |place| self.tensor_name(&self.module(place, id.layer, 0), place, id.part),
             );
             Error::MissingTensor { id, name }
         }))
@@ -173,7 +184,7 @@ impl<'a> Locator<'a> {
         {
             return packed::open(self.source, found, module);
         }
-        let name = format!("{module}{}", place.suffix(id.part));
+        let name = self.tensor_name(module, place, id.part);
         let tensor =
             self.source.tensor(&name).ok_or_else(|| Error::MissingTensor { id, name: name.clone() })?;
         if drophammer_quant::codec(tensor.dtype).is_none() {

@@ -57,8 +57,12 @@ impl Checkpoint {
     pub fn new(source: Arc<Source>) -> Result<Self> {
         let (config, family, layout) = model_config(&source)?;
         let config = Config::new(&config).with_layout(layout);
-        let mut description = family.describe_config(&config)?;
         let gguf = family.gguf.filter(|_| source.kind() == SourceKind::Gguf);
+        let config = match gguf {
+            Some(_) => config, // whose keys say everything
+            None => config.with_defaults(family.defaults(config.text("model_type")?.unwrap_or_default())),
+        };
+        let mut description = family.describe_config(&config)?;
         let tables: Vec<Names> = match gguf {
             Some(gguf) => vec![(gguf.names)(&description), names::gguf::NAMES],
             None => family.names.to_vec(),
@@ -70,10 +74,10 @@ impl Checkpoint {
         {
             head.tied = !locator.exists(Role::Head.global());
         }
-        if let Some(pooling) = sentence_pooling(&source)
-            && description.pooling.is_some()
-        {
+        if let Some(pooling) = sentence_pooling(&source) {
+            // A decoder that is pooled gives embeddings, no logits.
             description.pooling = Some(pooling);
+            description.head = None;
         }
         let weights = inventory(&description);
         let mut located = HashMap::with_capacity(weights.len());
@@ -178,7 +182,14 @@ fn sentence_pooling(source: &Source) -> Option<Pooling> {
         return Pooling::from_gguf(source.metadata().u64(&format!("{architecture}.pooling_type"))?);
     }
     let modes = read_json(&source.root().join("1_Pooling").join("config.json")).ok()?;
-    let is = |mode: &str| modes.get(format!("pooling_mode_{mode}")).and_then(Json::as_bool) == Some(true);
-    let modes = [("mean_tokens", Pooling::Mean), ("cls_token", Pooling::First), ("lasttoken", Pooling::Last)];
-    modes.into_iter().find(|(mode, _)| is(mode)).map(|(_, pooling)| pooling)
+    let named = modes.get("pooling_mode").and_then(Json::as_str);
+    let is = |mode: &str, name: &str| {
+        modes.get(format!("pooling_mode_{mode}")).and_then(Json::as_bool) == Some(true) || named == Some(name)
+    };
+    let modes = [
+        ("mean_tokens", "mean", Pooling::Mean),
+        ("cls_token", "cls", Pooling::First),
+        ("lasttoken", "lasttoken", Pooling::Last),
+    ];
+    modes.into_iter().find(|(mode, name, _)| is(mode, name)).map(|(.., pooling)| pooling)
 }

@@ -23,6 +23,9 @@ pub(super) static FAMILY: Family = Family {
 fn describe(config: &Config<'_>) -> Result<Description> {
     let norm = NormRule::rms(config.epsilon()?);
     let mut description = decoder(config, "gemma3")?.with_query_key_norm(norm, NormSpan::Head);
+    for layer in &mut description.layers {
+        layer.attention.softcap = None; // a key of Gemma 2's that is written and never read
+    }
     let pattern = match config.first(&["sliding_window_pattern", "_sliding_window_pattern"]) {
         Some(_) => config.positive(&["sliding_window_pattern", "_sliding_window_pattern"])? as usize,
         None => 6,

@@ -45,7 +45,7 @@ fn describe(config: &Config<'_>) -> Result<Description> {
     description.ropes.clear();
     let scaled = config.flag_or("scale_attn_weights", true)?;
     let by_layer = config.flag("scale_attn_by_inverse_layer_idx")?;
-    for (number, layer) in (1u8..).zip(&mut description.layers) {
+    for (number, layer) in (1u16..).zip(&mut description.layers) {
         layer.attention.rope = None;
         if !scaled {
             layer.attention.scale = 1.0;

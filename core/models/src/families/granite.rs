@@ -24,8 +24,13 @@ pub(super) static FAMILY: Family = Family {
 };
 
 fn describe(config: &Config<'_>) -> Result<Description> {
+    decoder(config, "granite")
+}
+
+/// What Granite's models share.
+pub(super) fn decoder(config: &Config<'_>, family: &'static str) -> Result<Description> {
     let (attention, mlp) = (config.flag("attention_bias")?, config.flag("mlp_bias")?);
-    let mut description = config.decoder("granite")?.with_biases(attention, attention, mlp);
+    let mut description = config.decoder(family)?.with_biases(attention, attention, mlp);
     let divisor = config.number_or("logits_scaling", 1.0)?;
     if divisor == 0.0 {
         return Err(bad("logits_scaling", &divisor.into(), "must not be 0"));
@@ -43,13 +48,13 @@ fn describe(config: &Config<'_>) -> Result<Description> {
     Ok(description)
 }
 
-fn from_gguf(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
+pub(super) fn from_gguf(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
     if let Some(divisor) = keys.number("logit_scale") {
         config.insert("logits_scaling".into(), divisor.into());
     }
 }
 
-fn to_gguf(description: &Description, keys: &mut GgufWriter<'_>) {
+pub(super) fn to_gguf(description: &Description, keys: &mut GgufWriter<'_>) {
     let layer = description.layers.first();
     keys.set("attention.scale", layer.map_or(1.0, |layer| layer.attention.scale));
     keys.set("residual_scale", layer.map_or(1.0, |layer| layer.residual_scale));

@@ -9,7 +9,7 @@ use crate::rope::RopeLayout;
 
 pub(super) static FAMILY: Family = Family {
     name: "mistral",
-    model_types: &["mistral"],
+    model_types: &["mistral", "ministral"],
     describe,
     names: &[LLAMA],
     norm_offset: 0.0,

@@ -4,7 +4,7 @@ use super::{Family, Gguf};
 use crate::config::Config;
 use crate::description::{Description, Experts, FeedForward};
 use crate::error::Result;
-use crate::names::hugging_face::LLAMA;
+use crate::names::hugging_face::{EXPERTS, LLAMA};
 use crate::names::{Names, at};
 use crate::rope::RopeLayout;
 use crate::weight::Role;
@@ -13,7 +13,7 @@ pub(super) static FAMILY: Family = Family {
     name: "mixtral",
     model_types: &["mixtral"],
     describe,
-    names: &[NAMES, LLAMA],
+    names: &[NAMES, EXPERTS, LLAMA],
     norm_offset: 0.0,
     gguf: Some(Gguf {
         layout: RopeLayout::Pairs,

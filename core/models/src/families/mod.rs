@@ -3,23 +3,37 @@
 //! A family says only what is special about it; what most decoders share is in [`config`](crate::config) and
 //! [`names`](crate::names). To add one, follow `core/models/README.md`.
 
+mod arcee;
 mod bert;
 mod cohere;
 mod cohere2;
 mod deepseek;
+mod distilbert;
+mod ernie4_5;
+mod exaone4;
 mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod glm;
+mod glm4;
+mod glm4_moe;
 mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod granite_moe;
+mod hunyuan;
 mod llama;
 mod mistral;
 mod mixtral;
 mod modernbert;
+mod nemotron;
+mod nomic_bert;
+mod olmo;
 mod olmo2;
+mod olmo3;
+mod olmoe;
 mod phi;
 mod phi3;
 mod qwen2;
@@ -27,6 +41,7 @@ mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod roberta;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -34,6 +49,7 @@ mod starcoder2;
 use drophammer_formats::Source;
 use drophammer_formats::gguf::Metadata;
 use serde_json::{Map, Value as Json};
+use std::sync::LazyLock;
 
 use crate::config::Config;
 use crate::description::Description;
@@ -114,8 +130,21 @@ pub static FAMILIES: &[&Family] = &[
     &gemma2::FAMILY,
     &gemma3::FAMILY,
     &smollm3::FAMILY,
+    &olmo::FAMILY,
+    &olmo3::FAMILY,
     &olmo2::FAMILY,
+    &olmoe::FAMILY,
     &granite::FAMILY,
+    &granite_moe::FAMILY,
+    &nemotron::FAMILY,
+    &arcee::FAMILY,
+    &seed_oss::FAMILY,
+    &ernie4_5::FAMILY,
+    &hunyuan::FAMILY,
+    &exaone4::FAMILY,
+    &glm::FAMILY,
+    &glm4::FAMILY,
+    &glm4_moe::FAMILY,
     &starcoder2::FAMILY,
     &gpt2::FAMILY,
     &gpt_neox::FAMILY,
@@ -129,6 +158,8 @@ pub static FAMILIES: &[&Family] = &[
     &bert::FAMILY,
     &roberta::FAMILY,
     &modernbert::FAMILY,
+    &distilbert::FAMILY,
+    &nomic_bert::FAMILY,
 ];
 
 /// An [`Error::Unsupported`].
@@ -181,13 +212,28 @@ impl Family {
     }
 }
 
+/// What transformers' configuration classes assume where a `config.json` is silent, by `model_type`. Made by
+/// `tests/fixtures/arch/make_defaults.py`.
+static DEFAULTS: LazyLock<Json> =
+    LazyLock::new(|| serde_json::from_str(include_str!("defaults.json")).unwrap_or_default());
+
+impl Family {
+    /// What a configuration of this family and `model_type` means by silence.
+    pub(crate) fn defaults(&self, model_type: &str) -> &'static Json {
+        let mut names = std::iter::once(model_type).chain(self.model_types.iter().copied());
+        names.find_map(|name| DEFAULTS.get(name)).unwrap_or(&Json::Null)
+    }
+}
+
 /// Describes a model from its `config.json`.
 ///
 /// # Errors
 /// [`Error::UnknownArchitecture`], or which key is missing or makes no sense.
 pub fn describe(config: &Json) -> Result<Description> {
     let config = Config::new(text_config(config));
-    family(config.string("model_type")?)?.describe_config(&config)
+    let model_type = config.string("model_type")?;
+    let family = family(model_type)?;
+    family.describe_config(&config.with_defaults(family.defaults(model_type)))
 }
 
 /// A source's configuration as Hugging Face writes it, its family, and the order in which its rotated rows lie.
@@ -201,8 +247,10 @@ pub(crate) fn model_config(source: &Source) -> Result<(Json, &'static Family, Ro
     let whole = source.config().ok_or_else(no_config)?;
     let mut config = text_config(whole).clone();
     if let (Some(config), Some(whole)) = (config.as_object_mut(), whole.as_object()) {
-        for key in ["quantization", "quantization_config", "compression_config"] {
-            if let (None, Some(value)) = (config.get(key), whole.get(key)) {
+        for key in ["quantization", "quantization_config", "compression_config", "tie_word_embeddings"] {
+            // Wrappers say `tie_word_embeddings: false` of models that are tied; only `true` counts.
+            let value = whole.get(key).filter(|value| value.as_bool() != Some(false));
+            if let (None, Some(value)) = (config.get(key), value) {
                 config.insert(key.to_owned(), value.clone());
             }
         }
@@ -216,8 +264,6 @@ fn text_config(config: &Json) -> &Json {
     let known = |config: &Json| {
         config.get("model_type").and_then(Json::as_str).is_some_and(|name| family(name).is_ok())
     };
-    match config.get("text_config") {
-        Some(text) if !known(config) && known(text) => text,
-        _ => config,
-    }
+    let parts = ["text_config", "llm_config", "language_config"];
+    parts.iter().filter_map(|part| config.get(part)).find(|text| known(text)).unwrap_or(config)
 }

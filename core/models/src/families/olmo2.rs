@@ -17,14 +17,20 @@ pub(super) static FAMILY: Family = Family {
     gguf: Some(Gguf { needs_output: true, ..Gguf::new("olmo2") }),
 };
 
-const NAMES: Names = &[
+/// Norms of the blocks' outputs, which OLMo 3 and EXAONE 4 keep.
+pub(super) const NAMES: Names = &[
     (Role::AttentionOutputNorm, at("model.layers.{l}.post_attention_layernorm")),
     (Role::FeedForwardOutputNorm, at("model.layers.{l}.post_feedforward_layernorm")),
 ];
 
 fn describe(config: &Config<'_>) -> Result<Description> {
+    decoder(config, "olmo2")
+}
+
+/// What OLMo 2 and 3 share.
+pub(super) fn decoder(config: &Config<'_>, family: &'static str) -> Result<Description> {
     let bias = config.flag("attention_bias")?;
     let norm = NormRule::rms(config.epsilon()?);
-    let description = config.decoder("olmo2")?.with_biases(bias, bias, false);
+    let description = config.decoder(family)?.with_biases(bias, bias, false);
     Ok(description.with_output_norms(true).with_query_key_norm(norm, NormSpan::Whole))
 }

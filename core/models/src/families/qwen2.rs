@@ -8,7 +8,7 @@ use crate::names::hugging_face::LLAMA;
 
 pub(super) static FAMILY: Family = Family {
     name: "qwen2",
-    model_types: &["qwen2"],
+    model_types: &["qwen2", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"],
     describe,
     names: &[LLAMA],
     norm_offset: 0.0,

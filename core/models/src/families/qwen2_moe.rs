@@ -1,6 +1,5 @@
 //! Qwen 1.5 and 2 MoE: experts in most layers, and one that all tokens share as far as they like.
 
-use super::qwen2::slide_later_layers;
 use super::{Family, Gguf};
 use crate::config::Config;
 use crate::description::{Description, Experts, FeedForward, SharedExpert};
@@ -28,7 +27,10 @@ const NAMES: Names = &[
 fn describe(config: &Config<'_>) -> Result<Description> {
     let bias = config.flag_or("qkv_bias", true)?;
     let mut description = config.decoder("qwen2_moe")?.with_biases(bias, false, false);
-    slide_later_layers(config, &mut description)?;
+    if config.flag("use_sliding_window")? {
+        let first = config.maybe_count("max_window_layers")?.unwrap_or(0) as usize;
+        config.slide(&mut description, |layer| layer % 2 == 0 && layer < first)?;
+    }
     let shared = SharedExpert {
         width: config.positive(&["shared_expert_intermediate_size", "intermediate_size"])?,
         scored: true,

@@ -9,7 +9,7 @@ use crate::names::hugging_face::LLAMA;
 
 pub(super) static FAMILY: Family = Family {
     name: "qwen3",
-    model_types: &["qwen3"],
+    model_types: &["qwen3", "qwen3_vl_text"],
     describe,
     names: &[LLAMA],
     norm_offset: 0.0,

@@ -12,7 +12,7 @@ use crate::names::hugging_face::{EXPERTS, LLAMA};
 
 pub(super) static FAMILY: Family = Family {
     name: "qwen3_moe",
-    model_types: &["qwen3_moe"],
+    model_types: &["qwen3_moe", "qwen3_vl_moe_text"],
     describe,
     names: &[EXPERTS, LLAMA],
     norm_offset: 0.0,

@@ -21,9 +21,6 @@ fn describe(config: &Config<'_>) -> Result<Description> {
     let tied = config.flag_or("tie_word_embeddings", true)?;
     let description = config.decoder("smollm3")?.with_biases(attention, attention, mlp);
     let mut description = description.with_tied_head(tied);
-    if config.flag("use_sliding_window")? {
-        config.slide(&mut description, |_| true)?;
-    }
     let listed = config.get("no_rope_layers").and_then(|list| list.as_array());
     let interval = config.maybe_count("no_rope_layer_interval")?.unwrap_or(4).max(1) as usize;
     for (number, layer) in description.layers.iter_mut().enumerate() {
@@ -33,6 +30,11 @@ fn describe(config: &Config<'_>) -> Result<Description> {
             None => !(number + 1).is_multiple_of(interval),
         };
         layer.attention.rope = rotates.then_some(0);
+    }
+    if config.flag("use_sliding_window")? {
+        let rotating: Vec<bool> =
+            description.layers.iter().map(|layer| layer.attention.rope.is_some()).collect();
+        config.slide(&mut description, |layer| !rotating[layer])?;
     }
     Ok(description)
 }

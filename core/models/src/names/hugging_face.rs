@@ -40,13 +40,17 @@ pub const EXPERTS: Names = &[
 pub const RENAMES: &[(&str, &str)] = &[
     ("", ""),
     ("model.", ""),
+    ("", "language_model."),
     ("model.", "language_model.model."),
     ("model.", "model.language_model."),
+    ("", "model.language_model."),
+    ("model.", "model.text_model."),
     ("transformer.", ""),
     ("gpt_neox.", ""),
     ("", "model."),
     ("", "bert."),
     ("", "roberta."),
+    ("", "distilbert."),
     ("", "transformer."),
     ("", "base_model.model."),
 ];

@@ -154,9 +154,11 @@ fn fused(role: Role, layer: &Layer) -> Option<(Vec<u64>, usize, u64)> {
     let width = match (&layer.feed_forward, role) {
         (FeedForward::Gated { width, .. }, Role::Gate | Role::Up) => *width,
         (FeedForward::Experts(experts), Role::ExpertGate | Role::ExpertUp) => experts.width,
+        (FeedForward::Experts(experts), Role::SharedGate | Role::SharedUp) => experts.shared?.width,
         _ => return None,
     };
-    Some((vec![1, 1], usize::from(matches!(role, Role::Up | Role::ExpertUp)), u64::from(width)))
+    let second = matches!(role, Role::Up | Role::ExpertUp | Role::SharedUp);
+    Some((vec![1, 1], usize::from(second), u64::from(width)))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod calibration;
+mod embeddings;
 mod fixture;
 mod forge;
 mod reference;

@@ -32,9 +32,9 @@ pub(super) fn metadata(checkpoint: &Checkpoint, gguf: &Gguf, file_type: u32) -> 
     experts(description, &mut keys);
     if description.kind == ModelKind::Encoder {
         keys.set("attention.causal", false);
-        if let Some(pooling) = description.pooling {
-            keys.set("pooling_type", pooling.gguf_id());
-        }
+    }
+    if let Some(pooling) = description.pooling {
+        keys.set("pooling_type", pooling.gguf_id());
     }
     (gguf.metadata)(description, &mut keys);
     metadata

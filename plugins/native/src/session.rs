@@ -40,6 +40,7 @@ pub(crate) struct NativeSession {
 impl NativeSession {
     /// Loads what lies at the request's path.
     pub(crate) fn load(request: &LoadRequest, job: &dyn JobContext) -> Result<Self> {
+        job.check()?;
         let checkpoint = Arc::new(drophammer_forge::open(&request.path, &request.adapters)?);
         let description = checkpoint.description();
         let budgets = job.budgets();

@@ -2,6 +2,7 @@
 
 mod abi;
 mod clients;
+mod conformance;
 mod demo;
 mod fetch;
 mod generate_model;
@@ -10,6 +11,7 @@ mod plugins;
 mod runtimes;
 mod shell;
 mod test;
+mod toolchain;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +28,8 @@ enum Task {
     Demo(demo::Options),
     /// Formatting, lints, documentation and every test.
     Test(test::Options),
+    /// Ask a backend for everything that every backend promises.
+    Conformance(conformance::Options),
     /// Prove that a plugin built by another compiler loads and runs.
     Abi(abi::Options),
     /// Build the `drophammer` binary and the plugins, and package the plugins beside it.
@@ -50,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test(options) => test::run(&options),
         Task::GenerateModel(options) => generate_model::run(&options),
         Task::Picture(options) => picture::run(&options),
+        Task::Conformance(options) => conformance::run(&options),
         Task::Abi(options) => abi::run(&options),
         Task::Plugins(options) => plugins::run(&options),
         Task::Runtimes => {

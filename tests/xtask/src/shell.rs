@@ -16,10 +16,11 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// A cargo command in the repository's root.
+/// A cargo command in the repository's root, told where the tools are that builds need.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
+    command.envs(crate::toolchain::environment().iter().map(|(name, value)| (name, value)));
     command
 }
 

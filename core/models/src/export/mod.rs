@@ -2,3 +2,4 @@
 //! ([`drophammer_quant::pass`]).
 
 pub mod gguf;
+pub mod mlx;

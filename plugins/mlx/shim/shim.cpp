@@ -222,10 +222,6 @@ array* dh_transpose(const array* a, const int* axes, int n) {
   return guard([&] { return mx::transpose(*a, std::vector<int>(axes, axes + n)); });
 }
 
-array* dh_broadcast(const array* a, const int* dims, int n) {
-  return guard([&] { return mx::broadcast_to(*a, shape_of(dims, n)); });
-}
-
 // The part from `begin` to `end` of one axis.
 array* dh_slice(const array* a, int axis, int begin, int end) {
   return guard([&] {
@@ -325,7 +321,7 @@ array* dh_activate(int what, const array* a) {
 }
 
 // `yes` where `condition`, else a number.
-array* dh_where(const array* condition, const array* yes, float no) {
+array* dh_select(const array* condition, const array* yes, float no) {
   return guard([&] { return mx::where(*condition, *yes, scalar_like(no, *yes)); });
 }
 

@@ -32,13 +32,14 @@ fn include() -> Option<PathBuf> {
     }
     let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?;
-    Some(cache.join("drophammer/runtimes/mlx/mlx/include"))
+    Some(cache.join("drophammer/runtimes/mlx").join(VERSION).join("mlx/include"))
 }
 
 fn build(include: &Path) -> Result<(), String> {
     let version = fs::read_to_string(include.join("mlx/version.h")).map_err(|error| error.to_string())?;
     let number = |name: &str| {
-        let line = version.lines().find_map(|line| line.strip_prefix(&format!("#define MLX_VERSION_{name} ")));
+        let line =
+            version.lines().find_map(|line| line.strip_prefix(&format!("#define MLX_VERSION_{name} ")));
         line.map(str::trim).unwrap_or("?").to_owned()
     };
     let found = format!("{}.{}.{}", number("MAJOR"), number("MINOR"), number("PATCH"));
@@ -58,7 +59,11 @@ fn build(include: &Path) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("no C++ compiler: {error}"))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
-        return Err(words.lines().find(|line| line.contains("error")).unwrap_or("the compiler failed").to_owned());
+        return Err(words
+            .lines()
+            .find(|line| line.contains("error"))
+            .unwrap_or("the compiler failed")
+            .to_owned());
     }
     Ok(())
 }

@@ -271,8 +271,7 @@ array* dh_binary(int what, const array* a, const array* b) {
     switch (what) {
       case 0: return mx::add(*a, *b);
       case 1: return mx::multiply(*a, *b);
-      case 2: return mx::divide(*a, *b);
-      default: return mx::maximum(*a, *b);
+      default: return mx::divide(*a, *b);
     }
   });
 }

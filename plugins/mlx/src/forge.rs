@@ -16,6 +16,8 @@ use drophammer_sdk::{
 use regex::Regex;
 use serde_json::{Map, Value as Json};
 
+use crate::mixture;
+
 /// mlx-lm's own limit of a shard, in bytes.
 const SHARD_BYTES: u64 = 5 << 30;
 /// Resident memory of a worker besides buffers: code, maps, tables.
@@ -55,18 +57,26 @@ struct Override {
 fn overrides_of(goal: &Goal) -> Result<Vec<Override>> {
     let Some(value) = goal.options.get("overrides") else { return Ok(Vec::new()) };
     let invalid = |problem: String| BackendError::new(ErrorCode::InvalidRequest, problem);
-    let list =
-        value.as_array().ok_or_else(|| invalid("option `overrides` is not a list of PATTERN=SCHEME".into()))?;
+    let list = value
+        .as_array()
+        .ok_or_else(|| invalid("option `overrides` is not a list of PATTERN=SCHEME".into()))?;
     list.iter()
         .map(|item| {
             let text = item.as_str().unwrap_or_default();
-            let form = || invalid(format!("override {text:?} is not of the form PATTERN=SCHEME, such as v_proj=affine_6_g64"));
+            let form = || {
+                invalid(format!(
+                    "override {text:?} is not of the form PATTERN=SCHEME, such as v_proj=affine_6_g64"
+                ))
+            };
             let (pattern, name) = text.rsplit_once('=').ok_or_else(form)?;
-            let pattern = Regex::new(pattern.trim())
-                .map_err(|error| invalid(format!("override {text:?}: {error}")))?;
+            let pattern =
+                Regex::new(pattern.trim()).map_err(|error| invalid(format!("override {text:?}: {error}")))?;
             let packed = match name.trim() {
                 "plain" | "bf16" | "f16" | "f32" => None,
-                name => Some(Packed::parse(name).map_err(|problem| invalid(format!("override {text:?}: {problem}")))?),
+                name => Some(
+                    Packed::parse(name)
+                        .map_err(|problem| invalid(format!("override {text:?}: {problem}")))?,
+                ),
             };
             Ok(Override { pattern, packed })
         })
@@ -78,20 +88,26 @@ pub(crate) fn plan(request: &ForgeRequest) -> Result<Plan> {
     let scheme = scheme_of(&request.goal)?;
     let overrides = overrides_of(&request.goal)?;
     if request.imatrix.is_some() {
-        return Err(BackendError::new(ErrorCode::UnsupportedInput, "mlx schemes follow libmlx's own rule, which uses no activation statistics")
-            .with_help("Leave the importance matrix out, or choose a gguf scheme."));
+        return Err(BackendError::new(
+            ErrorCode::UnsupportedInput,
+            "mlx schemes follow libmlx's own rule, which uses no activation statistics",
+        )
+        .with_help("Leave the importance matrix out, or choose a gguf scheme."));
     }
     let checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
     let beside = documents(&checkpoint, request.no_tokenizer)?;
     let export = MlxExport::new(checkpoint, scheme.base())
         .map_err(|error| failure::of_model(&request.source, &error))?;
+    let mixture = mixture::choose(&request.goal, &scheme, &export)?;
     let planned = export.plan(&scheme, |module| {
-        let own = overrides.iter().find(|own| own.pattern.is_match(&module.path))?;
-        Some(own.packed.map_or(Choice::Plain, |packed| packed.fit(module)))
+        match overrides.iter().find(|own| own.pattern.is_match(&module.path)) {
+            Some(own) => Some(own.packed.map_or(Choice::Plain, |packed| packed.fit(module))),
+            None => mixture.get(&module.path).map(|packed| packed.fit(module)),
+        }
     });
     let tensors: Vec<TensorDecl> = planned.iter().flat_map(|planned| planned.tensors.clone()).collect();
-    let mut layout = safetensors::plan("model", &tensors, &[("format", "mlx")], Some(SHARD_BYTES))
-        .map_err(|fault| {
+    let mut layout =
+        safetensors::plan("model", &tensors, &[("format", "mlx")], Some(SHARD_BYTES)).map_err(|fault| {
             BackendError::new(ErrorCode::UnsupportedInput, format!("{}: {fault}", request.source.display()))
                 .with_help(fault.help())
         })?;
@@ -106,8 +122,9 @@ pub(crate) fn plan(request: &ForgeRequest) -> Result<Plan> {
     Ok(Plan { scheme, layout, notes, export, planned })
 }
 
+/// Without a line's end behind it, so that a file that lost its last byte is no document any more.
 fn pretty(document: &Json) -> Vec<u8> {
-    format!("{document:#}\n").into_bytes()
+    format!("{document:#}").into_bytes()
 }
 
 /// Files that lie beside the weights.
@@ -122,17 +139,17 @@ fn documents(checkpoint: &Checkpoint, no_tokenizer: bool) -> Result<Beside> {
     let source = checkpoint.source();
     let mut beside = Beside { files: Vec::new(), tokens: Map::new() };
     let read = |path: &Path| {
-        std::fs::read(path).map_err(|error| {
-            BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
-        })
+        std::fs::read(path)
+            .map_err(|error| BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display())))
     };
     if !checkpoint.has_tokenizer() {
         if no_tokenizer {
             return Ok(beside);
         }
         let message = format!("{}: has no tokenizer", source.root().display());
-        return Err(BackendError::new(ErrorCode::UnsupportedInput, message)
-            .with_help("Put the model's tokenizer.json beside its weights, or convert with --no-tokenizer."));
+        return Err(BackendError::new(ErrorCode::UnsupportedInput, message).with_help(
+            "Put the model's tokenizer.json beside its weights, or convert with --no-tokenizer.",
+        ));
     }
     if source.metadata().get("tokenizer.ggml.model").is_some() {
         let tokenizer = Tokenizer::from_source(source).map_err(|error| {
@@ -140,13 +157,18 @@ fn documents(checkpoint: &Checkpoint, no_tokenizer: bool) -> Result<Beside> {
                 .with_help("Convert with --no-tokenizer, or from the model's Hugging Face directory.")
         })?;
         let special = tokenizer.special();
-        for (key, id) in [("bos_token_id", special.bos), ("eos_token_id", special.eos), ("pad_token_id", special.padding)] {
+        for (key, id) in
+            [("bos_token_id", special.bos), ("eos_token_id", special.eos), ("pad_token_id", special.padding)]
+        {
             if let Some(id) = id {
                 beside.tokens.insert(key.into(), id.into());
             }
         }
         beside.files = tokenizer
-            .hugging_face_files(source.metadata().str("tokenizer.chat_template"), checkpoint.description().context)
+            .hugging_face_files(
+                source.metadata().str("tokenizer.chat_template"),
+                checkpoint.description().context,
+            )
             .map_err(|error| BackendError::new(ErrorCode::UnsupportedInput, error.to_string()))?;
         let generation = Json::Object(Map::from_iter([
             ("bos_token_id".to_owned(), special.bos.into()),
@@ -175,8 +197,12 @@ fn misfits(modules: &[Module], planned: &[Planned], base: DType) -> Vec<String> 
     }
     let say = |((columns, group), paths): (&(u64, u32), &Vec<&str>)| {
         let count = paths.len();
-        let named = if count <= 4 { paths.join(", ") } else { format!("{}, … {}", paths[0], paths[count - 1]) };
-        format!("{count} matrices stay {}, since groups of {group} do not divide rows of {columns}: {named}", base.name())
+        let named =
+            if count <= 4 { paths.join(", ") } else { format!("{}, … {}", paths[0], paths[count - 1]) };
+        format!(
+            "{count} matrices stay {}, since groups of {group} do not divide rows of {columns}: {named}",
+            base.name()
+        )
     };
     found.iter().map(say).collect()
 }

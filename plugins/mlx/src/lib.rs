@@ -7,6 +7,7 @@
 
 mod convert;
 mod forge;
+mod mixture;
 mod model;
 mod probe;
 mod quantize;

@@ -2,9 +2,7 @@
 
 use drophammer_formats::SourceKind;
 use drophammer_models::export::mlx;
-use drophammer_sdk::{
-    Device, FormatSupport, Goal, HostInfo, Problem, ProbeReport, ProbeRequest, Result,
-};
+use drophammer_sdk::{Device, FormatSupport, Goal, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
 
 use crate::forge;
 use crate::runtime::{self, Runtime};
@@ -31,7 +29,12 @@ pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeRep
     };
     report.formats = vec![
         FormatSupport { format: "mlx".into(), schemes: mlx::schemes(), make: true, run },
-        FormatSupport { format: SourceKind::HuggingFace.name().into(), schemes: Vec::new(), make: false, run },
+        FormatSupport {
+            format: SourceKind::HuggingFace.name().into(),
+            schemes: Vec::new(),
+            make: false,
+            run,
+        },
     ];
     if let Some(source) = &request.source {
         let offered: Vec<Goal> = OFFERED
@@ -60,14 +63,17 @@ fn devices(runtime: &Runtime) -> Vec<Device> {
     {
         // Unified memory: what the system recommends to use at most, less what is in use.
         let most = Some(facts.recommended).filter(|bytes| *bytes > 0);
-        devices.insert(0, Device {
-            id: "gpu".into(),
-            name: facts.name,
-            kind: "gpu".into(),
-            memory_bytes: Some(facts.memory).filter(|bytes| *bytes > 0).or(total),
-            free_bytes: most.map(|most| most.saturating_sub(runtime.memory().0)),
-            emulated: false,
-        });
+        devices.insert(
+            0,
+            Device {
+                id: "gpu".into(),
+                name: facts.name,
+                kind: "gpu".into(),
+                memory_bytes: Some(facts.memory).filter(|bytes| *bytes > 0).or(total),
+                free_bytes: most.map(|most| most.saturating_sub(runtime.memory().0)),
+                emulated: false,
+            },
+        );
     }
     devices
 }

@@ -42,22 +42,15 @@ impl MlxSession {
             None => runtime.has_gpu(),
         };
         let stream = runtime.stream(gpu)?;
-        let arrays = stream.enter()?;
         let budgets = job.budgets();
-        if budgets.memory_bytes != 0 {
-            runtime.limit_memory(budgets.memory_bytes)?;
-        }
-        if gpu {
-            let device = runtime.device(true)?;
-            let most = if budgets.memory_bytes == 0 { device.recommended } else { budgets.memory_bytes.min(device.recommended) };
-            runtime.limit_wired(most);
-        }
         let description = checkpoint.description().clone();
         let kind = compute_type(&checkpoint, request.reference);
         let kept = kept_of(request, &description)?;
         let sequences = request.max_sequences.max(1);
         let context = context_of(&description, request.context);
-        let held = cache_bytes(&description, kept, kind).saturating_mul(u64::from(context)).saturating_mul(u64::from(sequences));
+        let held = cache_bytes(&description, kept, kind)
+            .saturating_mul(u64::from(context))
+            .saturating_mul(u64::from(sequences));
         let stored = checkpoint.source().tensor_bytes();
         if budgets.memory_bytes != 0 && held.saturating_add(stored) > budgets.memory_bytes {
             let message = format!(
@@ -68,7 +61,10 @@ impl MlxSession {
             return Err(BackendError::new(ErrorCode::OutOfResources, message)
                 .with_help("Ask for a shorter context, fewer sequences or a packed cache (option kv_bits), or allow more memory."));
         }
-        let weights = Weights::load(arrays, &checkpoint, kind, &request.path, job)?;
+        job.check()?;
+        let turn = stream.enter()?;
+        limit(&runtime, budgets.memory_bytes, gpu)?;
+        let weights = Weights::load(turn.arrays, &checkpoint, kind, &request.path, job)?;
         let encoder = description.kind == ModelKind::Encoder;
         let max_batch = request.max_batch.unwrap_or(MOST_BATCH).clamp(1, MOST_BATCH);
         let max_batch = if encoder { max_batch.min(context.saturating_mul(sequences)) } else { max_batch };
@@ -76,7 +72,10 @@ impl MlxSession {
         let device = if gpu { "the GPU" } else { "the CPU" };
         job.log(
             LogLevel::Info,
-            &format!("{} model on {device} in {kind:?}; libmlx holds {now} bytes, at most {peak} while loading", description.family),
+            &format!(
+                "{} model on {device} in {kind:?}; libmlx holds {now} bytes, at most {peak} while loading",
+                description.family
+            ),
         );
         let limits = Limits {
             context,
@@ -143,6 +142,18 @@ impl MlxSession {
     }
 }
 
+/// Tells libmlx what it may use; 0 leaves it at its own limits.
+fn limit(runtime: &Runtime, bytes: u64, gpu: bool) -> Result<()> {
+    if bytes != 0 {
+        runtime.limit_memory(bytes)?;
+    }
+    if gpu {
+        let recommended = runtime.device(true)?.recommended;
+        runtime.limit_wired(if bytes == 0 { recommended } else { bytes.min(recommended) });
+    }
+    Ok(())
+}
+
 fn no_device(name: &str) -> BackendError {
     BackendError::new(ErrorCode::InvalidRequest, format!("libmlx has no device {name:?} here"))
         .with_help("`drophammer devices` lists what there is.")
@@ -159,9 +170,12 @@ fn kept_of(request: &LoadRequest, description: &Description) -> Result<Kept> {
         Some(bits @ (4 | 8)) => bits as i32,
         _ => return invalid(format!("option `kv_bits` is {value}, not 4 or 8")),
     };
-    let widths = description.layers.iter().flat_map(|layer| [layer.attention.key_width, layer.attention.value_width]);
+    let widths =
+        description.layers.iter().flat_map(|layer| [layer.attention.key_width, layer.attention.value_width]);
     if let Some(width) = widths.into_iter().find(|width| group_of(*width).is_none()) {
-        return invalid(format!("heads of {width} numbers are no whole groups of 32, so the cache cannot be packed"));
+        return invalid(format!(
+            "heads of {width} numbers are no whole groups of 32, so the cache cannot be packed"
+        ));
     }
     Ok(Kept::Packed(bits))
 }
@@ -195,7 +209,7 @@ impl Session for MlxSession {
             return Err(BackendError::new(ErrorCode::InvalidRequest, message)
                 .with_help("The tokenizer belongs to another model: use the one beside the weights."));
         }
-        let arrays = self.stream.enter()?;
+        let turn = self.stream.enter()?;
         // An encoder's tokens all see each other: a call is one step.
         let chunk = if self.is_encoder() { batch.tokens.len() } else { CHUNK };
         let (mut done, mut wanted, mut output) = (0, batch.outputs, output);
@@ -210,26 +224,27 @@ impl Session for MlxSession {
                 sequences: &batch.sequences[done..end],
                 outputs: &rows,
             };
-            self.step(arrays, &tokens, now)?;
+            self.step(turn.arrays, &tokens, now)?;
             (done, wanted, output) = (end, &wanted[here..], rest);
         }
         Ok(())
     }
 
     fn keep(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
-        let arrays = self.stream.enter()?;
-        self.sequence(sequence)?.keep(arrays, from, to)
+        let turn = self.stream.enter()?;
+        self.sequence(sequence)?.keep(turn.arrays, from, to)
     }
 
     fn remove(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
-        let arrays = self.stream.enter()?;
-        self.sequence(sequence)?.remove(arrays, from, to)
+        let turn = self.stream.enter()?;
+        self.sequence(sequence)?.remove(turn.arrays, from, to)
     }
 
     fn copy(&mut self, source: u32, target: u32, from: u32, to: u32) -> Result<()> {
-        let arrays = self.stream.enter()?;
+        let turn = self.stream.enter()?;
+        self.sequence(target)?;
         let mut copied = self.sequence(source)?.clone();
-        copied.keep(arrays, from, to)?;
+        copied.keep(turn.arrays, from, to)?;
         *self.sequence(target)? = copied;
         Ok(())
     }
@@ -237,9 +252,9 @@ impl Session for MlxSession {
 
 impl Drop for MlxSession {
     fn drop(&mut self) {
-        // Arrays are freed on the stream they were made for.
-        let _ = self.stream.enter();
+        let _turn = self.stream.enter();
         self.sequences.clear();
+        self.weights.clear();
         self.runtime.clear_cache();
     }
 }

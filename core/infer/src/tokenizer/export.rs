@@ -9,7 +9,11 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`TokenizerError::Encode`] when the tokenizer cannot be written down.
-    pub fn hugging_face_files(&self, chat_template: Option<&str>, context: u32) -> Result<Vec<(String, Vec<u8>)>> {
+    pub fn hugging_face_files(
+        &self,
+        chat_template: Option<&str>,
+        context: u32,
+    ) -> Result<Vec<(String, Vec<u8>)>> {
         let failed = |error: &dyn std::fmt::Display| TokenizerError::Encode(error.to_string());
         let text = self.inner.to_string(false).map_err(|error| failed(&error))?;
         let mut document: Json = serde_json::from_str(&text).map_err(|error| failed(&error))?;
@@ -52,14 +56,16 @@ impl Tokenizer {
             let parts = [bos.map(|id| special(id, kind)), Some(text), eos.map(|id| special(id, kind))];
             parts.into_iter().flatten().collect::<Vec<_>>()
         };
-        let tokens = [bos, eos].into_iter().flatten().map(|id| {
-            (name(id), json!({ "id": name(id), "ids": [id], "tokens": [name(id)] }))
-        });
+        let tokens = [bos, eos]
+            .into_iter()
+            .flatten()
+            .map(|id| (name(id), json!({ "id": name(id), "ids": [id], "tokens": [name(id)] })));
+        let pair = [around("A", 0), around("B", 1)].concat();
         json!({
             "type": "TemplateProcessing",
             "single": around("A", 0),
-            "pair": [around("A", 0), around("B", 1)].concat(),
-            "special_tokens": Map::from_iter(tokens),
+            "pair": pair,
+            "special_tokens": tokens.collect::<Map<_, _>>(),
         })
     }
 }

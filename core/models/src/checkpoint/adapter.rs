@@ -56,7 +56,16 @@ impl Adapter {
             let rank = f64::from(parameters.positive(&["rank"])?);
             let scale = Some(parameters.number_or("scale", 1.0)?);
             let (rank_pattern, alpha_pattern, used) = (Vec::new(), Vec::new(), Mutex::default());
-            return Ok(Self { source, rank, alpha: rank, scale, root: false, rank_pattern, alpha_pattern, used });
+            return Ok(Self {
+                source,
+                rank,
+                alpha: rank,
+                scale,
+                root: false,
+                rank_pattern,
+                alpha_pattern,
+                used,
+            });
         }
         let kind = config.text("peft_type")?.unwrap_or("LORA");
         if !kind.eq_ignore_ascii_case("lora") {
@@ -133,14 +142,14 @@ impl Adapter {
             ["A", "B"].map(|half| format!("{module}.lora_{half}.weight"))
         };
         let Some((down_key, down)) = self.tensor(&down_name) else { return Ok(None) };
-        let missing = || Error::Tensor { name: up_name.clone(), problem: "is missing beside its other half".into() };
+        let missing =
+            || Error::Tensor { name: up_name.clone(), problem: "is missing beside its other half".into() };
         let (up_key, up) = self.tensor(&up_name).ok_or_else(missing)?;
         let (rank, alpha) = (
             matching(&self.rank_pattern, module).unwrap_or(self.rank),
             matching(&self.alpha_pattern, module).unwrap_or(self.alpha),
         );
-        let scale =
-            self.scale.unwrap_or(if self.root { alpha / rank.sqrt() } else { alpha / rank });
+        let scale = self.scale.unwrap_or(if self.root { alpha / rank.sqrt() } else { alpha / rank });
         let stored = |tensor: &TensorInfo| -> Box<dyn Stored> {
             let plain = Box::new(Plain::new(tensor, false));
             if self.scale.is_some() { Box::new(Transposed(plain)) } else { plain }
@@ -214,7 +223,9 @@ pub struct LowRank {
 impl Delta {
     /// The product as two matrices; `None` for several.
     pub(super) fn low_rank(&self, located: &Located) -> Result<Option<LowRank>> {
-        let ([Some(product)], [_]) = (self.products.as_slice(), located.pieces.as_slice()) else { return Ok(None) };
+        let ([Some(product)], [_]) = (self.products.as_slice(), located.pieces.as_slice()) else {
+            return Ok(None);
+        };
         let [_, rank, columns] = product.down.extent();
         let mut down = vec![0.0; (rank * columns) as usize];
         product.down.read(&self.source, 0, 0..rank, &mut down)?;

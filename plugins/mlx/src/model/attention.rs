@@ -98,9 +98,10 @@ impl Step<'_> {
         };
         let all: Vec<u32> = keys().collect();
         let cells = queries.iter().flat_map(|query| all.iter().map(move |key| (*query, *key)));
-        let mask = self
-            .arrays
-            .booleans(cells.map(|(query, key)| sees(query, key)), &[queries.len() as i32, all.len() as i32])?;
+        let mask = self.arrays.booleans(
+            cells.map(|(query, key)| sees(query, key)),
+            &[queries.len() as i32, all.len() as i32],
+        )?;
         self.masks.push((number, spec.window, Some(mask.clone())));
         Ok(Seen::Masked(mask))
     }
@@ -156,7 +157,8 @@ impl Step<'_> {
             Seen::All => None,
             Seen::Masked(mask) => Some(mask.clone()),
             Seen::Earlier => {
-                let lines = (0..queries).flat_map(|query| (0..count).map(move |key| key <= count - queries + query));
+                let lines =
+                    (0..queries).flat_map(|query| (0..count).map(move |key| key <= count - queries + query));
                 Some(self.arrays.booleans(lines, &[queries, count])?)
             }
         };

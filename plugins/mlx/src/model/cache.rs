@@ -135,7 +135,9 @@ impl Sequence {
                         arrays.zeros(&dims, type_of(new, part, kind))
                     })?;
                     match held {
-                        Some(held) if used > 0 => join(arrays, &held.each(|part| part.slice(2, 0, used))?, &empty),
+                        Some(held) if used > 0 => {
+                            join(arrays, &held.each(|part| part.slice(2, 0, used))?, &empty)
+                        }
                         _ => Ok(empty),
                     }
                 };
@@ -152,7 +154,11 @@ impl Sequence {
             slots: layer.slots,
         };
         let held = |store: &Store| {
-            if layer.slots == used + count { Ok(store.clone()) } else { store.each(|part| part.slice(2, 0, used + count)) }
+            if layer.slots == used + count {
+                Ok(store.clone())
+            } else {
+                store.each(|part| part.slice(2, 0, used + count))
+            }
         };
         let all = (held(&layer.keys)?, held(&layer.values)?);
         self.layers[number] = Some(layer);
@@ -175,8 +181,11 @@ impl Sequence {
     }
 
     fn retain(&mut self, arrays: Arrays, stays: impl Fn(u32) -> bool) -> Result<()> {
-        let slots: Vec<i32> =
-            (0..).zip(&self.positions).filter(|(_, position)| stays(**position)).map(|(slot, _)| slot).collect();
+        let slots: Vec<i32> = (0..)
+            .zip(&self.positions)
+            .filter(|(_, position)| stays(**position))
+            .map(|(slot, _)| slot)
+            .collect();
         if slots.is_empty() {
             *self = Self::default();
             return Ok(());

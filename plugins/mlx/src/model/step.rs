@@ -1,10 +1,10 @@
 //! The `Graph` of one step: some tokens of some sequences, every operation lazy.
 
+use drophammer_models::WeightId;
 use drophammer_models::description::Description;
 use drophammer_models::graph::{
     self, AttentionSpec, ExpertSpec, Gating, Graph, Index, Linear, Norm, NormKind, Pooling, RopeSpec, Table,
 };
-use drophammer_models::WeightId;
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
 use super::cache::{Kept, Sequence};

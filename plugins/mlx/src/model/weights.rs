@@ -102,6 +102,13 @@ impl Weights {
         self.matrices.extend(shared.map(|shared| (head, shared)));
     }
 
+    /// Frees everything.
+    pub(crate) fn clear(&mut self) {
+        self.matrices.clear();
+        self.vectors.clear();
+        self.adapters.clear();
+    }
+
     pub(crate) fn matrix(&self, id: WeightId) -> Result<&Matrix> {
         self.matrices.get(&id).ok_or_else(|| absent(id))
     }
@@ -138,8 +145,7 @@ impl Loader<'_> {
         }
         let narrow = |dim: u64| {
             i32::try_from(dim).map_err(|_| {
-                let message =
-                    format!("{}: {} has a dimension of {dim}", self.path.display(), weight.id());
+                let message = format!("{}: {} has a dimension of {dim}", self.path.display(), weight.id());
                 BackendError::new(ErrorCode::UnsupportedInput, message)
                     .with_help("libmlx counts dimensions in 31 bits.")
             })
@@ -225,7 +231,16 @@ impl Loader<'_> {
                 for (row, out) in (0..).zip(bytes.chunks_exact_mut(width.max(1))) {
                     let parts = rows.row(row).map_err(|error| self.in_model(&error))?;
                     out.copy_from_slice(parts.get(number).filter(|part| part.len() == width).ok_or_else(
-                        || BackendError::new(ErrorCode::InvalidInput, format!("{}: {} has rows of another length", self.path.display(), weight.id())),
+                        || {
+                            BackendError::new(
+                                ErrorCode::InvalidInput,
+                                format!(
+                                    "{}: {} has rows of another length",
+                                    self.path.display(),
+                                    weight.id()
+                                ),
+                            )
+                        },
                     )?);
                 }
                 Ok(())
@@ -239,7 +254,8 @@ impl Loader<'_> {
         };
         let affine = packing.mode == MlxMode::Affine;
         // Scales in the type of the computation: libmlx would convert them in every product.
-        let own = |array: Array| if affine && scale != self.kind { array.astype(self.kind) } else { Ok(array) };
+        let own =
+            |array: Array| if affine && scale != self.kind { array.astype(self.kind) } else { Ok(array) };
         Ok(Quantized {
             codes: part(0, packing.words, Type::U32)?,
             scales: own(part(1, groups, scale)?)?,

@@ -29,7 +29,6 @@ pub(crate) enum Binary {
     Add = 0,
     Multiply = 1,
     Divide = 2,
-    Maximum = 3,
 }
 
 /// Functions of one number; the numbers are the shim's.

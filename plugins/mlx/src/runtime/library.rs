@@ -1,10 +1,10 @@
 //! Loading libmlx and the shim.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use drophammer_sdk::{BackendError, ErrorCode, Result};
-use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW, Symbol};
 
 /// An array on the other side.
 #[repr(C)]
@@ -110,28 +110,46 @@ impl Api {
     }
 }
 
-/// Opens libmlx for the shim to take its symbols; gives its version.
-pub(super) fn open_mlx(path: &Path) -> std::result::Result<String, String> {
-    // `const char* mlx::core::version()`, in the names of the C++ ABI that all its builds share.
-    const VERSION: &[u8] = b"_ZN3mlx4core7versionEv\0";
-    // SAFETY: the library runs its initializers, which is what it was installed for.
-    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
-    let library = library.map_err(|error| format!("cannot be loaded: {error}"))?;
-    // SAFETY: a function without arguments that gives a static string.
-    let version = unsafe {
-        let version: Symbol<unsafe extern "C" fn() -> *const c_char> =
-            library.get(VERSION).map_err(|_| "is not libmlx, or a version without `version()`".to_owned())?;
-        CStr::from_ptr(version()).to_string_lossy().into_owned()
-    };
-    std::mem::forget(library); // its threads and static objects live as long as the process
-    Ok(version)
+/// libmlx, opened and never closed: its threads and static objects live as long as the process.
+pub(super) struct MlxLibrary {
+    path: PathBuf,
+    pub(super) version: String,
+}
+
+impl MlxLibrary {
+    /// Opens a library, to itself, and asks for its version.
+    pub(super) fn open(path: &Path) -> std::result::Result<Self, String> {
+        // `const char* mlx::core::version()`, in the names of the C++ ABI that all its builds share.
+        const VERSION: &[u8] = b"_ZN3mlx4core7versionEv\0";
+        // SAFETY: the library runs its initializers, which is what it was installed for.
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
+        let library = library.map_err(|error| format!("cannot be loaded: {error}"))?;
+        // SAFETY: a function without arguments that gives a static string.
+        let version = unsafe {
+            let version: Symbol<unsafe extern "C" fn() -> *const c_char> = library
+                .get(VERSION)
+                .map_err(|_| "is not libmlx, or a version without `version()`".to_owned())?;
+            CStr::from_ptr(version()).to_string_lossy().into_owned()
+        };
+        std::mem::forget(library);
+        Ok(Self { path: path.to_owned(), version })
+    }
+
+    /// Lets what is loaded after it take its symbols.
+    pub(super) fn share(&self) -> std::result::Result<(), String> {
+        // SAFETY: it is loaded already; this only widens who sees it.
+        let library = unsafe { Library::open(Some(&self.path), RTLD_NOW | RTLD_GLOBAL) };
+        std::mem::forget(library.map_err(|error| format!("{}: {error}", self.path.display()))?);
+        Ok(())
+    }
 }
 
 /// Loads the shim that this build carries.
 #[cfg(shim)]
 pub(super) fn open_shim(cache: &Path) -> std::result::Result<Api, String> {
     const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shim.bin"));
-    let (path, _file) = lay_out(SHIM, cache).map_err(|error| format!("its shim cannot be laid out: {error}"))?;
+    let (path, _file) =
+        lay_out(SHIM, cache).map_err(|error| format!("its shim cannot be laid out: {error}"))?;
     // SAFETY: the library built with this plugin, from bytes inside it.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW) };
     let library = library.map_err(|error| format!("its shim cannot be loaded: {error}"))?;
@@ -149,7 +167,7 @@ pub(super) fn open_shim(_: &Path) -> std::result::Result<Api, String> {
 
 /// The shim as a file that the loader can open: in memory, where the system has such files.
 #[cfg(all(shim, target_os = "linux"))]
-fn lay_out(bytes: &[u8], _: &Path) -> std::io::Result<(std::path::PathBuf, impl Sized)> {
+fn lay_out(bytes: &[u8], _: &Path) -> std::io::Result<(PathBuf, impl Sized)> {
     use std::io::Write;
     use std::os::fd::AsRawFd;
     let file = rustix::fs::memfd_create("drophammer-mlx-shim", rustix::fs::MemfdFlags::CLOEXEC)?;
@@ -160,7 +178,7 @@ fn lay_out(bytes: &[u8], _: &Path) -> std::io::Result<(std::path::PathBuf, impl 
 
 /// In the plugin's cache, under a name of its own.
 #[cfg(all(shim, not(target_os = "linux")))]
-fn lay_out(bytes: &[u8], cache: &Path) -> std::io::Result<(std::path::PathBuf, impl Sized)> {
+fn lay_out(bytes: &[u8], cache: &Path) -> std::io::Result<(PathBuf, impl Sized)> {
     std::fs::create_dir_all(cache)?;
     let path = cache.join(format!("mlx-shim-{}.dylib", std::process::id()));
     std::fs::write(&path, bytes)?;

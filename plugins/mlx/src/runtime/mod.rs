@@ -9,20 +9,16 @@
 mod array;
 mod library;
 
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use drophammer_sdk::{BackendError, ErrorCode, HostInfo, Result};
 
 pub(crate) use array::{Activation, Array, Binary, Packing, Quantized, Type};
-use library::Api;
+use library::{Api, MlxLibrary};
 
 /// The version this plugin is built for.
 pub(crate) const VERSION: &str = env!("DROPHAMMER_MLX_VERSION");
-/// The library's file name on this system.
-const LIBRARY: &str = if cfg!(target_os = "macos") { "libmlx.dylib" } else { "libmlx.so" };
-/// How deep below the runtime's directory it may lie (packages keep it in `mlx/lib`, below a version or not).
-const DEPTH: u32 = 4;
 const INSTALL: &str = "Run `drophammer runtime install mlx`.";
 
 /// libmlx with its shim; once per process, never unloaded.
@@ -40,58 +36,47 @@ pub(crate) struct DeviceFacts {
     pub(crate) recommended: u64,
 }
 
-/// Where libmlx lies: `library` of the plugin's configuration, or below the runtimes' `mlx`.
-pub(crate) fn find(host: &HostInfo) -> Option<PathBuf> {
-    if let Some(path) = host.config.get("library").and_then(serde_json::Value::as_str) {
-        return Some(path.into());
-    }
-    search(&host.runtimes.join("mlx"), DEPTH)
-}
-
-fn search(directory: &Path, depth: u32) -> Option<PathBuf> {
-    let mut entries: Vec<PathBuf> =
-        std::fs::read_dir(directory).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    // Of several versions side by side the last.
-    entries.sort();
-    let here = directory.join(LIBRARY);
-    if here.is_file() {
-        return Some(here);
-    }
-    let below = |path: &PathBuf| (depth > 0 && path.is_dir()).then(|| search(path, depth - 1)).flatten();
-    entries.iter().rev().find_map(below)
-}
-
-/// Loads libmlx and the shim, once.
+/// Loads libmlx and the shim; the first that fits serves the process.
 ///
 /// # Errors
 /// [`ErrorCode::MissingRuntime`] where there is no libmlx, another version, or no shim in this build.
 pub(crate) fn open(host: &HostInfo) -> Result<Runtime> {
-    static API: OnceLock<Result<Api>> = OnceLock::new();
-    let api = API.get_or_init(|| load(host));
-    api.as_ref().map(|api| Runtime { api }).map_err(Clone::clone)
+    static API: Mutex<Option<&'static Api>> = Mutex::new(None);
+    let library = check(host)?;
+    let mut api = API.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(api) = *api {
+        return Ok(Runtime { api });
+    }
+    library.share().map_err(|problem| missing(problem, INSTALL))?;
+    let opened = library::open_shim(&host.cache).map_err(|problem| {
+        missing(
+            format!("the MLX plugin cannot run models: {problem}"),
+            "Use a release build of the plugin, or build it with `cargo xtask plugins`, which fetches MLX's headers.",
+        )
+    })?;
+    let opened: &'static Api = Box::leak(Box::new(opened));
+    *api = Some(opened);
+    Ok(Runtime { api: opened })
 }
 
 fn missing(message: String, help: &str) -> BackendError {
     BackendError::new(ErrorCode::MissingRuntime, message).with_help(help)
 }
 
-fn load(host: &HostInfo) -> Result<Api> {
-    let path = find(host).ok_or_else(|| {
-        let place = host.runtimes.join("mlx");
-        missing(format!("libmlx {VERSION} is not installed: there is no {LIBRARY} below {}", place.display()), INSTALL)
-    })?;
-    let version = library::open_mlx(&path)
+/// Finds libmlx and sees that it is the version this plugin is built for.
+fn check(host: &HostInfo) -> Result<MlxLibrary> {
+    let pinned = drophammer_runtimes::runtime("mlx")
+        .ok_or_else(|| missing("this program knows no runtime mlx".into(), INSTALL))?;
+    let configured = host.config.get("library").and_then(serde_json::Value::as_str).map(Path::new);
+    let path = pinned.find(&host.runtimes, configured)?.library;
+    let library = MlxLibrary::open(&path)
         .map_err(|problem| missing(format!("{}: {problem}", path.display()), INSTALL))?;
-    if version != VERSION {
-        let message = format!("{} is libmlx {version}; this plugin is built for {VERSION}", path.display());
+    if library.version != VERSION {
+        let message =
+            format!("{} is libmlx {}; this plugin is built for {VERSION}", path.display(), library.version);
         return Err(missing(message, INSTALL));
     }
-    library::open_shim(&host.cache).map_err(|problem| {
-        missing(
-            format!("the MLX plugin cannot run models: {problem}"),
-            "Use a release build of the plugin, or build it with MLX's headers (cargo xtask plugins fetches them).",
-        )
-    })
+    Ok(library)
 }
 
 impl Runtime {
@@ -107,18 +92,32 @@ impl Runtime {
         let (mut memory, mut recommended) = (0, 0);
         // SAFETY: the buffer has the length given; the numbers are written before it returns.
         let failed = unsafe {
-            (self.api.device)(i32::from(gpu), name.as_mut_ptr().cast(), name.len(), &raw mut memory, &raw mut recommended)
+            (self.api.device)(
+                i32::from(gpu),
+                name.as_mut_ptr().cast(),
+                name.len(),
+                &raw mut memory,
+                &raw mut recommended,
+            )
         };
         self.api.check(failed)?;
         let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
         Ok(DeviceFacts { name: String::from_utf8_lossy(&name[..end]).into_owned(), memory, recommended })
     }
 
-    /// A queue of work on a device.
+    /// The queue of work on a device; one for the process, since each has a thread that lives as long.
     pub(crate) fn stream(&self, gpu: bool) -> Result<Stream> {
+        static STREAMS: [Mutex<Option<Stream>>; 2] = [const { Mutex::new(None) }; 2];
+        let mut known = STREAMS[usize::from(gpu)].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = *known {
+            return Ok(stream);
+        }
         // SAFETY: takes a number.
         let raw = unsafe { (self.api.stream)(i32::from(gpu)) };
-        if raw.is_null() { Err(self.api.failure()) } else { Ok(Stream { raw, api: self.api }) }
+        if raw.is_null() {
+            return Err(self.api.failure());
+        }
+        Ok(*known.insert(Stream { raw, api: self.api }))
     }
 
     /// Bounds what evaluation may allocate, and what freed buffers are kept.
@@ -150,20 +149,30 @@ impl Runtime {
 }
 
 /// A queue of work that any thread may use, one at a time.
+#[derive(Clone, Copy)]
 pub(crate) struct Stream {
     raw: *const std::ffi::c_void,
     api: &'static Api,
 }
 
-// SAFETY: libmlx makes it for any thread; only its owner uses it.
+// SAFETY: libmlx makes it for any thread, and [`Stream::enter`] lets only one work at a time.
 unsafe impl Send for Stream {}
 
+/// A thread's turn at libmlx.
+pub(crate) struct Turn {
+    /// The means to make arrays.
+    pub(crate) arrays: Arrays,
+    _alone: MutexGuard<'static, ()>,
+}
+
 impl Stream {
-    /// What this thread computes goes here from now on. Gives the means to make arrays.
-    pub(crate) fn enter(&self) -> Result<Arrays> {
+    /// Waits for other sessions' work to end; what this thread computes goes here then.
+    pub(crate) fn enter(self) -> Result<Turn> {
+        static WORK: Mutex<()> = Mutex::new(());
+        let alone = WORK.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: a stream that lives as long as the process.
         self.api.check(unsafe { (self.api.enter)(self.raw) })?;
-        Ok(Arrays { api: self.api })
+        Ok(Turn { arrays: Arrays { api: self.api }, _alone: alone })
     }
 }
 

@@ -150,7 +150,12 @@ impl Mlx {
     }
 
     /// The bytes of a row's codes, scales and biases.
-    pub(in crate::checkpoint) fn parts<'a>(&self, source: &'a Source, matrix: u64, row: u64) -> Result<[&'a [u8]; 3]> {
+    pub(in crate::checkpoint) fn parts<'a>(
+        &self,
+        source: &'a Source,
+        matrix: u64,
+        row: u64,
+    ) -> Result<[&'a [u8]; 3]> {
         let [_, height, columns] = self.extent;
         let (row, words, groups) = (matrix * height + row, self.weights.row_elements(), columns / self.group);
         Ok([

@@ -22,6 +22,7 @@ pub fn config(export: &MlxExport, scheme: &Scheme, plan: &[Planned], tokens: &Ma
     if export.checkpoint().source().config().is_none() {
         complete(&mut config, tokens);
     }
+    old_spelling(&mut config);
     let base = match export.base() {
         DType::F32 => "float32",
         DType::F16 => "float16",
@@ -38,6 +39,44 @@ pub fn config(export: &MlxExport, scheme: &Scheme, plan: &[Planned], tokens: &Ma
     }
     config.sort_keys();
     Json::Object(config)
+}
+
+/// Keys that mlx-lm's classes know by another name: theirs, and Hugging Face's.
+const ALIASES: [(&str, &str); 5] = [
+    ("num_experts", "num_local_experts"),
+    ("num_local_experts", "num_experts"),
+    ("n_ctx", "n_positions"),
+    ("rotary_emb_base", "rope_theta"),
+    ("rotary_pct", "partial_rotary_factor"),
+];
+
+/// Adds what transformers wrote before its version 5, which mlx-lm's classes read: rotations as keys of their own instead
+/// of `rope_parameters`.
+fn old_spelling(config: &mut Map<String, Json>) {
+    if let Some(Json::Object(parameters)) = config.get("rope_parameters").cloned() {
+        // Models with two rotations name them by their layers.
+        let full = match parameters.get("full_attention") {
+            Some(Json::Object(full)) => full.clone(),
+            _ => parameters.clone(),
+        };
+        for key in ["rope_theta", "partial_rotary_factor"] {
+            if let Some(value) = full.get(key) {
+                config.entry(key).or_insert(value.clone());
+            }
+        }
+        if let Some(local) = parameters.get("sliding_attention").and_then(|local| local.get("rope_theta")) {
+            config.entry("rope_local_base_freq").or_insert(local.clone());
+        }
+        if full.get("rope_type").and_then(Json::as_str).is_some_and(|kind| kind != "default") {
+            config.entry("rope_scaling").or_insert(Json::Object(full));
+        }
+    }
+    for (theirs, known) in ALIASES {
+        if let (false, Some(value)) = (config.contains_key(theirs), config.get(known)) {
+            let value = value.clone();
+            config.insert(theirs.to_owned(), value);
+        }
+    }
 }
 
 /// What Hugging Face's classes expect beyond what GGUF metadata tell.

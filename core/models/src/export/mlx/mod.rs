@@ -8,10 +8,10 @@ mod rows;
 mod scheme;
 
 use drophammer_formats::{DType, TensorDecl};
-use drophammer_quant::pass::{Item, Output, PassError};
+use drophammer_quant::pass::{Item, Output, PassError, RowSource as _};
 
-pub(crate) use names::names;
 pub use config::{config, index};
+pub(crate) use names::names;
 pub use scheme::{Choice, GROUPS, Packed, Scheme, WIDTHS, schemes};
 
 use crate::checkpoint::Checkpoint;
@@ -74,7 +74,8 @@ impl Module {
         if self.is_vector() { [1, elements] } else { [elements / self.columns().max(1), self.columns()] }
     }
 
-    fn elements(&self) -> u64 {
+    /// Weights in all.
+    pub fn elements(&self) -> u64 {
         self.shape.iter().product()
     }
 }
@@ -121,6 +122,41 @@ impl MlxExport {
         self.modules.iter().map(Module::elements).sum()
     }
 
+    /// What GGUF files call a module's weights.
+    pub fn gguf_names(&self, module: &Module) -> Vec<String> {
+        let tables = [
+            self.checkpoint
+                .family()
+                .gguf
+                .map_or(&[] as Names, |gguf| (gguf.names)(self.checkpoint.description())),
+            crate::names::gguf::NAMES,
+        ];
+        let name = |member: &Member| {
+            let mut all = tables.iter().flat_map(|table| table.iter());
+            let (_, place) = all.find(|(role, _)| *role == member.id.role)?;
+            Some(format!("{}{}", place.module(member.id.layer, 0), place.suffix(member.id.part)))
+        };
+        module.members.iter().filter_map(name).collect()
+    }
+
+    /// Some rows of a module, spread evenly over it, and how wide they are.
+    ///
+    /// # Errors
+    /// Rows that cannot be read.
+    pub fn sample(&self, module: &Module, most: u64) -> Result<(Vec<f32>, usize)> {
+        let [rows, columns] = module.extent();
+        let count = most.clamp(1, rows.max(1));
+        let source = Floats::new(&self.checkpoint, module);
+        let mut sample = vec![0.0; (count * columns) as usize];
+        for (i, row) in (0..).zip(sample.chunks_exact_mut(columns.max(1) as usize)) {
+            let at = i * rows / count;
+            source
+                .read(at..at + 1, row)
+                .map_err(|error| Error::Tensor { name: module.path.clone(), problem: error.to_string() })?;
+        }
+        Ok((sample, columns as usize))
+    }
+
     /// What becomes of each module under a scheme; `own` may decide otherwise.
     pub fn plan(&self, scheme: &Scheme, own: impl Fn(&Module) -> Option<Choice>) -> Vec<Planned> {
         let description = self.checkpoint.description();
@@ -150,7 +186,8 @@ impl MlxExport {
         let words = narrowed(columns * u64::from(packed.bits) / 32);
         let matrix = packed.matrix(self.base);
         let scale = if matrix.levels.has_offset() { self.base } else { DType::U8 };
-        let tensor = |part: &str, dtype, shape| TensorDecl::new(&format!("{}.{part}", module.path), dtype, shape);
+        let tensor =
+            |part: &str, dtype, shape| TensorDecl::new(&format!("{}.{part}", module.path), dtype, shape);
         let mut tensors = vec![tensor("weight", DType::U32, words), tensor("scales", scale, groups.clone())];
         if matrix.levels.has_offset() {
             tensors.push(tensor("biases", scale, groups));
@@ -241,8 +278,11 @@ fn list(checkpoint: &Checkpoint) -> Result<Vec<Module>> {
         let suffix = place.suffix(id.part);
         let member = Member { id, rows: cut };
         if place.cut != Cut::Whole
-            && let Some(module) =
-                modules.iter_mut().rev().take(16).find(|module| module.path == path && module.suffix == suffix)
+            && let Some(module) = modules
+                .iter_mut()
+                .rev()
+                .take(16)
+                .find(|module| module.path == path && module.suffix == suffix)
         {
             module.members.push(member);
             continue;
@@ -252,7 +292,14 @@ fn list(checkpoint: &Checkpoint) -> Result<Vec<Module>> {
             (_, Some(columns)) => vec![cut.total, columns],
             (_, None) => vec![cut.total],
         };
-        modules.push(Module { packable: packable(family.name, id, &place), path, suffix, shape, id, members: vec![member] });
+        modules.push(Module {
+            packable: packable(family.name, id, &place),
+            path,
+            suffix,
+            shape,
+            id,
+            members: vec![member],
+        });
     }
     Ok(modules)
 }

@@ -9,6 +9,7 @@ use drophammer_quant::pass::{BoxError, Encoder, RowSource};
 use super::{Member, Module};
 use crate::checkpoint::Checkpoint;
 use crate::names::Rows;
+use crate::weight::{Part, Role};
 
 /// A module's rows as floats, as the source's ecosystem stores them.
 pub(super) struct Floats<'a> {
@@ -20,17 +21,11 @@ pub(super) struct Floats<'a> {
 
 impl<'a> Floats<'a> {
     pub(super) fn new(checkpoint: &'a Checkpoint, module: &'a Module) -> Self {
-        // Where the source already stores less, nothing was added that should come off.
-        let norm = module.is_vector() && module.id.part == crate::weight::Part::Weight;
-        let shifted = norm && is_norm(module);
-        let offset = if shifted { checkpoint.family().norm_offset } else { 0.0 };
-        Self { checkpoint, module, offset }
+        let norm = module.id.is_vector()
+            && module.id.part == Part::Weight
+            && !matches!(module.id.role, Role::AttentionSinks | Role::RouterCorrection);
+        Self { checkpoint, module, offset: if norm { checkpoint.family().norm_offset } else { 0.0 } }
     }
-}
-
-fn is_norm(module: &Module) -> bool {
-    use crate::weight::Role;
-    !matches!(module.id.role, Role::AttentionSinks | Role::RouterCorrection)
 }
 
 impl RowSource for Floats<'_> {
@@ -39,10 +34,11 @@ impl RowSource for Floats<'_> {
             && member.rows.block == member.rows.stride
         {
             let weight = self.checkpoint.weight(member.id)?;
-            // What the source added itself comes off without rounding.
-            let stored = weight.offset();
+            // Biases of stacks are vectors of several rows.
+            let rows = if self.module.is_vector() { 0..weight.rows() } else { rows };
+            // Where the source stores as little as is written, nothing is added and taken off again, which would round.
             weight.read_stored(rows, out)?;
-            let shift = stored - self.offset;
+            let shift = weight.offset() - self.offset;
             if shift != 0.0 {
                 out.iter_mut().for_each(|value| *value += shift);
             }
@@ -58,7 +54,9 @@ impl RowSource for Floats<'_> {
             let weight = self.checkpoint.weight(member.id)?;
             if vector {
                 let values = weight.to_vec()?;
-                now.copy_from_slice(values.get(first as usize..(first + count) as usize).ok_or("a short vector")?);
+                now.copy_from_slice(
+                    values.get(first as usize..(first + count) as usize).ok_or("a short vector")?,
+                );
             } else {
                 weight.read(first..first + count, now)?;
             }

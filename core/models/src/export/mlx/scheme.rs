@@ -113,7 +113,10 @@ enum Rule {
     Plain(DType),
     Uniform(Packed),
     /// More bits where mlx-lm's recipes give more.
-    Mixed { low: Packed, high: Packed },
+    Mixed {
+        low: Packed,
+        high: Packed,
+    },
 }
 
 /// mlx-lm's recipes: bits of most matrices, and of sensitive ones.

@@ -18,7 +18,10 @@ pub const CONFIG_VARIABLE: &str = "DROPHAMMER_CONFIG";
 pub const DEFAULTS: &str = include_str!("../../../config/drophammer.toml");
 
 /// Targets that come with the program, by file.
-const TARGETS: &[(&str, &str)] = &[("gguf.toml", include_str!("../../../config/targets/gguf.toml"))];
+const TARGETS: &[(&str, &str)] = &[
+    ("gguf.toml", include_str!("../../../config/targets/gguf.toml")),
+    ("mlx.toml", include_str!("../../../config/targets/mlx.toml")),
+];
 
 /// Everything that can be set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

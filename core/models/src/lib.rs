@@ -25,7 +25,7 @@ pub mod rope;
 pub mod weight;
 
 pub use builder::{build_decoder, build_encoder};
-pub use checkpoint::{Blocks, Checkpoint, Weight};
+pub use checkpoint::{Blocks, Checkpoint, LowRank, MlxMode, MlxPacking, MlxRows, Weight};
 pub use description::Description;
 pub use error::{Error, Result};
 pub use families::describe;

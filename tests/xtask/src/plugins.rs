@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use drophammer_sdk::manifest::{MANIFEST_FILE, package};
 
+use crate::runtimes;
 use crate::shell::{self, cargo, root, target};
 
 /// Options of the task.
@@ -28,6 +29,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// Builds the `drophammer` binary and the plugins (all, where no names are given), and packages the plugins.
 pub(crate) fn build(release: bool, names: &[String]) -> Result<()> {
     let sources = sources(names)?;
+    // Its session half is built against the runtime's headers. Without them it is built all the same, and says so.
+    if sources.iter().any(|source| source.ends_with("plugins/mlx"))
+        && let Err(error) = runtimes::provide_these(&["mlx"])
+    {
+        eprintln!("the MLX plugin will run no models: {error:#}");
+    }
     let mut build = cargo(&["build", "--package", "drophammer-cli"]);
     for source in &sources {
         build.args(["--package", &crate_name(source)?]);

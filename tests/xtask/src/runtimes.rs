@@ -15,8 +15,16 @@ const NEEDED: [&str; 3] = ["openvino", "onnxruntime", "mlx"];
 /// # Errors
 /// When one cannot be fetched, or is not the pinned one.
 pub(crate) fn provide() -> Result<PathBuf> {
+    provide_these(&NEEDED)
+}
+
+/// The same for some runtimes.
+///
+/// # Errors
+/// As [`provide`].
+pub(crate) fn provide_these(names: &[&str]) -> Result<PathBuf> {
     let place = fetch::cache("runtimes")?;
-    for name in NEEDED {
+    for name in names {
         let runtime = runtime(name).with_context(|| format!("config/runtimes.toml has no {name}"))?;
         if !runtime.wheels_here().is_empty() {
             runtime.install(&place, &Installation::default(), &mut |step| eprintln!("{step}"))?;

@@ -165,9 +165,12 @@ fn list(path: &Path) -> Result<Vec<String>> {
 }
 
 fn identify_adapter(path: &Path) -> Result<Found> {
-    let weights = path.join("adapter_model.safetensors");
-    if weights.is_file() {
-        return Ok(Found::new(SourceKind::Lora, path, vec![weights]));
+    // Hugging Face's name, and mlx-lm's.
+    for name in ["adapter_model.safetensors", "adapters.safetensors"] {
+        let weights = path.join(name);
+        if weights.is_file() {
+            return Ok(Found::new(SourceKind::Lora, path, vec![weights]));
+        }
     }
     let pickle = path.join("adapter_model.bin");
     if pickle.is_file() {
@@ -182,6 +185,7 @@ fn is_model_weights(name: &str) -> bool {
     extension(Path::new(name)) == "safetensors"
         && !name.starts_with('.')
         && !name.starts_with("adapter")
+        && !name.ends_with("_adapters.safetensors")
         && !name.starts_with("consolidated")
 }
 

@@ -6,6 +6,7 @@
 //! character.
 
 mod error;
+mod export;
 mod gguf;
 mod huggingface;
 mod pieces;

@@ -19,6 +19,8 @@ pub(super) struct Adapter {
     source: Arc<Source>,
     rank: f64,
     alpha: f64,
+    /// Instead of what rank and alpha come to: mlx-lm says it itself.
+    scale: Option<f64>,
     root: bool,
     rank_pattern: Vec<(String, f64)>,
     alpha_pattern: Vec<(String, f64)>,
@@ -44,6 +46,27 @@ impl Adapter {
         let empty = Json::Null;
         let config = Config::new(source.config().unwrap_or(&empty));
         let unsupported = |what: &str| Error::Unsupported { family: "adapter".into(), what: what.into() };
+        if let Some(parameters) = config.get("lora_parameters") {
+            let kind = config.text("fine_tune_type")?.unwrap_or("lora");
+            if kind != "lora" {
+                let kind = kind.chars().take(40).collect::<String>();
+                return Err(unsupported(&format!("fine-tuning of type `{kind}` (only LoRA is)")));
+            }
+            let parameters = Config::new(parameters);
+            let rank = f64::from(parameters.positive(&["rank"])?);
+            let scale = Some(parameters.number_or("scale", 1.0)?);
+            let (rank_pattern, alpha_pattern, used) = (Vec::new(), Vec::new(), Mutex::default());
+            return Ok(Self {
+                source,
+                rank,
+                alpha: rank,
+                scale,
+                root: false,
+                rank_pattern,
+                alpha_pattern,
+                used,
+            });
+        }
         let kind = config.text("peft_type")?.unwrap_or("LORA");
         if !kind.eq_ignore_ascii_case("lora") {
             return Err(unsupported(&format!(
@@ -64,7 +87,7 @@ impl Adapter {
         };
         let (rank_pattern, alpha_pattern) = (pattern("rank_pattern")?, pattern("alpha_pattern")?);
         let used = Mutex::new(HashSet::new());
-        Ok(Self { source, rank, alpha, root, rank_pattern, alpha_pattern, used })
+        Ok(Self { source, rank, alpha, scale: None, root, rank_pattern, alpha_pattern, used })
     }
 
     /// Adds what the adapter holds for a weight to where it lies.
@@ -112,17 +135,26 @@ impl Adapter {
     }
 
     fn product(&self, module: &str, located: &Located) -> Result<Option<Product>> {
-        let Some((down_key, down)) = self.tensor(&format!("{module}.lora_A.weight")) else { return Ok(None) };
-        let up_name = format!("{module}.lora_B.weight");
+        // mlx-lm stores both matrices the other way round.
+        let [down_name, up_name] = if self.scale.is_some() {
+            ["a", "b"].map(|half| format!("{module}.lora_{half}"))
+        } else {
+            ["A", "B"].map(|half| format!("{module}.lora_{half}.weight"))
+        };
+        let Some((down_key, down)) = self.tensor(&down_name) else { return Ok(None) };
         let missing =
-            || Error::Tensor { name: up_name.clone(), problem: "is missing beside its lora_A".into() };
+            || Error::Tensor { name: up_name.clone(), problem: "is missing beside its other half".into() };
         let (up_key, up) = self.tensor(&up_name).ok_or_else(missing)?;
         let (rank, alpha) = (
             matching(&self.rank_pattern, module).unwrap_or(self.rank),
             matching(&self.alpha_pattern, module).unwrap_or(self.alpha),
         );
-        let scale = if self.root { alpha / rank.sqrt() } else { alpha / rank };
-        let (down_plain, up_plain) = (Plain::new(down, false), Plain::new(up, false));
+        let scale = self.scale.unwrap_or(if self.root { alpha / rank.sqrt() } else { alpha / rank });
+        let stored = |tensor: &TensorInfo| -> Box<dyn Stored> {
+            let plain = Box::new(Plain::new(tensor, false));
+            if self.scale.is_some() { Box::new(Transposed(plain)) } else { plain }
+        };
+        let (down_plain, up_plain) = (stored(down), stored(up));
         let height = located.pieces.first().map_or(0, |piece| piece.stored.extent()[1]);
         let [_, rows, columns] = down_plain.extent();
         let [_, up_rows, up_columns] = up_plain.extent();
@@ -137,7 +169,7 @@ impl Adapter {
         }
         self.note(&down_key);
         self.note(&up_key);
-        Ok(Some(Product { down: Box::new(down_plain), up: Box::new(up_plain), scale: scale as f32 }))
+        Ok(Some(Product { down: down_plain, up: up_plain, scale: scale as f32 }))
     }
 
     /// The adapter's tensor for a name of the base model, and its own name for it.
@@ -177,7 +209,35 @@ fn matching(patterns: &[(String, f64)], module: &str) -> Option<f64> {
     patterns.iter().filter(|(name, _)| ends(name)).max_by_key(|(name, _)| name.len()).map(|(_, value)| *value)
 }
 
+/// What an adapter adds to a matrix: `up · down`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LowRank {
+    /// How thin both are.
+    pub rank: usize,
+    /// `[rank, columns]`.
+    pub down: Vec<f32>,
+    /// `[rows, rank]`, scaled.
+    pub up: Vec<f32>,
+}
+
 impl Delta {
+    /// The product as two matrices; `None` for several.
+    pub(super) fn low_rank(&self, located: &Located) -> Result<Option<LowRank>> {
+        let ([Some(product)], [_]) = (self.products.as_slice(), located.pieces.as_slice()) else {
+            return Ok(None);
+        };
+        let [_, rank, columns] = product.down.extent();
+        let mut down = vec![0.0; (rank * columns) as usize];
+        product.down.read(&self.source, 0, 0..rank, &mut down)?;
+        let mut up = vec![0.0; (located.rows * rank) as usize];
+        for (row, out) in (0..).zip(up.chunks_exact_mut(rank.max(1) as usize)) {
+            let (_, source_row) = located.source_row(row);
+            product.up.read(&self.source, 0, source_row..source_row + 1, out)?;
+            out.iter_mut().for_each(|value| *value *= product.scale);
+        }
+        Ok(Some(LowRank { rank: rank as usize, down, up }))
+    }
+
     /// Adds the rows' share. `rows` are inner rows of the weight.
     pub(super) fn add(&self, rows: Range<u64>, located: &Located, out: &mut [f32]) -> Result<()> {
         let columns = located.columns as usize;

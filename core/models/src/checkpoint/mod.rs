@@ -17,7 +17,9 @@ use drophammer_formats::source::read_json;
 use drophammer_formats::{Source, SourceKind};
 use serde_json::Value as Json;
 
-pub use weight::{Blocks, Weight};
+pub use adapter::LowRank;
+pub use packed::{MlxMode, MlxPacking};
+pub use weight::{Blocks, MlxRows, Weight};
 
 use crate::config::Config;
 use crate::description::Description;
@@ -39,6 +41,7 @@ pub struct Checkpoint {
     description: Description,
     weights: Vec<WeightShape>,
     located: HashMap<WeightId, Located>,
+    config: Json,
 }
 
 impl Checkpoint {
@@ -55,8 +58,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn new(source: Arc<Source>) -> Result<Self> {
-        let (config, family, layout) = model_config(&source)?;
-        let config = Config::new(&config).with_layout(layout);
+        let (document, family, layout) = model_config(&source)?;
+        let config = Config::new(&document).with_layout(layout);
         let gguf = family.gguf.filter(|_| source.kind() == SourceKind::Gguf);
         let config = match gguf {
             Some(_) => config, // whose keys say everything
@@ -65,7 +68,7 @@ impl Checkpoint {
         let mut description = family.describe_config(&config)?;
         let tables: Vec<Names> = match gguf {
             Some(gguf) => vec![(gguf.names)(&description), names::gguf::NAMES],
-            None => family.names.to_vec(),
+            None => family.names.iter().copied().chain([crate::export::mlx::names(family.name)]).collect(),
         };
         let norm_offset = if gguf.is_some() { 0.0 } else { family.norm_offset };
         let locator = Locator::new(&source, &tables, config.json(), norm_offset)?;
@@ -88,7 +91,7 @@ impl Checkpoint {
             }
             located.insert(weight.id, locator.locate(id, &weight.shape, &description)?);
         }
-        Ok(Self { source, family, description, weights, located })
+        Ok(Self { source, family, description, weights, located, config: document })
     }
 
     /// The source.
@@ -104,6 +107,12 @@ impl Checkpoint {
     /// Its family.
     pub fn family(&self) -> &'static Family {
         self.family
+    }
+
+    /// Its configuration as Hugging Face writes it, whatever the source; of models that also see or hear, the language
+    /// model's part.
+    pub fn config(&self) -> &Json {
+        &self.config
     }
 
     /// What it computes. Rotations have the layout that rows are read in.
@@ -124,7 +133,7 @@ impl Checkpoint {
         let located = self.located.get(&id);
         let located =
             located.ok_or_else(|| Error::Weight { id, problem: "this model has no such weight".into() })?;
-        Ok(Weight { source: &self.source, id, located })
+        Ok(Weight { source: &self.source, id, located, bare: false })
     }
 
     /// The same model with rotated rows of queries and keys in another order. Rows move as wholes, so [`Blocks`] stay

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use drophammer_formats::{DType, Source, TensorInfo};
 
+use super::packed::Mlx;
 use crate::error::{Error, Result};
 
 /// One or more equal matrices, one behind the other.
@@ -20,6 +21,11 @@ pub(super) trait Stored: fmt::Debug + Send + Sync {
 
     /// The tensor whose bytes are these rows, unchanged.
     fn plain(&self) -> Option<&TensorInfo> {
+        None
+    }
+
+    /// MLX's packed matrices, where they are stored so.
+    fn mlx(&self) -> Option<&Mlx> {
         None
     }
 

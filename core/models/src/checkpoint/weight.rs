@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use drophammer_formats::{DType, Source, TensorInfo};
 
+use super::adapter::LowRank;
 use super::locate::{Located, Piece};
+use super::packed::MlxPacking;
 use crate::error::{Error, Result};
 use crate::rope::RopeLayout;
 use crate::weight::WeightId;
@@ -15,6 +17,8 @@ pub struct Weight<'a> {
     pub(super) source: &'a Source,
     pub(super) id: WeightId,
     pub(super) located: &'a Located,
+    /// Without adapters.
+    pub(super) bare: bool,
 }
 
 /// The order of rotated rows in heads.
@@ -101,19 +105,55 @@ impl<'a> Weight<'a> {
                 self.columns()
             )));
         }
-        // Inside, vectors have one number per row.
-        let unit = self.columns() / self.located.columns.max(1);
-        let inner = rows.start * unit..rows.end * unit;
-        self.read_inner(inner.clone(), out)?;
-        for delta in &self.located.deltas {
-            delta.add(inner.clone(), self.located, out)?;
-        }
+        self.read_stored(rows, out)?;
         if self.located.offset != 0.0 {
             for value in out {
                 *value += self.located.offset;
             }
         }
         Ok(())
+    }
+
+    /// [`Weight::read`] without [`Weight::offset`]; `out` must hold exactly these rows.
+    pub(crate) fn read_stored(&self, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
+        // Inside, vectors have one number per row.
+        let unit = self.columns() / self.located.columns.max(1);
+        let inner = rows.start * unit..rows.end * unit;
+        self.read_inner(inner.clone(), out)?;
+        if !self.bare {
+            for delta in &self.located.deltas {
+                delta.add(inner.clone(), self.located, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same weight without what adapters add to it.
+    #[must_use]
+    pub fn bare(self) -> Self {
+        Self { bare: true, ..self }
+    }
+
+    /// What adapters add to it, as products of two thin matrices; `None` where one of them has no such form (stacks of
+    /// matrices with an adapter each).
+    ///
+    /// # Errors
+    /// Bytes that cannot be decoded.
+    pub fn low_ranks(&self) -> Result<Option<Vec<LowRank>>> {
+        self.located.deltas.iter().map(|delta| delta.low_rank(self.located)).collect()
+    }
+
+    /// What was added to the stored numbers: 1 where a norm stores its gain minus one.
+    pub fn offset(&self) -> f32 {
+        self.located.offset
+    }
+
+    /// The rows as MLX packs them, where the source stores all of them so, in one way. Adapters are left out.
+    pub fn mlx(&self) -> Option<MlxRows<'a>> {
+        let located = self.located;
+        let packing = located.pieces.first()?.stored.mlx()?.packing();
+        let same = |piece: &Piece| piece.stored.mlx().is_some_and(|mlx| mlx.packing() == packing);
+        located.pieces.iter().all(same).then_some(MlxRows { source: self.source, located, packing })
     }
 
     /// All of it as floats: for vectors.
@@ -184,7 +224,7 @@ impl<'a> Weight<'a> {
     /// The source's own bytes of these rows, where it stores them unchanged (perhaps in another order).
     pub fn blocks(&self) -> Option<Blocks<'a>> {
         let located = self.located;
-        if located.offset != 0.0 || !located.deltas.is_empty() {
+        if located.offset != 0.0 || !(self.bare || located.deltas.is_empty()) {
             return None;
         }
         let dtype = self.dtype();
@@ -268,5 +308,33 @@ impl<'a> Blocks<'a> {
         let piece = self.located.pieces.get(piece)?;
         let tensor: &TensorInfo = piece.stored.plain()?;
         Some((self.source.bytes(tensor), piece.matrix * piece.stored.extent()[1]))
+    }
+}
+
+/// A weight's rows as MLX packs them.
+#[derive(Debug, Clone, Copy)]
+pub struct MlxRows<'a> {
+    source: &'a Source,
+    located: &'a Located,
+    packing: MlxPacking,
+}
+
+impl<'a> MlxRows<'a> {
+    /// How they are packed.
+    pub fn packing(&self) -> MlxPacking {
+        self.packing
+    }
+
+    /// The bytes of a row's codes, scales and biases (empty where there are none).
+    ///
+    /// # Errors
+    /// Rows that do not exist.
+    pub fn row(&self, row: u64) -> Result<[&'a [u8]; 3]> {
+        let (piece, source_row) = self.located.source_row(row.min(self.located.rows.saturating_sub(1)));
+        let piece = &self.located.pieces[piece];
+        match piece.stored.mlx() {
+            Some(mlx) => mlx.parts(self.source, piece.matrix, source_row),
+            None => Ok([&[]; 3]),
+        }
     }
 }

@@ -2,4 +2,5 @@
 //! ([`drophammer_quant::pass`]).
 
 pub mod gguf;
+pub mod mlx;
 pub mod onnx;

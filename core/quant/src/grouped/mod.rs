@@ -16,6 +16,7 @@
 
 mod bits;
 mod fit;
+pub mod mlx;
 mod owner;
 mod scale;
 

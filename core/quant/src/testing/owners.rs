@@ -88,3 +88,37 @@ fn libmlxs_affine_rule_is_followed_to_the_bit() {
         assert_eq!(got, expected, "{case}");
     }
 }
+
+#[test]
+fn libmlxs_matrices_are_made_byte_for_byte_in_every_mode() {
+    for (case, expected) in owners().mlx {
+        let words: Vec<&str> = case.split(' ').collect();
+        let (source, base) = match words[0] {
+            "f32" => (DType::F32, ScaleType::F32),
+            "f16" => (DType::F16, ScaleType::F16),
+            _ => (DType::BF16, ScaleType::BF16),
+        };
+        let (levels, scale) = match words[1] {
+            "mxfp4" => (Levels::E2m1, ScaleType::E8M0),
+            "nvfp4" => (Levels::E2m1, ScaleType::E4M3),
+            "mxfp8" => (Levels::E4m3, ScaleType::E8M0),
+            _ => (Levels::Affine { bits: words[3][1..].parse().unwrap() }, base),
+        };
+        let matrix = grouped::mlx::Matrix { levels, group: words[2][1..].parse().unwrap(), scale, base };
+        let mut bytes = vec![0; source.bytes_for(256).unwrap() as usize];
+        crate::quantize(source, &bell(7, 256), None, &mut bytes).unwrap();
+        let x = decode(source, crate::simd::level(), &bytes);
+        let mut weight = vec![0; matrix.weight_bytes(256)];
+        let mut scales = vec![0; matrix.scale_bytes(256)];
+        let mut biases = vec![0; if levels.has_offset() { scales.len() } else { 0 }];
+        matrix.encode(&x, &mut weight, &mut scales, &mut biases);
+        // The fixture holds float scales widened to binary32.
+        let wide = |bytes: &[u8]| match scale {
+            ScaleType::E8M0 | ScaleType::E4M3 => bytes.to_vec(),
+            _ => floats(&decode(source, crate::simd::level(), bytes)),
+        };
+        let mut got = vec![sha(&weight), sha(&wide(&scales))];
+        got.extend(levels.has_offset().then(|| sha(&wide(&biases))));
+        assert_eq!(got, expected, "{case}");
+    }
+}

@@ -12,15 +12,34 @@ use crate::checkpoint::stored::{Stored, decode, elements, matrices};
 use crate::error::Result;
 
 /// How a module is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Parameters {
     bits: u32,
     group: u64,
-    mode: Option<Mode>,
+    /// Or the name of one that nobody here knows.
+    mode: Result<Mode, String>,
 }
 
+/// How a matrix is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub struct MlxPacking {
+    /// What codes and scales mean.
+    pub mode: MlxMode,
+    /// Bits per code.
+    pub bits: u32,
+    /// Weights per scale.
+    pub group: u64,
+    /// How scales and biases are stored.
+    pub scale: DType,
+    /// Words of a row.
+    pub words: u64,
+}
+
+use MlxMode as Mode;
+
+/// What codes and scales mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlxMode {
     /// `q · scale + bias`.
     Affine,
     /// E2M1 with an E8M0 scale.
@@ -31,22 +50,34 @@ enum Mode {
     Mxfp8,
 }
 
+impl MlxMode {
+    /// MLX's own name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Affine => "affine",
+            Mode::Mxfp4 => "mxfp4",
+            Mode::Nvfp4 => "nvfp4",
+            Mode::Mxfp8 => "mxfp8",
+        }
+    }
+}
+
 impl Parameters {
     /// A module's own entry of the `quantization` object, or the object's general one.
     pub(super) fn of(quantization: &Json, module: &str) -> Self {
         let own = quantization.get(module).filter(|entry| entry.is_object());
         let get = |key: &str| own.and_then(|entry| entry.get(key)).or_else(|| quantization.get(key));
         let mode = match get("mode").and_then(Json::as_str).unwrap_or("affine") {
-            "affine" => Some(Mode::Affine),
-            "mxfp4" => Some(Mode::Mxfp4),
-            "nvfp4" => Some(Mode::Nvfp4),
-            "mxfp8" => Some(Mode::Mxfp8),
-            _ => None,
+            "affine" => Ok(Mode::Affine),
+            "mxfp4" => Ok(Mode::Mxfp4),
+            "nvfp4" => Ok(Mode::Nvfp4),
+            "mxfp8" => Ok(Mode::Mxfp8),
+            other => Err(other.chars().take(40).collect()),
         };
         let (bits, group) = match mode {
-            Some(Mode::Mxfp4) => (4, 32),
-            Some(Mode::Nvfp4) => (4, 16),
-            Some(Mode::Mxfp8) => (8, 32),
+            Ok(Mode::Mxfp4) => (4, 32),
+            Ok(Mode::Nvfp4) => (4, 16),
+            Ok(Mode::Mxfp8) => (8, 32),
             _ => (4, 64),
         };
         Self {
@@ -58,7 +89,7 @@ impl Parameters {
 }
 
 #[derive(Debug)]
-pub(super) struct Mlx {
+pub(in crate::checkpoint) struct Mlx {
     weights: TensorInfo,
     scales: TensorInfo,
     biases: Option<TensorInfo>,
@@ -74,9 +105,11 @@ impl Mlx {
         let scales = part(source, format!("{module}.scales"))?;
         check_words(&weights)?;
         let Parameters { bits, group, mode } = parameters;
-        let Some(mode) = mode else {
-            return Err(wrong(&weights, "is packed in a mode that is not known here"));
-        };
+        let mode = mode.map_err(|mode| {
+            let problem =
+                format!("is packed in the mode {mode:?}; known are affine, mxfp4, nvfp4 and mxfp8 (this file may be newer than this program)");
+            wrong(&weights, problem)
+        })?;
         let fits = match mode {
             Mode::Affine => (1..=8).contains(&bits),
             Mode::Mxfp4 | Mode::Nvfp4 => bits == 4,
@@ -104,6 +137,35 @@ impl Mlx {
             return Err(wrong(&scales, format!("holds {} where bytes belong", scales.dtype)));
         }
         Ok(Self { weights, scales, biases, mode, bits, group, extent: [count, rows, columns] })
+    }
+
+    pub(in crate::checkpoint) fn packing(&self) -> MlxPacking {
+        MlxPacking {
+            mode: self.mode,
+            bits: self.bits,
+            group: self.group,
+            scale: self.scales.dtype,
+            words: self.weights.row_elements(),
+        }
+    }
+
+    /// The bytes of a row's codes, scales and biases.
+    pub(in crate::checkpoint) fn parts<'a>(
+        &self,
+        source: &'a Source,
+        matrix: u64,
+        row: u64,
+    ) -> Result<[&'a [u8]; 3]> {
+        let [_, height, columns] = self.extent;
+        let (row, words, groups) = (matrix * height + row, self.weights.row_elements(), columns / self.group);
+        Ok([
+            elements(source, &self.weights, row * words, words)?,
+            elements(source, &self.scales, row * groups, groups)?,
+            match &self.biases {
+                Some(biases) => elements(source, biases, row * groups, groups)?,
+                None => &[],
+            },
+        ])
     }
 
     /// Scales of a row.
@@ -173,6 +235,10 @@ impl Stored for Mlx {
             }
         }
         Ok(())
+    }
+
+    fn mlx(&self) -> Option<&Mlx> {
+        Some(self)
     }
 
     fn dtype(&self) -> DType {

@@ -12,6 +12,9 @@ mod scaled;
 
 use std::sync::Arc;
 
+pub(super) use mlx::Mlx;
+pub use mlx::{MlxMode, MlxPacking};
+
 use drophammer_formats::{DType, Source, TensorInfo};
 use serde_json::Value as Json;
 

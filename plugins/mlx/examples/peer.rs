@@ -1,0 +1,119 @@
+//! The plugin's side of `tests/peers/mlx`: makes a directory, goes on from a prompt, measures speed; one JSON line each.
+//!
+//! ```text
+//! peer forge SOURCE SCHEME OUT
+//! peer greedy DIRECTORY COUNT ID…
+//! peer speed DIRECTORY PROMPT COUNT
+//! ```
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use drophammer_mlx::Mlx;
+use drophammer_sdk::{
+    Backend, Batch, Budgets, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest, LogLevel, Session,
+};
+
+struct Job;
+
+impl JobContext for Job {
+    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
+    fn log(&self, _level: LogLevel, message: &str) {
+        eprintln!("{message}");
+    }
+    fn cancelled(&self) -> bool {
+        false
+    }
+    fn budgets(&self) -> Budgets {
+        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["forge", source, scheme, out] => forge(source.as_ref(), scheme, out.as_ref()),
+        ["greedy", directory, count, ids @ ..] => {
+            let ids: Vec<u32> = ids.iter().map(|id| id.parse().unwrap()).collect();
+            greedy(directory.as_ref(), count.parse().unwrap(), &ids);
+        }
+        ["speed", directory, prompt, count] => {
+            speed(directory.as_ref(), prompt.parse().unwrap(), count.parse().unwrap());
+        }
+        _ => eprintln!(
+            "peer forge SOURCE SCHEME OUT | greedy DIRECTORY COUNT ID… | speed DIRECTORY PROMPT COUNT"
+        ),
+    }
+}
+
+fn forge(source: &Path, scheme: &str, out: &Path) {
+    std::fs::create_dir_all(out).unwrap();
+    let request = ForgeRequest {
+        source: source.to_owned(),
+        goal: Goal { format: "mlx".into(), scheme: scheme.into(), ..Goal::default() },
+        staging: out.to_owned(),
+        name: "model".into(),
+        no_tokenizer: true,
+        ..ForgeRequest::default()
+    };
+    let begin = Instant::now();
+    let report = Mlx::open(HostInfo::default()).unwrap().quantize(&request, &Job).unwrap();
+    let (seconds, bytes) = (begin.elapsed().as_secs_f64(), report.bytes);
+    println!("{{\"seconds\": {seconds:.3}, \"bytes\": {bytes}, \"peak_bytes\": {}}}", peak());
+}
+
+/// The most memory this process had resident, in bytes.
+fn peak() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+}
+
+fn load(directory: &Path) -> Box<dyn Session> {
+    let request =
+        LoadRequest { path: PathBuf::from(directory), context: Some(2048), ..LoadRequest::default() };
+    Mlx::open(HostInfo::default()).unwrap().load(&request, Box::new(Job)).unwrap()
+}
+
+/// Feeds tokens from `position` on; gives the most likely next one.
+fn next(session: &mut dyn Session, position: u32, ids: &[u32], row: &mut [f32]) -> u32 {
+    let positions: Vec<u32> = (position..).take(ids.len()).collect();
+    let sequences = vec![0; ids.len()];
+    let batch =
+        Batch { tokens: ids, positions: &positions, sequences: &sequences, outputs: &[ids.len() as u32 - 1] };
+    session.forward(batch, row).unwrap();
+    let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+    best.map_or(0, |(id, _)| id as u32)
+}
+
+fn greedy(directory: &Path, count: usize, ids: &[u32]) {
+    let mut session = load(directory);
+    let mut row = vec![0.0; session.limits().output_width as usize];
+    let mut made = vec![next(session.as_mut(), 0, ids, &mut row)];
+    while made.len() < count {
+        let position = (ids.len() + made.len() - 1) as u32;
+        let last = made[made.len() - 1];
+        made.push(next(session.as_mut(), position, &[last], &mut row));
+    }
+    println!("{made:?}");
+}
+
+fn speed(directory: &Path, prompt: usize, count: usize) {
+    let mut session = load(directory);
+    let vocabulary = session.limits().output_width;
+    let mut row = vec![0.0; vocabulary as usize];
+    let ids: Vec<u32> = (0..prompt as u32).map(|i| (i * 37 + 11) % vocabulary.min(2000)).collect();
+    next(session.as_mut(), 0, &ids, &mut row); // the first run pays for memory
+    session.remove(0, 0, u32::MAX).unwrap();
+    let begin = Instant::now();
+    let mut last = next(session.as_mut(), 0, &ids, &mut row);
+    let prefill = prompt as f64 / begin.elapsed().as_secs_f64();
+    let begin = Instant::now();
+    for i in 0..count {
+        last = next(session.as_mut(), (prompt + i) as u32, &[last], &mut row);
+    }
+    let decode = count as f64 / begin.elapsed().as_secs_f64();
+    println!("{{\"prefill\": {prefill:.2}, \"decode\": {decode:.2}}}");
+}

@@ -1,0 +1,82 @@
+//! Logits and hidden states against independent float32 implementations.
+
+use crate::fixture::{
+    can_run, fixture, fixtures, forge, forward, largest_difference, load, order, reference, relative_error,
+};
+
+#[test]
+fn every_architecture_gives_its_reference_output() {
+    if !can_run() {
+        return;
+    }
+    let mut failures = Vec::new();
+    for directory in fixtures("arch").into_iter().chain([fixture("shakespeare-llama")]) {
+        let (rows, due) = reference(&directory);
+        let mut session = load(&order(&directory, true, rows.len() as u32));
+        let difference = largest_difference(&forward(session.as_mut(), &rows), &due);
+        if difference.is_nan() || difference > 2e-3 {
+            failures.push(format!("{}: largest difference {difference}", directory.display()));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn every_architecture_runs_from_the_directory_made_of_it() {
+    if !can_run() {
+        return;
+    }
+    for directory in fixtures("arch") {
+        let staging = tempfile::tempdir().unwrap();
+        forge(&directory, "f32", staging.path());
+        let (rows, due) = reference(&directory);
+        let mut session = load(&order(staging.path(), true, rows.len() as u32));
+        let difference = largest_difference(&forward(session.as_mut(), &rows), &due);
+        assert!(difference <= 2e-3, "{}: largest difference {difference}", directory.display());
+    }
+}
+
+#[test]
+fn packed_sources_give_the_output_of_what_they_stand_for() {
+    if !can_run() {
+        return;
+    }
+    for directory in fixtures("packed") {
+        if directory.ends_with("lora") {
+            continue;
+        }
+        let (rows, due) = reference(&directory);
+        let mut session = load(&order(&directory, true, rows.len() as u32));
+        let difference = largest_difference(&forward(session.as_mut(), &rows), &due);
+        assert!(difference <= 2e-3, "{}: largest difference {difference}", directory.display());
+    }
+}
+
+#[test]
+fn quantized_directories_stay_near_the_source() {
+    if !can_run() {
+        return;
+    }
+    let source = fixture("shakespeare-llama");
+    let (mut rows, due) = reference(&source);
+    // libmlx multiplies packed matrices slowly on processors: a few tokens tell enough.
+    rows[0].truncate(16);
+    for (scheme, most) in [
+        ("bf16", 0.001),
+        ("affine_8_g32", 0.01),
+        ("affine_4_g64", 0.15),
+        ("mixed_3_6", 0.3),
+        ("mxfp8", 0.08),
+        ("nvfp4", 0.25),
+        ("mxfp4", 0.3),
+    ] {
+        let staging = tempfile::tempdir().unwrap();
+        forge(&source, scheme, staging.path());
+        let exact = forward(load(&order(staging.path(), true, 1)).as_mut(), &rows);
+        let error = relative_error(&exact, &due[..exact.len()]);
+        assert!(error < most, "{scheme}: {error} from the source");
+        let quick = forward(load(&order(staging.path(), false, 1)).as_mut(), &rows);
+        let error = relative_error(&quick, &exact);
+        assert!(error < 0.03, "{scheme}: in bfloat16 {error} from float32");
+    }
+}

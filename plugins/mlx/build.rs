@@ -40,7 +40,7 @@ fn build(include: &Path) -> Result<(), String> {
     let number = |name: &str| {
         let line =
             version.lines().find_map(|line| line.strip_prefix(&format!("#define MLX_VERSION_{name} ")));
-        line.map(str::trim).unwrap_or("?").to_owned()
+        line.map_or("?", str::trim).to_owned()
     };
     let found = format!("{}.{}.{}", number("MAJOR"), number("MINOR"), number("PATCH"));
     if found != VERSION {

@@ -249,7 +249,9 @@ fn importance_of(path: &Path, export: &GgufExport) -> Result<BTreeMap<String, Im
         let stacked = if shape.len() > 2 { shape[..shape.len() - 2].iter().product() } else { 1 };
         usize::try_from(shape.last().map_or(1, |columns| columns * stacked)).unwrap_or(usize::MAX)
     };
-    statistics.check(export.matrices().map(|(name, shape, _)| (name, columns(shape)))).map_err(|error| refused(path, error))?;
+    statistics
+        .check(export.matrices().map(|(name, shape, _)| (name, columns(shape))))
+        .map_err(|error| refused(path, error))?;
     Ok(statistics.weights())
 }
 

@@ -249,6 +249,8 @@ mod tests {
         }
     }
 
+    // The form of a callback, which may fail.
+    #[allow(clippy::unnecessary_wraps)]
     fn rows(_: Range<u64>, out: &mut [f32]) -> Result<(), BoxError> {
         for (i, x) in out.iter_mut().enumerate() {
             *x = ((i * 37 % 101) as f32 - 50.0) / 50.0;

@@ -44,7 +44,9 @@ fn main() -> ExitCode {
 /// Whether all holds.
 fn run(options: &Options) -> Result<bool> {
     if options.list {
-        CASES.iter().for_each(|case| println!("{:<16} {}", case.name, case.promise));
+        for case in CASES {
+            println!("{:<16} {}", case.name, case.promise);
+        }
         return Ok(true);
     }
     for name in &options.case {

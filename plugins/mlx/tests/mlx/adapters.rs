@@ -65,7 +65,7 @@ fn write_adapter(directory: &Path, hugging_face: bool) {
             };
             let decl = |half: &str, shape: [usize; 2]| {
                 let shape = shape.map(|dim| dim as u64).to_vec();
-                TensorDecl::new(&format!("{name}.lora_{half}"), DType::F32, shape)
+                TensorDecl::new(format!("{name}.lora_{half}"), DType::F32, shape)
             };
             tensors.push((decl("a", [columns, RANK]), bytes(&transposed(&down, columns))));
             tensors.push((decl("b", [RANK, rows]), bytes(&transposed(&up, RANK))));

@@ -156,11 +156,11 @@ fn every_scheme_reads_back_near_the_source() {
 
 #[test]
 fn recipes_give_more_bits_where_mlx_lm_does() {
+    use drophammer_models::Role;
     let staging = tempfile::tempdir().unwrap();
     forge(&fixture("shakespeare-llama"), "mixed_3_6", staging.path());
     let model = Checkpoint::open(staging.path()).unwrap();
     let bits = |id| model.weight(id).unwrap().mlx().unwrap().packing().bits;
-    use drophammer_models::Role;
     assert_eq!([0, 1, 2, 3].map(|layer| bits(Role::Value.of(layer))), [3, 3, 6, 6]);
     assert_eq!([0, 1, 2, 3].map(|layer| bits(Role::Down.of(layer))), [3, 3, 6, 6]);
     assert_eq!(bits(Role::Query.of(3)), 3);

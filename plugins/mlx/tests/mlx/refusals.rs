@@ -95,7 +95,7 @@ fn an_adapter_of_other_shapes_or_of_another_model_is_refused_by_tensor() {
     std::fs::write(adapter.path().join("adapter_config.json"), config.to_string()).unwrap();
     let write = |module: &str, down: [u64; 2], up: [u64; 2]| {
         let decl = |half: &str, shape: [u64; 2]| {
-            TensorDecl::new(&format!("{module}.lora_{half}"), drophammer_formats::DType::F32, shape.to_vec())
+            TensorDecl::new(format!("{module}.lora_{half}"), drophammer_formats::DType::F32, shape.to_vec())
         };
         let bytes = |shape: [u64; 2]| vec![0; (shape[0] * shape[1] * 4) as usize];
         let (a, b) = (bytes(down), bytes(up));

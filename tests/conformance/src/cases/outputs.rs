@@ -37,7 +37,7 @@ pub(super) fn architectures(subject: &Subject) -> Result<String> {
             }
             (Fixture::Equal(_), Some(_)) => problems.push(format!("{name}: works, so it is no exception")),
             (Fixture::Unsupported(why) | Fixture::Wrong(why), None) => {
-                problems.push(format!("{name}: {why}"))
+                problems.push(format!("{name}: {why}"));
             }
             (Fixture::Unsupported(_) | Fixture::Wrong(_), Some(_)) => {}
         }

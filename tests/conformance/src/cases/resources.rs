@@ -82,11 +82,11 @@ pub(super) fn workers(subject: &Subject) -> Result<String> {
         Ok(())
     };
     run()?;
-    let before = (shared()?, names(own.path())?, descriptors()?);
+    let before = (shared(), names(own.path())?, descriptors()?);
     for cycle in 0..cycles {
         run().with_context(|| format!("cycle {cycle}"))?;
     }
-    let after = (shared()?, names(own.path())?, descriptors()?);
+    let after = (shared(), names(own.path())?, descriptors()?);
     let new: Vec<_> = after.0.difference(&before.0).collect();
     ensure!(new.is_empty(), "left in shared memory: {new:?}");
     let new: Vec<_> = after.1.difference(&before.1).collect();
@@ -126,11 +126,11 @@ fn names(directory: &Path) -> Result<BTreeSet<String>> {
 }
 
 /// Names in shared memory, POSIX and System V.
-fn shared() -> Result<BTreeSet<String>> {
+fn shared() -> BTreeSet<String> {
     let mut found = names(Path::new("/dev/shm")).unwrap_or_default();
     let segments = std::fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
     found.extend(
         segments.lines().skip(1).map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")),
     );
-    Ok(found)
+    found
 }

@@ -113,6 +113,9 @@ pub(super) fn sequences(subject: &Subject) -> Result<String> {
     Ok(format!("largest difference {most:.1e}"))
 }
 
+/// What, tokens, positions, sequences, outputs, floats in the buffer.
+type Refused<'a> = (&'a str, &'a [u32], &'a [u32], &'a [u32], &'a [u32], usize);
+
 pub(super) fn limits(subject: &Subject) -> Result<String> {
     let mut loaded = load(subject, 2)?;
     let session = loaded.session.as_mut();
@@ -123,7 +126,7 @@ pub(super) fn limits(subject: &Subject) -> Result<String> {
     let due = feed(session, 0, 0, &prompt)?;
     let width = limits.output_width as usize;
     let many = vec![0; limits.max_batch as usize + 1];
-    let refused: [(&str, &[u32], &[u32], &[u32], &[u32], usize); 8] = [
+    let refused: [Refused<'_>; 8] = [
         ("no tokens", &[], &[], &[], &[], 0),
         ("a position beyond the context", &[1], &[limits.context], &[0], &[0], width),
         ("a sequence beyond the limit", &[1], &[20], &[2], &[0], width),

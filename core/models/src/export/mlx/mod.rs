@@ -187,7 +187,7 @@ impl MlxExport {
         let matrix = packed.matrix(self.base);
         let scale = if matrix.levels.has_offset() { self.base } else { DType::U8 };
         let tensor =
-            |part: &str, dtype, shape| TensorDecl::new(&format!("{}.{part}", module.path), dtype, shape);
+            |part: &str, dtype, shape| TensorDecl::new(format!("{}.{part}", module.path), dtype, shape);
         let mut tensors = vec![tensor("weight", DType::U32, words), tensor("scales", scale, groups.clone())];
         if matrix.levels.has_offset() {
             tensors.push(tensor("biases", scale, groups));

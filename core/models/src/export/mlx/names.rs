@@ -45,7 +45,7 @@ const GPT_NEOX: Names = &[
 /// Where a weight goes: the first of its names that is one matrix, as it is used.
 pub(super) fn place(tables: &[Names], id: WeightId) -> Option<Place> {
     let usable =
-        |place: &Place| !place.transposed && !place.is_per_expert() && !(place.exact && id.role.is_stacked());
+        |place: &Place| !(place.transposed || place.is_per_expert() || place.exact && id.role.is_stacked());
     let all = tables.iter().flat_map(|table| table.iter());
     all.filter(|(role, _)| *role == id.role).map(|(_, place)| *place).find(usable)
 }

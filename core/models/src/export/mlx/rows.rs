@@ -40,7 +40,9 @@ impl RowSource for Floats<'_> {
             weight.read_stored(rows, out)?;
             let shift = weight.offset() - self.offset;
             if shift != 0.0 {
-                out.iter_mut().for_each(|value| *value += shift);
+                for value in out.iter_mut() {
+                    *value += shift;
+                }
             }
             return Ok(());
         }

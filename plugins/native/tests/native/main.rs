@@ -5,3 +5,4 @@ mod fixture;
 mod forge;
 mod reference;
 mod sessions;
+mod simd;

@@ -16,6 +16,8 @@ pub(crate) struct HashSession {
     pub(crate) copies: bool,
     /// Added to every logit by this much times a hash: a model that is slightly another one.
     pub(crate) noise: f32,
+    /// How many of the last tokens its logits depend on: few make texts that repeat themselves.
+    pub(crate) memory: usize,
 }
 
 impl HashSession {
@@ -33,6 +35,7 @@ impl HashSession {
             fail: false,
             copies: true,
             noise: 0.0,
+            memory: usize::MAX,
         }
     }
 
@@ -47,11 +50,16 @@ impl HashSession {
         (0..vocabulary).map(|v| 8.0 * unit(mix(state, v)) + noise * unit(mix(!state, v))).collect()
     }
 
+    fn row_after(&self, tokens: &[u32]) -> Vec<f32> {
+        let seen = &tokens[tokens.len().saturating_sub(self.memory)..];
+        Self::row(seen, self.limits.output_width, self.noise)
+    }
+
     /// What greedy generation gives, computed without any batching.
     pub(crate) fn greedy(&self, prompt: &[u32], count: usize) -> Vec<u32> {
         let mut tokens = prompt.to_vec();
         for _ in 0..count {
-            let row = Self::row(&tokens, self.limits.output_width, self.noise);
+            let row = self.row_after(&tokens);
             let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
             tokens.push(best as u32);
         }
@@ -75,11 +83,15 @@ impl Session for HashSession {
         let width = self.limits.output_width as usize;
         let mut rows = output.chunks_mut(width);
         for index in 0..batch.tokens.len() {
-            let sequence = &mut self.sequences[batch.sequences[index] as usize];
-            assert_eq!(sequence.len(), batch.positions[index] as usize, "positions continue the cache");
-            sequence.push(batch.tokens[index]);
+            let number = batch.sequences[index] as usize;
+            assert_eq!(
+                self.sequences[number].len(),
+                batch.positions[index] as usize,
+                "positions continue the cache"
+            );
+            self.sequences[number].push(batch.tokens[index]);
             if batch.outputs.contains(&(index as u32)) {
-                let row = Self::row(sequence, width as u32, self.noise);
+                let row = self.row_after(&self.sequences[number]);
                 rows.next().unwrap().copy_from_slice(&row);
             }
         }

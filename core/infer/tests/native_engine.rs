@@ -46,9 +46,13 @@ fn load(path: &Path, sequences: u32, reference: bool) -> Box<dyn Session> {
 }
 
 fn scheduler(session: Box<dyn Session>, tokenizer: &Arc<Tokenizer>) -> Scheduler {
+    scheduler_with(session, tokenizer, Config::default())
+}
+
+fn scheduler_with(session: Box<dyn Session>, tokenizer: &Arc<Tokenizer>, config: Config) -> Scheduler {
     let start = std::time::Instant::now();
     let clock = Box::new(move || start.elapsed().as_secs_f64());
-    Scheduler::new(session, Arc::clone(tokenizer), Config::default(), clock)
+    Scheduler::new(session, Arc::clone(tokenizer), config, clock)
 }
 
 fn reference() -> Json {
@@ -129,6 +133,36 @@ fn the_trained_model_continues_as_its_reference_does_whatever_else_is_in_the_bat
         }
     }
     assert_eq!(found, expected);
+}
+
+#[test]
+fn drafts_change_nothing_that_is_said_greedily_or_by_chance() {
+    let tokenizer = Arc::new(Tokenizer::from_directory(&fixture()).unwrap());
+    let said = |draft: u32, sampling: SamplingParameters| {
+        let config = Config { draft, ..Config::default() };
+        let mut scheduler = scheduler_with(load(&fixture(), 1, false), &tokenizer, config);
+        let prompt =
+            tokenizer.encode("KING RICHARD:\nTo be, or not to be: to be, or not to be: to", true).unwrap();
+        let request =
+            Request { sampling, seed: 3, max_tokens: Some(150), ignore_end: true, ..Request::new(prompt) };
+        let (mut steps, mut said) = (0, Vec::new());
+        scheduler.submit(request).unwrap();
+        while !scheduler.is_idle() {
+            steps += 1;
+            said.extend(scheduler.step().into_iter().filter_map(|event| match event.kind {
+                EventKind::Token { token, .. } => Some(token),
+                EventKind::Failed(error) => panic!("{error}"),
+                _ => None,
+            }));
+        }
+        (said, steps)
+    };
+    let (plain, plain_steps) = said(0, SamplingParameters::greedy());
+    let (drafted, steps) = said(7, SamplingParameters::greedy());
+    assert_eq!(plain, drafted);
+    assert!(steps < plain_steps, "{steps} steps with drafts, {plain_steps} without");
+    let chance = || SamplingParameters { temperature: 0.7, ..SamplingParameters::default() };
+    assert_eq!(said(0, chance()).0, said(7, chance()).0);
 }
 
 #[test]

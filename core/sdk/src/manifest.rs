@@ -32,6 +32,10 @@ pub struct Manifest {
     /// Formats the backend deals with; shown before the plugin was ever started.
     #[serde(default)]
     pub capabilities: Vec<String>,
+    /// Whether a row of output is bit for bit the same whatever else is in its batch. The host then lets texts that repeat
+    /// themselves read guessed tokens along, several at a time.
+    #[serde(default)]
+    pub steady_batches: bool,
     /// Rank among backends that can run the same artifact: higher is preferred. The built-in native engine has 50.
     #[serde(default = "default_rank")]
     pub rank: i32,

@@ -1,4 +1,4 @@
-//! Prefill and decode speed of a model: `speed MODEL [THREADS] [PREFILL] [DECODE] [SEQUENCES]`.
+//! Prefill and decode speed and resident memory of a model: `speed MODEL [THREADS] [PREFILL] [DECODE] [SEQUENCES]`.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let mut session = Native::open(HostInfo::default())?.load(&request, Box::new(Job(threads)))?;
     let width = session.limits().output_width as usize;
-    println!("load {:.3} s", begun.elapsed().as_secs_f64());
+    println!("load {:.3} s, {}", begun.elapsed().as_secs_f64(), resident());
     let tokens: Vec<u32> = (0..prefill).map(|i| i * 31 % 1999 + 5).collect();
     let positions: Vec<u32> = (0..prefill).collect();
     let mut out = vec![0.0; width * sequences as usize];
@@ -66,6 +66,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         best.1 = f64::min(best.1, begun.elapsed().as_secs_f64());
     }
     let rate = |tokens: u32, seconds: f64| f64::from(tokens * sequences) / seconds;
+    println!("{}", resident());
     println!("prefill {:.1} tok/s, decode {:.1} tok/s", rate(prefill, best.0), rate(decode, best.1));
     Ok(())
+}
+
+/// What the process holds in memory, as the system tells it; nothing where it does not.
+fn resident() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let lines =
+        status.lines().filter(|line| ["VmRSS", "RssAnon", "RssFile"].iter().any(|n| line.starts_with(n)));
+    lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join(", ")
 }

@@ -1,20 +1,20 @@
 //! The engine's own threads: a job runs on all of them at once and meets at barriers.
 //!
-//! A token is a few hundred short steps, so a step may not cost a system call: threads that wait spin briefly, then give
-//! their time slice away (another process may hold the core), and sleep only between jobs. The calling thread
-//! takes part as number 0.
+//! A token is a few hundred short steps, so a step may not cost a system call while the cores are ours: threads that wait
+//! spin for some microseconds. What takes longer than that is another process on the other thread's core: then they sleep,
+//! which leaves the core to it and keeps this process's claim to be run as soon as there is something to do (a spinning
+//! thread uses its share of the core up, and has to wait its turn when it matters). The calling thread takes part as
+//! number 0.
 #![allow(unsafe_code)] // a borrowed closure is shared with threads that outlive the borrow; the reasons stand below
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Spins before the time slice is given away: some tens of microseconds.
-const SPINS_BEFORE_YIELD: u32 = 1 << 11;
-/// Yields before a thread between jobs goes to sleep: about a millisecond without contention.
-const YIELDS_BEFORE_SLEEP: u32 = 1 << 9;
+/// Spins before a thread sleeps: some tens of microseconds.
+const SPINS: u32 = 1 << 10;
 
 /// One thread's place in a job.
 #[derive(Clone, Copy)]
@@ -57,6 +57,10 @@ struct Shared {
     broken: AtomicBool,
     arrived: AtomicUsize,
     generation: AtomicUsize,
+    /// Threads that sleep or are about to.
+    sleepers: AtomicUsize,
+    bed: Mutex<()>,
+    alarm: Condvar,
 }
 
 // SAFETY: `job` is written by the caller only while no thread works (`running` is 0), and read by threads only after
@@ -71,22 +75,39 @@ impl Shared {
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {
             self.arrived.store(0, Ordering::Relaxed);
             self.generation.store(generation.wrapping_add(1), Ordering::Release);
+            self.wake();
         } else {
-            self.wait(|| self.generation.load(Ordering::Acquire) != generation);
+            let passed = || self.generation.load(Ordering::Acquire) != generation;
+            self.wait(|| passed() || self.broken.load(Ordering::Relaxed));
+            assert!(passed(), "another thread of the same job panicked");
         }
     }
 
-    /// Waits inside a job for what another thread is about to do.
+    /// Waits for what another thread is about to do.
     fn wait(&self, ready: impl Fn() -> bool) {
-        let mut spins = 0;
-        while !ready() {
-            assert!(!self.broken.load(Ordering::Relaxed), "another thread of the same job panicked");
-            spins += 1;
-            if spins < SPINS_BEFORE_YIELD {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
+        for _ in 0..SPINS {
+            if ready() {
+                return;
             }
+            std::hint::spin_loop();
+        }
+        let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::Relaxed);
+        // Pairs with the fence in `wake`: either this thread sees what it waits for, or the other sees this one.
+        fence(Ordering::SeqCst);
+        while !ready() {
+            bed = self.alarm.wait(bed).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Wakes those who wait for what this thread has just done.
+    fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.sleepers.load(Ordering::Relaxed) > 0 {
+            // Whoever was about to sleep has the lock until it does.
+            drop(self.bed.lock().unwrap_or_else(PoisonError::into_inner));
+            self.alarm.notify_all();
         }
     }
 
@@ -100,10 +121,8 @@ impl Shared {
                     break epoch;
                 }
                 idle += 1;
-                if idle < SPINS_BEFORE_YIELD {
+                if idle < SPINS {
                     std::hint::spin_loop();
-                } else if idle < SPINS_BEFORE_YIELD + YIELDS_BEFORE_SLEEP {
-                    std::thread::yield_now();
                 } else {
                     // A wake-up that comes between the check and here is not lost: it makes `park` return at once.
                     std::thread::park();
@@ -124,6 +143,7 @@ impl Shared {
                 }
             }
             self.running.fetch_sub(1, Ordering::Release);
+            self.wake();
         }
     }
 }
@@ -145,6 +165,9 @@ impl Pool {
             broken: AtomicBool::new(false),
             arrived: AtomicUsize::new(0),
             generation: AtomicUsize::new(0),
+            sleepers: AtomicUsize::new(0),
+            bed: Mutex::new(()),
+            alarm: Condvar::new(),
         });
         let count = threads.max(1);
         let mut pool = Self { shared: Arc::clone(&shared), workers: Vec::with_capacity(count - 1) };
@@ -185,15 +208,8 @@ impl Pool {
         if outcome.is_err() {
             shared.broken.store(true, Ordering::Release);
         }
-        let mut spins = 0;
-        while shared.running.load(Ordering::Acquire) > 0 {
-            spins += 1;
-            if spins < SPINS_BEFORE_YIELD {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
-        }
+        shared.wake();
+        shared.wait(|| shared.running.load(Ordering::Acquire) == 0);
         if let Err(panic) = outcome {
             resume_unwind(panic);
         }

@@ -26,7 +26,7 @@ pub(super) async fn eval(arguments: Eval) -> Result<()> {
     let runner = shop.runner(&artifact, arguments.budget.backend.as_deref())?;
     let limits = shop.limits(&arguments.budget);
     let order = MeasureOrder {
-        load: LoadRequest { path: artifact.clone(), ..LoadRequest::default() },
+        load: LoadRequest { path: artifact.clone(), reference: true, ..LoadRequest::default() },
         vocabulary: [Some(artifact.clone()), reference.clone()].into_iter().flatten().collect(),
         text: arguments.text.as_deref().map(absolute).transpose()?,
         most_tokens: arguments.tokens,

@@ -13,7 +13,7 @@ use crate::ledger::{JobRecord, ModelRecord};
 use crate::worker::protocol::{BenchOrder, Limits, MeasureOrder, Outcome, Work};
 
 /// Tokens scored at most: enough for a mean that is steady in its second digit.
-const MOST_TOKENS: usize = 4 << 10;
+const MOST_TOKENS: usize = 2 << 10;
 /// Tokens of the prompt and of the answer whose speed is measured, unless the context is shorter.
 const PROMPT: u32 = 512;
 const GENERATE: u32 = 64;

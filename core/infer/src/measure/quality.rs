@@ -9,7 +9,7 @@ use super::score::{Comparison, Row, compare, quantile};
 use super::source::{LogitSource, MeasureError};
 
 /// Logits held at once, per model, in bytes: rows are read until this is full.
-const ROW_BYTES: usize = 16 << 20;
+const ROW_BYTES: usize = 64 << 20;
 
 /// How a text is read. See the module's documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use drophammer_sdk::{BackendError, Batch, ErrorCode, Limits, Session};
 
 use super::admission::{Admission, Occupancy, Refused, Ticket};
 use super::batch::{Wish, shares};
+use super::draft::Drafting;
 use super::fair_queue::FairQueue;
 use super::request::{Event, EventKind, FinishReason, Request, RequestId};
 use super::slots::Slots;
@@ -22,11 +23,14 @@ pub struct Config {
     pub queue_limit: u32,
     /// Tokens of prompts per step while texts are being generated.
     pub prefill_while_decoding: u32,
+    /// Tokens per step that all texts together may guess at; 0: none. Worth what reading so many more at once saves, on
+    /// sessions whose rows do not depend on what else is in the batch.
+    pub draft: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { queue_limit: 256, prefill_while_decoding: 256 }
+        Self { queue_limit: 256, prefill_while_decoding: 256, draft: 0 }
     }
 }
 
@@ -36,6 +40,8 @@ pub(super) type Clock = Box<dyn Fn() -> f64 + Send>;
 struct Running {
     task: Task,
     slot: u32,
+    /// Guessed tokens that are read in this step.
+    draft: Vec<u32>,
 }
 
 /// Runs many requests on one session. See the module's documentation.
@@ -130,6 +136,7 @@ impl Scheduler {
                 first_token: None,
                 reused: 0,
                 generated: 0,
+                drafting: Drafting::default(),
             };
             self.queue.push(request.flow, task);
         }
@@ -146,7 +153,7 @@ impl Scheduler {
         }
         for index in (0..self.running.len()).rev() {
             if self.running[index].task.request == request {
-                let Running { mut task, slot } = self.running.remove(index);
+                let Running { mut task, slot, .. } = self.running.remove(index);
                 self.slots.release(slot);
                 events.push(task.finish(FinishReason::Cancelled, now));
             }
@@ -185,7 +192,7 @@ impl Scheduler {
                     task.read = reused;
                     task.reused = reused;
                     events.push(task.event(EventKind::Started { reused_tokens: reused as u32 }));
-                    self.running.push(Running { task, slot });
+                    self.running.push(Running { task, slot, draft: Vec::new() });
                 }
                 Ok(None) => events.push(task.event(EventKind::Failed(BackendError::new(
                     ErrorCode::OutOfResources,
@@ -206,6 +213,7 @@ impl Scheduler {
         let (batch, prefill) = (self.limits.max_batch as usize, self.config.prefill_while_decoding as usize);
         let shares = shares(&wishes, batch.max(1), prefill, self.turn % wishes.len());
         self.turn = self.turn.wrapping_add(1);
+        self.draft(&shares);
         let result = self.forward(&shares);
         let now = (self.clock)();
         // From the back, so that removing one does not move those still to come.
@@ -216,10 +224,11 @@ impl Scheduler {
             if share == 0 {
                 continue;
             }
-            let Running { task, slot } = &mut self.running[index];
-            let happened = if let Err(error) = &result {
-                vec![task.event(EventKind::Failed(error.clone()))]
+            let (mut uncertain, mut happened) = (result.is_err(), Vec::new());
+            if let Err(error) = &result {
+                happened.push(self.running[index].task.event(EventKind::Failed(error.clone())));
             } else {
+                let Running { task, slot, draft } = &mut self.running[index];
                 self.slots.read(*slot, &task.tokens[task.read..task.read + share]);
                 task.read += share;
                 if task.read >= task.prompt_length {
@@ -227,22 +236,49 @@ impl Scheduler {
                 }
                 if task.unread().is_empty() {
                     let width = self.limits.output_width as usize;
-                    row -= width;
-                    task.advance(&mut self.rows[row..row + width], &self.tokenizer, now)
-                } else {
-                    Vec::new()
+                    let end = row;
+                    row -= width * (1 + draft.len());
+                    let accepted =
+                        speak(task, draft, &mut self.rows[row..end], &self.tokenizer, now, &mut happened);
+                    self.slots.read(*slot, &draft[..accepted]);
+                    task.read += accepted;
+                    task.drafting.learn(draft.len(), accepted);
+                    if accepted < draft.len()
+                        && let Err(error) = self.session.remove(*slot, task.read as u32, u32::MAX)
+                    {
+                        uncertain = true;
+                        if !happened.iter().any(|event| event.kind.is_last()) {
+                            happened.push(task.event(EventKind::Failed(error)));
+                        }
+                    }
                 }
-            };
+            }
             if happened.iter().any(|event| event.kind.is_last()) {
-                self.end(index, result.is_err(), now);
+                self.end(index, uncertain, now);
             }
             batch_events.push(happened);
         }
         events.extend(batch_events.into_iter().rev().flatten());
     }
 
+    /// Guesses for the texts of this batch, as many as there is room for. Prompts come first: beside them a step is long
+    /// anyway, and their readers wait.
+    fn draft(&mut self, shares: &[usize]) {
+        let taken: usize = shares.iter().sum();
+        let prompts = self.running.iter().any(|running| !running.task.is_decoding());
+        let room = (self.limits.max_batch as usize).saturating_sub(taken);
+        let mut room = if prompts { 0 } else { room.min(self.config.draft as usize) };
+        for (running, &share) in self.running.iter_mut().zip(shares) {
+            running.draft.clear();
+            if share > 0 {
+                running.draft.extend_from_slice(running.task.guess(room));
+                room -= running.draft.len();
+            }
+        }
+    }
+
     fn end(&mut self, index: usize, uncertain: bool, now: f64) {
-        let Running { task, slot } = self.running.remove(index);
+        let Running { task, slot, .. } = self.running.remove(index);
         if uncertain {
             self.slots.discard(&mut *self.session, slot);
         } else {
@@ -255,12 +291,15 @@ impl Scheduler {
     /// `self.rows`, in order.
     fn forward(&mut self, shares: &[usize]) -> Result<(), BackendError> {
         let (mut tokens, mut positions, mut sequences, mut outputs) = (vec![], vec![], vec![], vec![]);
-        for (Running { task, slot }, &share) in self.running.iter().zip(shares) {
+        for (Running { task, slot, draft }, &share) in self.running.iter().zip(shares) {
             tokens.extend_from_slice(&task.unread()[..share]);
-            positions.extend((task.read..task.read + share).map(|position| position as u32));
-            sequences.extend(std::iter::repeat_n(*slot, share));
+            tokens.extend_from_slice(draft);
+            let count = share + draft.len();
+            positions.extend((task.read..task.read + count).map(|position| position as u32));
+            sequences.extend(std::iter::repeat_n(*slot, count));
             if share > 0 && share == task.unread().len() {
-                outputs.push(tokens.len() as u32 - 1);
+                let end = tokens.len() as u32;
+                outputs.extend(end - 1 - draft.len() as u32..end);
             }
         }
         self.rows.resize(outputs.len() * self.limits.output_width as usize, 0.0);
@@ -268,4 +307,27 @@ impl Scheduler {
             Batch { tokens: &tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
         self.session.forward(batch, &mut self.rows)
     }
+}
+
+/// Chooses a token from each row while the rows stand for what the text says: the first always does, each other one if the
+/// guess before it was what was chosen. Returns how many guesses were right.
+fn speak(
+    task: &mut Task,
+    draft: &[u32],
+    rows: &mut [f32],
+    tokenizer: &Tokenizer,
+    now: f64,
+    happened: &mut Vec<Event>,
+) -> usize {
+    let width = rows.len() / (1 + draft.len());
+    for (step, row) in rows.chunks_exact_mut(width).enumerate() {
+        let before = task.tokens.len();
+        happened.extend(task.advance(row, tokenizer, now));
+        let goes_on = !happened.iter().any(|event| event.kind.is_last());
+        let right = task.tokens.get(before).is_some_and(|token| draft.get(step) == Some(token));
+        if !goes_on || !right {
+            return step;
+        }
+    }
+    draft.len()
 }

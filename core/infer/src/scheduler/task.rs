@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use drophammer_sdk::{BackendError, ErrorCode};
 
+use super::draft::Drafting;
 use super::request::{Event, EventKind, FinishReason, RequestId, Timings, Usage};
 use super::stop_strings::StopStrings;
 use crate::constrain::Constraint;
@@ -35,6 +36,7 @@ pub(super) struct Task {
     pub(super) first_token: Option<f64>,
     pub(super) reused: usize,
     pub(super) generated: u32,
+    pub(super) drafting: Drafting,
 }
 
 impl Task {
@@ -51,6 +53,17 @@ impl Task {
     /// Whether all that is missing is the token generated last.
     pub(super) fn is_decoding(&self) -> bool {
         self.read >= self.prompt_length
+    }
+
+    /// Tokens that may come next, where somebody generates: at most `most`, and never up to the limit, whose token is the
+    /// last.
+    pub(super) fn guess(&self, most: usize) -> &[u32] {
+        let left = (self.limit - self.generated).saturating_sub(1) as usize;
+        if self.is_decoding() && self.unread().len() == 1 {
+            self.drafting.guess(&self.tokens, most.min(left))
+        } else {
+            &[]
+        }
     }
 
     pub(super) fn event(&self, kind: EventKind) -> Event {

@@ -85,11 +85,13 @@ proptest! {
         batch in 1u32..20,
         prefill in 1u32..10,
         copies in any::<bool>(),
+        draft in 0u32..8,
+        memory in prop_oneof![Just(usize::MAX), 1usize..4],
     ) {
         let session = session(32, sequences, batch);
-        session.with(|session| session.copies = copies);
+        session.with(|session| (session.copies, session.memory) = (copies, memory));
         let mut scheduler =
-            scheduler(&session, Config { prefill_while_decoding: prefill, ..Config::default() });
+            scheduler(&session, Config { prefill_while_decoding: prefill, draft, ..Config::default() });
         let mut expected = HashMap::new();
         let mut cancelled = Vec::new();
         let mut events = Vec::new();
@@ -374,4 +376,22 @@ fn a_runner_serves_many_threads_and_drops_requests_nobody_listens_to() {
     runner.drain();
     assert_eq!(runner.submit(long, Box::new(|_| true)), Err(Refused::Draining));
     drop(runner);
+}
+
+#[test]
+fn a_text_that_repeats_itself_takes_fewer_steps_with_drafts_and_says_the_same() {
+    let run_with = |draft: u32| {
+        let session = session(512, 1, 64);
+        session.with(|session| session.memory = 1);
+        let mut scheduler = scheduler(&session, Config { draft, ..Config::default() });
+        let id = scheduler.submit(greedy(&[1, 2, 3], 400)).unwrap();
+        let events = run(&mut scheduler);
+        assert_eq!(reason(&events, id), FinishReason::Length);
+        (tokens(&events, id, 0), session.with(|session| session.batches.len()))
+    };
+    let (plain, plain_steps) = run_with(0);
+    let (drafted, steps) = run_with(7);
+    assert_eq!(plain, drafted);
+    assert_eq!(plain_steps, 400);
+    assert!(steps < 250, "{steps} steps for 400 tokens");
 }

@@ -1,10 +1,14 @@
 //! Models and jobs that the tests share.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex};
 
 use drophammer_formats::Source;
 use drophammer_native::Native;
-use drophammer_sdk::{Backend, Batch, Budgets, HostInfo, JobContext, LoadRequest, LogLevel, Session};
+use drophammer_sdk::{
+    Backend, Batch, Budgets, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest, LogLevel, Session,
+};
 
 /// A job on two threads that nobody watches.
 pub(crate) struct Job;
@@ -71,4 +75,24 @@ pub(crate) fn forward(session: &mut dyn Session, rows: &[Vec<u32>]) -> Vec<f32> 
 pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+}
+
+/// The trained model in a scheme, made once per process.
+pub(crate) fn quantized(scheme: &str) -> &'static Path {
+    static MADE: LazyLock<Mutex<HashMap<String, &'static Path>>> = LazyLock::new(Mutex::default);
+    let mut made = MADE.lock().unwrap();
+    made.entry(scheme.to_owned()).or_insert_with(|| {
+        let staging = Box::leak(Box::new(tempfile::tempdir().unwrap()));
+        let request = ForgeRequest {
+            source: fixture("shakespeare-llama"),
+            goal: Goal { format: "gguf".into(), scheme: scheme.into(), ..Goal::default() },
+            staging: staging.path().to_owned(),
+            name: "shakespeare".into(),
+            ..ForgeRequest::default()
+        };
+        let plain = matches!(scheme, "f16" | "bf16" | "f32");
+        let report =
+            if plain { native().convert(&request, &Job) } else { native().quantize(&request, &Job) }.unwrap();
+        Box::leak(staging.path().join(&report.files[0]).into_boxed_path())
+    })
 }

@@ -7,3 +7,4 @@ mod fixture;
 mod forge;
 mod reference;
 mod sessions;
+mod simd;

@@ -4,10 +4,15 @@
 use drophammer_sdk::{Batch, ErrorCode, Session};
 use proptest::prelude::*;
 
-use crate::fixture::{fixture, load};
+use crate::fixture::{fixture, load, quantized};
 
 fn session() -> Box<dyn Session> {
     load(&fixture("shakespeare-llama"), true, 3)
+}
+
+/// A quantized artifact in fast mode, as it is served.
+fn fast(scheme: &str) -> Box<dyn Session> {
+    load(quantized(scheme), false, 3)
 }
 
 /// Feeds `tokens` to a sequence from `position` on; gives every row.
@@ -43,6 +48,24 @@ proptest! {
             done = end;
         }
         prop_assert!(close(&whole, &rows));
+    }
+
+    /// What speculative decoding stands on: a draft is accepted exactly where the next token would have been the same.
+    #[test]
+    fn in_fast_mode_any_chunking_gives_the_same_bits(
+        tokens in prop::collection::vec(0u32..2048, 2..100),
+        cuts in prop::collection::vec(1usize..15, 1..8),
+        scheme in prop::sample::select(vec!["q4_0", "q4_k_m", "q8_0", "f16"]),
+    ) {
+        let mut session = fast(scheme);
+        let whole = feed(session.as_mut(), 0, 0, &tokens);
+        let (mut rows, mut done, mut cuts) = (Vec::new(), 0, cuts.iter().cycle());
+        while done < tokens.len() {
+            let end = (done + cuts.next().unwrap()).min(tokens.len());
+            rows.extend(feed(session.as_mut(), 1, done as u32, &tokens[done..end]));
+            done = end;
+        }
+        prop_assert!(whole == rows, "{scheme}");
     }
 
     #[test]

@@ -1,0 +1,56 @@
+//! `DROPHAMMER_SIMD` forces a set of kernels: each gives the portable one's logits.
+//!
+//! The choice is made once per process, so each path runs in a process of its own: this test's own binary, told by the
+//! environment which model to run and where to put the logits.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::fixture::{fixture, forward, largest_difference, load, quantized, reference};
+
+const MODEL: &str = "DROPHAMMER_TEST_MODEL";
+const FAST: &str = "DROPHAMMER_TEST_FAST";
+const LOGITS: &str = "DROPHAMMER_TEST_LOGITS";
+
+fn logits(simd: &str, model: &Path, fast: bool) -> Vec<f32> {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("logits");
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "simd::one_process", "--include-ignored"])
+        .env("DROPHAMMER_SIMD", simd)
+        .env(MODEL, model)
+        .env(FAST, if fast { "1" } else { "0" })
+        .env(LOGITS, &file)
+        .stdout(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{simd}");
+    let bytes = std::fs::read(file).unwrap();
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+#[test]
+#[ignore = "one process of the test below"]
+fn one_process() {
+    let (Some(model), Some(file)) = (std::env::var_os(MODEL), std::env::var_os(LOGITS)) else { return };
+    let fast = std::env::var(FAST).is_ok_and(|fast| fast == "1");
+    let (rows, _) = reference(&fixture("shakespeare-llama"));
+    let rows = [rows[0][..40].to_vec()];
+    let out = forward(load(Path::new(&model), !fast, 1).as_mut(), &rows);
+    std::fs::write(file, out.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+}
+
+#[test]
+fn every_path_gives_the_portable_logits_in_both_modes() {
+    for (scheme, fast, tolerance) in
+        [("q4_k_m", true, 2e-3), ("q8_0", true, 2e-3), ("f16", true, 2e-3), ("q4_k_m", false, 2e-4)]
+    {
+        let model = quantized(scheme);
+        let portable = logits("portable", model, fast);
+        // A path that this processor lacks falls back to the best it has.
+        for simd in ["avx2", "avx512"] {
+            let difference = largest_difference(&logits(simd, model, fast), &portable);
+            assert!(difference <= tolerance, "{scheme} {simd}, fast {fast}: largest difference {difference}");
+        }
+    }
+}

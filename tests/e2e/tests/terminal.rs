@@ -54,6 +54,11 @@ fn what_is_wrong_with_the_dashboards_settings_is_said_before_it_takes_the_termin
     assert!(answer.stderr.contains("colour") && answer.stderr.contains("[tui]"), "{answer:?}");
 }
 
+/// Whether a line is waited for: an answer may end with any sign, but not on a line of its own.
+fn prompts(screen: &str) -> bool {
+    screen.trim_end().lines().last().is_some_and(|line| line.trim_end() == ">")
+}
+
 #[test]
 fn a_conversation_goes_on_line_by_line_until_ctrl_d() {
     let daemon: Daemon = counting(&[]).unwrap();
@@ -61,11 +66,11 @@ fn a_conversation_goes_on_line_by_line_until_ctrl_d() {
     let mut terminal = Terminal::start(daemon.home.command(&arguments), 100, 30).unwrap();
     terminal.wait_for("Ctrl-D leaves").unwrap();
     for turn in 1..=2 {
-        terminal.wait_until("the prompt", |screen| screen.trim_end().ends_with('>')).unwrap();
+        terminal.wait_until("the prompt", prompts).unwrap();
         terminal.press(&format!("Turn {turn}.\r")).unwrap();
         terminal.wait_for(&format!("> Turn {turn}.")).unwrap();
     }
-    terminal.wait_until("the prompt", |screen| screen.trim_end().ends_with('>')).unwrap();
+    terminal.wait_until("the prompt", prompts).unwrap();
     terminal.press("\x04").unwrap();
     assert!(terminal.end().unwrap().success());
 }

@@ -21,6 +21,7 @@ pub const DEFAULTS: &str = include_str!("../../../config/drophammer.toml");
 const TARGETS: &[(&str, &str)] = &[
     ("gguf.toml", include_str!("../../../config/targets/gguf.toml")),
     ("mlx.toml", include_str!("../../../config/targets/mlx.toml")),
+    ("onnx.toml", include_str!("../../../config/targets/onnx.toml")),
 ];
 
 /// Everything that can be set.

@@ -233,7 +233,7 @@ impl Delta {
         for (row, out) in (0..).zip(up.chunks_exact_mut(rank.max(1) as usize)) {
             let (_, source_row) = located.source_row(row);
             product.up.read(&self.source, 0, source_row..source_row + 1, out)?;
-            for value in out.iter_mut() {
+            for value in out {
                 *value *= product.scale;
             }
         }

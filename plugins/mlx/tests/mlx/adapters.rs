@@ -26,14 +26,8 @@ fn number(module: usize, half: usize, i: usize) -> f32 {
 
 fn halves(module: usize) -> [Vec<f32>; 2] {
     let (_, rows, columns) = MODULES[module];
-    [columns * RANK, rows * RANK]
-        .map(|len| len)
-        .into_iter()
-        .enumerate()
-        .map(|(half, len)| (0..len).map(|i| number(module, half, i)).collect())
-        .collect::<Vec<Vec<f32>>>()
-        .try_into()
-        .unwrap()
+    let half = |half: usize, len: usize| (0..len).map(|i| number(module, half, i)).collect();
+    [half(0, columns * RANK), half(1, rows * RANK)]
 }
 
 fn bytes(values: &[f32]) -> Vec<u8> {
@@ -54,7 +48,7 @@ fn write_adapter(directory: &Path, hugging_face: bool) {
         if hugging_face {
             let decl = |half: &str, shape: [usize; 2]| {
                 let name = format!("base_model.model.{name}.lora_{half}.weight");
-                TensorDecl::new(&name, DType::F32, shape.map(|dim| dim as u64).to_vec())
+                TensorDecl::new(name, DType::F32, shape.map(|dim| dim as u64).to_vec())
             };
             tensors.push((decl("A", [RANK, columns]), bytes(&down)));
             tensors.push((decl("B", [rows, RANK]), bytes(&up)));
@@ -109,12 +103,13 @@ fn attached_is_fused_is_merged_and_converted() {
         return;
     }
     let base = fixture("shakespeare-llama");
-    let (rows, plain) = reference(&base);
+    let (mut rows, plain) = reference(&base);
+    rows[0].truncate(32);
     let [merged, converted] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     write_merged(merged.path());
     mlx().convert(&request(merged.path(), "f32", converted.path()), &Job).unwrap();
     let due = forward(load(&order(converted.path(), true, 1)).as_mut(), &rows);
-    assert!(largest_difference(&due, &plain) > 0.1, "the adapter changes nothing");
+    assert!(largest_difference(&due, &plain[..due.len()]) > 0.1, "the adapter changes nothing");
     for hugging_face in [false, true] {
         let [adapter, fused] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         write_adapter(adapter.path(), hugging_face);
@@ -136,7 +131,8 @@ fn an_adapter_attaches_to_a_packed_base_without_unpacking_it() {
         return;
     }
     let source = fixture("shakespeare-llama");
-    let (rows, _) = reference(&source);
+    let (mut rows, _) = reference(&source);
+    rows[0].truncate(16);
     let [adapter, base] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     write_adapter(adapter.path(), false);
     mlx().quantize(&request(&source, "affine_8_g32", base.path()), &Job).unwrap();

@@ -172,7 +172,7 @@ impl MlxExport {
     fn declare(&self, module: &Module, choice: Choice) -> Vec<TensorDecl> {
         let Choice::Packed(packed) = choice else {
             let name = format!("{}{}", module.path, module.suffix);
-            return vec![TensorDecl::new(&name, self.base, module.shape.clone())];
+            return vec![TensorDecl::new(name, self.base, module.shape.clone())];
         };
         let narrowed = |columns: u64| {
             let mut shape = module.shape.clone();
@@ -243,8 +243,8 @@ fn usual_base(checkpoint: &Checkpoint) -> DType {
         _ => {}
     }
     let embedding = checkpoint.weight(Role::TokenEmbedding.global());
-    match embedding.map(|weight| weight.dtype()) {
-        Ok(dtype @ (DType::F16 | DType::F32)) => dtype,
+    match embedding {
+        Ok(weight) if matches!(weight.dtype(), DType::F16 | DType::F32) => weight.dtype(),
         _ => DType::BF16,
     }
 }

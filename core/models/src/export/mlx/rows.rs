@@ -40,7 +40,7 @@ impl RowSource for Floats<'_> {
             weight.read_stored(rows, out)?;
             let shift = weight.offset() - self.offset;
             if shift != 0.0 {
-                for value in out.iter_mut() {
+                for value in out {
                     *value += shift;
                 }
             }

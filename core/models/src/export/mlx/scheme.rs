@@ -53,7 +53,7 @@ impl Packed {
     }
 
     /// Its name as a scheme.
-    pub fn name(&self) -> String {
+    pub fn name(self) -> String {
         match self.mode {
             MlxMode::Affine => format!("affine_{}_g{}", self.bits, self.group),
             mode => mode.name().to_owned(),
@@ -61,12 +61,12 @@ impl Packed {
     }
 
     /// As `config.json` says it.
-    pub fn document(&self) -> Json {
+    pub fn document(self) -> Json {
         json!({ "group_size": self.group, "bits": self.bits, "mode": self.mode.name() })
     }
 
     /// As it is encoded.
-    pub fn matrix(&self, base: DType) -> Matrix {
+    pub fn matrix(self, base: DType) -> Matrix {
         let base = match base {
             DType::F32 => ScaleType::F32,
             DType::F16 => ScaleType::F16,
@@ -177,8 +177,10 @@ impl Scheme {
 
     /// What a module becomes in a model of so many layers.
     pub(super) fn choose(&self, module: &Module, family: &str, layers: u32) -> Choice {
+        if !module.packable {
+            return Choice::Plain;
+        }
         let packed = match self.rule {
-            _ if !module.packable => return Choice::Plain,
             Rule::Plain(_) => return Choice::Plain,
             Rule::Uniform(packed) => exception(module, family).unwrap_or(packed),
             Rule::Mixed { low, high } => {

@@ -326,7 +326,7 @@ pub(crate) struct Mixture {
     /// Store tensors whose name matches a pattern as this type, such as attn_v=q8_0; may be given several times.
     #[arg(long = "tensor", value_name = "PATTERN=TYPE")]
     pub(crate) tensors: Vec<String>,
-    /// Cut the result into files of at most this size.
+    /// Cut the result into files of at most so much tensor data each.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) split: Option<u64>,
 }

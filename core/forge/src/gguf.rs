@@ -84,7 +84,7 @@ pub fn preset_of(goal: &Goal) -> Result<&'static Preset> {
     }
 }
 
-/// `max_file_bytes`: the file is split into parts of at most this size.
+/// `max_file_bytes`: the file is split into parts of at most so much tensor data.
 fn max_file_bytes(goal: &Goal) -> Result<Option<u64>> {
     let Some(value) = goal.options.get("max_file_bytes") else { return Ok(None) };
     let bytes = value.as_u64().filter(|bytes| *bytes > 0);

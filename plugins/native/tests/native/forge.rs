@@ -148,27 +148,3 @@ fn statistics_are_used_and_those_of_another_model_are_refused_by_name_and_shape(
     let error = with(&fixture("shakespeare-llama/model.safetensors")).unwrap_err();
     assert!(error.message.contains("not an importance matrix"), "{}", error.message);
 }
-
-#[test]
-fn a_file_is_split_and_tensors_are_stored_as_the_user_says() {
-    let staging = tempfile::tempdir().unwrap();
-    let mut request = request("q8_0", staging.path());
-    request.goal.options.insert("max_file_bytes".into(), 1_000_000.into());
-    request.goal.options.insert("overrides".into(), vec!["ffn_up=q4_k".to_owned()].into());
-    let report = native().quantize(&request, &Job).unwrap();
-    assert!(report.files.len() > 3, "{:?}", report.files);
-    for file in &report.files {
-        assert!(std::fs::metadata(staging.path().join(file)).unwrap().len() <= 1_000_000);
-    }
-    assert_eq!(report.types["q4_k"], 4);
-    let (rows, due) = reference(&fixture("shakespeare-llama"));
-    let mut session = load(&staging.path().join(&report.files[0]), true, 1);
-    assert!(relative_error(&forward(session.as_mut(), &rows), &due) < 0.1);
-    for (option, value) in
-        [("max_file_bytes", serde_json::json!("large")), ("overrides", serde_json::json!(["x=q9"]))]
-    {
-        request.goal.options.insert(option.into(), value);
-        assert_eq!(native().quantize(&request, &Job).unwrap_err().code, ErrorCode::InvalidRequest);
-        request.goal.options.remove(option);
-    }
-}

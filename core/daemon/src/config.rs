@@ -22,6 +22,7 @@ const TARGETS: &[(&str, &str)] = &[
     ("gguf.toml", include_str!("../../../config/targets/gguf.toml")),
     ("mlx.toml", include_str!("../../../config/targets/mlx.toml")),
     ("onnx.toml", include_str!("../../../config/targets/onnx.toml")),
+    ("openvino.toml", include_str!("../../../config/targets/openvino.toml")),
 ];
 
 /// Everything that can be set.

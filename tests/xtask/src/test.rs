@@ -21,12 +21,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     shell::run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     // End-to-end tests run the binary and load the plugins packaged beside it.
     plugins::build(false, &[])?;
-    let mut tests = if available(&mut cargo(&["nextest", "--version"])) {
+    let nextest = available(&mut cargo(&["nextest", "--version"]));
+    let mut tests = if nextest {
         cargo(&["nextest", "run", "--workspace", "--no-fail-fast"])
     } else {
         cargo(&["test", "--workspace", "--lib", "--bins", "--tests"])
     };
     if let Some(runtimes) = runtimes {
+        // Tests that need what is fetched here are ignored otherwise.
+        tests.args(if nextest { ["--run-ignored", "all"] } else { ["--", "--include-ignored"] });
         tests.env("DROPHAMMER_SMOLLM2", fetch::path(fetch::Model::Smollm2)?);
         tests.env("DROPHAMMER_CLIENTS", clients::provide()?);
         tests.env("DROPHAMMER_RUNTIMES", runtimes);

@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use crate::gguf::SplitName;
 use crate::safetensors::INDEX_NAME;
 
+/// The graph of an OpenVINO directory, as its own tools name it.
+const OPENVINO_MODEL: &str = "openvino_model.xml";
+
 /// The files of a source, found but not yet opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -86,6 +89,9 @@ fn identify_file(path: &Path) -> Result<Found> {
             }
             Ok(Found::new(SourceKind::Safetensors, path, vec![path.to_owned()]))
         }
+        "xml" if path.with_extension("bin").is_file() => {
+            Ok(Found::new(SourceKind::OpenVino, path, Vec::new()))
+        }
         "onnx" => Ok(Found::new(SourceKind::Onnx, path, vec![path.to_owned()])),
         _ if is_pickle(path) => Err(Error::Pickle { path: path.to_owned() }),
         "json" if path.file_name().is_some_and(|name| name == INDEX_NAME || name == "config.json") => {
@@ -134,6 +140,9 @@ fn identify_directory(path: &Path) -> Result<Found> {
     }
     if let Some(first) = find_single(path, &names, "gguf", |name| !name.starts_with("mmproj"))? {
         return identify_gguf(&first);
+    }
+    if has(OPENVINO_MODEL) && has("openvino_model.bin") {
+        return Ok(Found::new(SourceKind::OpenVino, path, Vec::new()));
     }
     if let Some(onnx) = find_single(path, &names, "onnx", |_| true)? {
         return Ok(Found::new(SourceKind::Onnx, path, vec![onnx]));

@@ -41,6 +41,8 @@ pub enum SourceKind {
     Gguf,
     /// An ONNX graph.
     Onnx,
+    /// A directory with an OpenVINO model, or its XML file. It is run, not converted: no tensors are read.
+    OpenVino,
 }
 
 impl SourceKind {
@@ -53,6 +55,7 @@ impl SourceKind {
             SourceKind::Safetensors => "safetensors",
             SourceKind::Gguf => "gguf",
             SourceKind::Onnx => "onnx",
+            SourceKind::OpenVino => "openvino",
         }
     }
 }

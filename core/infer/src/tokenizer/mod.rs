@@ -130,6 +130,28 @@ impl Tokenizer {
         Ok(Self { inner, pieces, special, frame })
     }
 
+    /// The tokenizer as `tokenizer.json` holds it. Where the model wants a token before every text that the file's own rules
+    /// do not put there (GGUF files say so apart), the rules are written to put it.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`] when the rules cannot be written.
+    pub fn to_json(&self) -> Result<String> {
+        let failed = |e: tokenizers::Error| TokenizerError::Encode(e.to_string());
+        let mut inner = self.inner.clone();
+        let bos =
+            self.special.bos.filter(|_| self.frame.bos == Some(true) && inner.get_post_processor().is_none());
+        if let Some((bos, name)) = bos.and_then(|bos| Some((bos, inner.id_to_token(bos)?))) {
+            let template = tokenizers::processors::template::TemplateProcessing::builder()
+                .try_single(format!("{name} $A"))
+                .and_then(|builder| {
+                    builder.special_tokens(vec![(name, bos)]).build().map_err(|e| e.to_string())
+                })
+                .map_err(TokenizerError::Encode)?;
+            inner.with_post_processor(Some(template));
+        }
+        inner.to_string(false).map_err(failed)
+    }
+
     /// Token ids of a text. Special tokens written out in the text are recognized, as Hugging Face does it.
     ///
     /// `framed` adds the tokens that the model expects around a text (such as a beginning-of-text token). A prompt

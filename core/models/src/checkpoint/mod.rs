@@ -58,6 +58,10 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn new(source: Arc<Source>) -> Result<Self> {
+        if source.kind() == SourceKind::OpenVino {
+            let what = "converting an OpenVINO model, which is already converted,".to_owned();
+            return Err(Error::Unsupported { family: "openvino".to_owned(), what });
+        }
         let (document, family, layout) = model_config(&source)?;
         let config = Config::new(&document).with_layout(layout);
         let gguf = family.gguf.filter(|_| source.kind() == SourceKind::Gguf);
@@ -97,6 +101,17 @@ impl Checkpoint {
     /// The source.
     pub fn source(&self) -> &Arc<Source> {
         &self.source
+    }
+
+    /// The configuration as Hugging Face writes it; for GGUF files made of their metadata.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn hugging_face_config(&self) -> Result<Json> {
+        match self.source.config() {
+            Some(config) => Ok(config.clone()),
+            None => Ok(model_config(&self.source)?.0),
+        }
     }
 
     /// Whether the source holds anything a tokenizer can be built from.

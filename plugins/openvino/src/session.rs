@@ -1,0 +1,339 @@
+//! A loaded model: one infer request per sequence, and what its state holds.
+//!
+//! Keys and values are the runtime's variables and belong to a request: that is the form whose attention its plugins fuse,
+//! and appending costs nothing. The C interface cannot cut or copy variables, so sequences are edited without touching
+//! them. *Removed* entries stay where they are and are masked out (`attention_mask` 0); a request whose entries are
+//! mostly dead is replaced. A *copied* or replaced sequence notes the tokens it is to hold, and its next run computes them
+//! together with the new ones. Mask values above 1 step over removed positions: windows are counted by summing the mask.
+
+use std::path::{Path, PathBuf};
+
+use drophammer_formats::digest::Digest;
+use drophammer_sdk::{
+    BackendError, Batch, ErrorCode, HostInfo, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result,
+    Session,
+};
+
+use crate::forge::MODEL;
+use crate::outline::Outline;
+use crate::runtime::{Compiled, Numbers, Request, Runtime};
+
+/// Context of a session that was not told one, where the model can take as much.
+const USUAL_CONTEXT: u32 = 4096;
+/// Most tokens of one call.
+const MOST_BATCH: u32 = 2048;
+/// Dead entries that are always tolerated in a request.
+const TOLERATED: usize = 256;
+
+/// A model that OpenVINO runs.
+pub(crate) struct OpenVinoSession {
+    compiled: Compiled,
+    inputs: Vec<String>,
+    limits: Limits,
+    vocabulary: u32,
+    sequences: Vec<Sequence>,
+}
+
+/// One token of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    token: u32,
+    position: u32,
+}
+
+/// A sequence: what its request's state holds, and what it is to hold besides.
+#[derive(Default)]
+struct Sequence {
+    request: Option<Request>,
+    /// Entries of the state, in order; `None` for those removed.
+    held: Vec<Option<Entry>>,
+    /// Entries to compute before anything else.
+    due: Vec<Entry>,
+}
+
+impl Sequence {
+    fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.held.iter().flatten().chain(&self.due).copied()
+    }
+
+    /// Keeps the entries that `stays` names.
+    fn retain(&mut self, stays: impl Fn(u32) -> bool) {
+        for held in &mut self.held {
+            *held = held.filter(|entry| stays(entry.position));
+        }
+        self.due.retain(|entry| stays(entry.position));
+        let alive = self.held.iter().flatten().count();
+        if alive == 0 || self.held.len() - alive > alive + TOLERATED {
+            self.refill(self.entries().collect());
+        }
+    }
+
+    /// Forgets the state; the next run computes `entries`.
+    fn refill(&mut self, entries: Vec<Entry>) {
+        *self = Self { request: None, held: Vec::new(), due: entries };
+    }
+}
+
+fn unsupported(message: String, help: &str) -> BackendError {
+    BackendError::new(ErrorCode::UnsupportedInput, message).with_help(help)
+}
+
+impl OpenVinoSession {
+    /// Loads what lies at the request's path: a directory or the graph's file.
+    pub(crate) fn load(host: &HostInfo, request: &LoadRequest, job: &dyn JobContext) -> Result<Self> {
+        if let Some(adapter) = request.adapters.first() {
+            return Err(unsupported(
+                format!("{}: OpenVINO models take no adapters when they are loaded", adapter.display()),
+                "Merge the adapter while converting.",
+            ));
+        }
+        let runtime = Runtime::open(host)?;
+        let graph = if request.path.is_dir() { request.path.join(MODEL) } else { request.path.clone() };
+        let weights = graph.with_extension("bin");
+        let outline = Outline::read(&graph)?;
+        job.progress("compile", "", 0, 0);
+        let device = request.device.clone().unwrap_or_else(|| "CPU".to_owned());
+        let threads = job.budgets().threads;
+        let properties = properties(host, request, threads);
+        let shortened = shortened(host, &graph, &outline)?;
+        let compiled = runtime.compile(&shortened, &weights, &device, &properties)?;
+        let inputs = compiled.inputs()?;
+        let known = ["input_ids", "attention_mask", "position_ids", "beam_idx", "token_type_ids", WANTED];
+        if let Some(other) = inputs.iter().find(|name| !known.contains(&name.as_str())) {
+            return Err(unsupported(
+                format!(
+                    "{}: the model has an input {other:?}, which only its own program knows",
+                    graph.display()
+                ),
+                "Language models and text encoders can be run; others are made and checked here only.",
+            ));
+        }
+        let width = compiled.output_width()?.ok_or_else(|| {
+            unsupported(
+                format!("{}: the output's width is not fixed", graph.display()),
+                "Export it with a fixed one.",
+            )
+        })?;
+        let decoder = inputs.iter().any(|name| name == "beam_idx");
+        let context =
+            request.context.unwrap_or(outline.context.unwrap_or(USUAL_CONTEXT).min(USUAL_CONTEXT)).max(1);
+        let sequences = request.max_sequences.max(1);
+        job.log(
+            LogLevel::Info,
+            &format!(
+                "OpenVINO {} on {device}, {threads} thread(s){}",
+                runtime.version(),
+                if request.reference { ", in reference mode" } else { "" }
+            ),
+        );
+        let limits = Limits {
+            context,
+            max_sequences: sequences,
+            max_batch: request.max_batch.unwrap_or(MOST_BATCH).clamp(1, MOST_BATCH),
+            output_width: width,
+            output_kind: if decoder { OutputKind::Logits } else { OutputKind::Hidden },
+        };
+        Ok(Self {
+            compiled,
+            inputs,
+            limits,
+            vocabulary: outline.vocabulary.unwrap_or(if decoder { width } else { u32::MAX }),
+            sequences: (0..sequences).map(|_| Sequence::default()).collect(),
+        })
+    }
+
+    fn sequence(&mut self, sequence: u32) -> Result<&mut Sequence> {
+        let holds = self.limits.max_sequences;
+        self.sequences.get_mut(sequence as usize).ok_or_else(|| {
+            BackendError::new(
+                ErrorCode::InvalidRequest,
+                format!("sequence {sequence}; this session holds {holds}"),
+            )
+        })
+    }
+
+    /// Runs `new` entries of a sequence; writes the rows of those in `wanted` (ascending).
+    fn run(&mut self, sequence: usize, new: &[Entry], wanted: &[usize], out: &mut [f32]) -> Result<()> {
+        let decoder = self.limits.output_kind == OutputKind::Logits;
+        let state = &mut self.sequences[sequence];
+        if !decoder {
+            // All its tokens see each other in one run, and nothing is kept.
+            (state.held, state.due) = (Vec::new(), Vec::new());
+        }
+        if state.request.is_none() {
+            state.request = Some(self.compiled.request()?);
+        }
+        let due = std::mem::take(&mut state.due);
+        let skipped = due.len();
+        let entries: Vec<Entry> = due.into_iter().chain(new.iter().copied()).collect();
+        let ids: Vec<i64> = entries.iter().map(|entry| entry.token.into()).collect();
+        let positions: Vec<i64> = entries.iter().map(|entry| entry.position.into()).collect();
+        let rows: Vec<i64> = wanted.iter().map(|&row| (skipped + row) as i64).collect();
+        let mut mask = Vec::with_capacity(state.held.len() + entries.len());
+        let mut last = None;
+        for entry in state.held.iter().copied().chain(entries.iter().copied().map(Some)) {
+            mask.push(entry.map_or(0, |entry| {
+                let step = last.map_or(1, |last| i64::from(entry.position) - i64::from(last));
+                last = Some(entry.position);
+                step.max(1)
+            }));
+        }
+        let Some(request) = state.request.as_mut() else { return Ok(()) };
+        let (time, all) = (ids.len() as i64, mask.len() as i64);
+        for name in &self.inputs {
+            match name.as_str() {
+                "input_ids" => request.set(name, &[1, time], Numbers::I64(&ids))?,
+                "attention_mask" => request.set(name, &[1, all], Numbers::I64(&mask))?,
+                "position_ids" => request.set(name, &[1, time], Numbers::I64(&positions))?,
+                "beam_idx" => request.set(name, &[1], Numbers::I32(&[0]))?,
+                "token_type_ids" => request.set(name, &[1, time], Numbers::I64(&vec![0; ids.len()]))?,
+                _ => request.set(name, &[rows.len() as i64], Numbers::I64(&rows))?,
+            }
+        }
+        if let Err(error) = request.infer() {
+            // What the state holds now is unknown.
+            let before = state.held.iter().flatten().chain(&entries[..skipped]).copied().collect();
+            state.refill(before);
+            return Err(error);
+        }
+        let width = self.limits.output_width as usize;
+        let shortened = self.inputs.iter().any(|name| name == WANTED);
+        let all_rows = entries.len();
+        request.output(|values| {
+            let given = if shortened { rows.len() } else { all_rows };
+            if values.len() != given * width {
+                let message =
+                    format!("OpenVINO gave {} numbers where {given} rows of {width} are due", values.len());
+                return Err(BackendError::new(ErrorCode::Failed, message));
+            }
+            for (number, (out, &row)) in out.chunks_exact_mut(width).zip(&rows).enumerate() {
+                let row = if shortened { number } else { row as usize };
+                out.copy_from_slice(&values[row * width..][..width]);
+            }
+            Ok(())
+        })?;
+        if decoder {
+            state.held.extend(entries.into_iter().map(Some));
+        }
+        Ok(())
+    }
+}
+
+impl Session for OpenVinoSession {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn forward(&mut self, batch: Batch<'_>, output: &mut [f32]) -> Result<()> {
+        batch.validate(&self.limits, output.len())?;
+        if let Some(id) = batch.tokens.iter().find(|&&id| id >= self.vocabulary) {
+            let message = format!("token {id}; this model's vocabulary has {}", self.vocabulary);
+            return Err(BackendError::new(ErrorCode::InvalidRequest, message)
+                .with_help("The tokenizer belongs to another model: use the one beside the weights."));
+        }
+        let width = self.limits.output_width as usize;
+        for sequence in 0..self.limits.max_sequences {
+            let mine: Vec<usize> =
+                (0..batch.tokens.len()).filter(|&i| batch.sequences[i] == sequence).collect();
+            if mine.is_empty() {
+                continue;
+            }
+            let entries: Vec<Entry> = mine
+                .iter()
+                .map(|&i| Entry { token: batch.tokens[i], position: batch.positions[i] })
+                .collect();
+            let (mut wanted, mut places) = (Vec::new(), Vec::new());
+            for (place, &index) in batch.outputs.iter().enumerate() {
+                if let Ok(row) = mine.binary_search(&(index as usize)) {
+                    wanted.push(row);
+                    places.push(place);
+                }
+            }
+            let contiguous = places.windows(2).all(|pair| pair[1] == pair[0] + 1);
+            match places.first() {
+                Some(&first) if contiguous => {
+                    let out = &mut output[first * width..(first + places.len()) * width];
+                    self.run(sequence as usize, &entries, &wanted, out)?;
+                }
+                _ => {
+                    let mut rows = vec![0.0; wanted.len() * width];
+                    self.run(sequence as usize, &entries, &wanted, &mut rows)?;
+                    for (row, place) in rows.chunks_exact(width).zip(places) {
+                        output[place * width..][..width].copy_from_slice(row);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
+        self.sequence(sequence)?.retain(|position| (from..to).contains(&position));
+        Ok(())
+    }
+
+    fn remove(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
+        self.sequence(sequence)?.retain(|position| !(from..to).contains(&position));
+        Ok(())
+    }
+
+    fn copy(&mut self, source: u32, target: u32, from: u32, to: u32) -> Result<()> {
+        let entries: Vec<Entry> =
+            self.sequence(source)?.entries().filter(|entry| (from..to).contains(&entry.position)).collect();
+        let target = self.sequence(target)?;
+        if !target.entries().eq(entries.iter().copied()) {
+            target.refill(entries);
+        }
+        Ok(())
+    }
+}
+
+/// The extra input that names the wanted rows.
+const WANTED: &str = "wanted";
+
+/// The graph to read: with rows left out that nobody wants, where it says how. It lies in the cache, because the artifact's
+/// own graph is for everybody.
+fn shortened(host: &HostInfo, graph: &Path, outline: &Outline) -> Result<PathBuf> {
+    let Some(text) = outline.with_wanted_rows(WANTED) else { return Ok(graph.to_path_buf()) };
+    let cache = if host.cache.as_os_str().is_empty() { std::env::temp_dir() } else { host.cache.clone() };
+    let digest = Digest::of(text.as_bytes()).to_string();
+    let name: String = digest.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
+    let path = cache.join(format!("{name}.xml"));
+    let failed = |error: std::io::Error| {
+        BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
+            .with_help("Check the cache directory's permissions and free space.")
+    };
+    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == text.len() as u64) {
+        return Ok(path);
+    }
+    std::fs::create_dir_all(&cache).map_err(failed)?;
+    let staged = cache.join(format!(".{name}.{}", std::process::id()));
+    std::fs::write(&staged, text).map_err(failed)?;
+    std::fs::rename(&staged, &path).map_err(failed)?;
+    Ok(path)
+}
+
+/// How the runtime is to work. Options in capitals are properties of the runtime and have the last word.
+fn properties(host: &HostInfo, request: &LoadRequest, threads: u32) -> Vec<(String, String)> {
+    let mut properties = vec![("PERFORMANCE_HINT", "LATENCY".to_owned()), ("NUM_STREAMS", "1".to_owned())];
+    if threads > 0 && request.device.as_deref().unwrap_or("CPU") == "CPU" {
+        properties.push(("INFERENCE_NUM_THREADS", threads.to_string()));
+    }
+    if request.reference {
+        properties.push(("INFERENCE_PRECISION_HINT", "f32".to_owned()));
+        properties.push(("DYNAMIC_QUANTIZATION_GROUP_SIZE", "0".to_owned()));
+        properties.push(("KV_CACHE_PRECISION", "f32".to_owned()));
+    } else if !host.cache.as_os_str().is_empty() {
+        properties.push(("CACHE_DIR", host.cache.join("compiled").to_string_lossy().into_owned()));
+    }
+    let mut properties: Vec<(String, String)> =
+        properties.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let is_property =
+        |key: &str| key.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+    for (key, value) in host.config.iter().chain(&request.options).filter(|(key, _)| is_property(key)) {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        properties.retain(|(known, _)| known != key);
+        properties.push((key.clone(), value));
+    }
+    properties
+}

@@ -1,0 +1,133 @@
+//! Sequences: what a session remembers, forgets and copies.
+
+use drophammer_sdk::{Backend, Batch, HostInfo, LoadRequest, ProbeRequest, Session};
+
+use crate::fixture::{Job, backend, fixture, forge, largest_difference, load, reference, run};
+
+/// A session of the trained model, its tokens and width.
+fn session(sequences: u32) -> (Box<dyn Session>, Vec<u32>, tempfile::TempDir) {
+    let directory = fixture("shakespeare-llama");
+    let made = tempfile::tempdir().unwrap();
+    forge(&directory, "fp32", false, made.path());
+    let (rows, _) = reference(&directory);
+    (load(made.path(), sequences), rows[0].clone(), made)
+}
+
+/// How far two ways to the same logits may differ.
+const SAME: f32 = 2e-3;
+
+#[test]
+#[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
+fn tokens_one_by_one_give_what_a_whole_prompt_gives() {
+    let (mut session, tokens, _made) = session(2);
+    let whole = run(session.as_mut(), 0, 0, &tokens[..24]);
+    let mut steps = run(session.as_mut(), 1, 0, &tokens[..8]);
+    for (position, token) in tokens[..24].iter().enumerate().skip(8) {
+        steps.extend(run(session.as_mut(), 1, position as u32, &[*token]));
+    }
+    assert!(largest_difference(&whole, &steps) < SAME);
+}
+
+#[test]
+#[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
+fn only_wanted_rows_are_written_and_sequences_do_not_mix() {
+    let (mut session, tokens, _made) = session(2);
+    let width = session.limits().output_width as usize;
+    let alone = run(session.as_mut(), 0, 0, &tokens[..6]);
+    session.remove(0, 0, u32::MAX).unwrap();
+    // Two sequences, interleaved; one row of each.
+    let ids: Vec<u32> = (0..6).flat_map(|i| [tokens[i], tokens[20 + i]]).collect();
+    let positions: Vec<u32> = (0..6).flat_map(|i| [i, i]).collect();
+    let sequences = [0, 1].repeat(6);
+    let mut out = vec![f32::NAN; 2 * width];
+    let batch = Batch { tokens: &ids, positions: &positions, sequences: &sequences, outputs: &[10, 11] };
+    session.forward(batch, &mut out).unwrap();
+    assert!(largest_difference(&out[..width], &alone[5 * width..]) < SAME);
+    let other = run(session.as_mut(), 1, 6, &tokens[26..27]);
+    session.remove(0, 0, u32::MAX).unwrap();
+    let whole = run(session.as_mut(), 0, 0, &tokens[20..27]);
+    assert!(largest_difference(&other, &whole[6 * width..]) < SAME);
+}
+
+#[test]
+#[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
+fn a_removed_tail_leaves_no_trace() {
+    let (mut session, tokens, _made) = session(2);
+    let width = session.limits().output_width as usize;
+    run(session.as_mut(), 0, 0, &tokens[..16]);
+    session.remove(0, 9, u32::MAX).unwrap();
+    let again = run(session.as_mut(), 0, 9, &tokens[40..44]);
+    let straight = [&tokens[..9], &tokens[40..44]].concat();
+    let due = run(session.as_mut(), 1, 0, &straight);
+    assert!(largest_difference(&again, &due[9 * width..]) < SAME);
+}
+
+#[test]
+#[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
+fn a_copy_goes_on_where_its_source_was() {
+    let (mut session, tokens, _made) = session(3);
+    run(session.as_mut(), 0, 0, &tokens[..12]);
+    run(session.as_mut(), 1, 0, &tokens[30..34]);
+    session.copy(0, 1, 0, u32::MAX).unwrap();
+    let copied = run(session.as_mut(), 1, 12, &tokens[12..15]);
+    let source = run(session.as_mut(), 0, 12, &tokens[12..15]);
+    assert!(largest_difference(&copied, &source) < SAME);
+    // Part of it, and removing while it is only noted.
+    session.copy(0, 2, 0, 10).unwrap();
+    session.remove(2, 6, u32::MAX).unwrap();
+    let part = run(session.as_mut(), 2, 6, &tokens[6..9]);
+    session.remove(1, 6, u32::MAX).unwrap();
+    let due = run(session.as_mut(), 1, 6, &tokens[6..9]);
+    assert!(largest_difference(&part, &due) < SAME);
+}
+
+#[test]
+#[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
+fn a_window_counts_positions_and_not_entries() {
+    let directory = fixture("arch/mistral-window");
+    let made = tempfile::tempdir().unwrap();
+    forge(&directory, "fp32", true, made.path());
+    let (rows, due) = reference(&directory);
+    let mut session = load(made.path(), 1);
+    let width = session.limits().output_width as usize;
+    // A detour that is removed again leaves dead entries among the cached ones.
+    run(session.as_mut(), 0, 0, &rows[0][..8]);
+    run(session.as_mut(), 0, 8, &[1, 2, 3, 4, 5]);
+    session.remove(0, 8, u32::MAX).unwrap();
+    let rest = run(session.as_mut(), 0, 8, &rows[0][8..]);
+    let row = &due[..rows[0].len() * width];
+    assert!(largest_difference(&rest, &row[8 * width..]) < SAME);
+}
+
+#[test]
+fn a_runtime_that_is_not_where_the_configuration_says_is_named() {
+    let mut host = HostInfo::default();
+    host.config.insert("library".into(), "/nowhere/libopenvino_c.so".into());
+    let backend = drophammer_openvino::OpenVino::open(host).unwrap();
+    let report = backend.probe(&ProbeRequest::default()).unwrap();
+    assert!(report.problems[0].message.contains("/nowhere/libopenvino_c.so"), "{report:?}");
+    assert!(report.problems[0].help.contains("runtime install openvino"));
+    let format = &report.formats[0];
+    assert!(format.make && !format.run, "making needs no runtime");
+    let request = LoadRequest { path: fixture("arch/llama"), ..LoadRequest::default() };
+    let error = backend.load(&request, Box::new(Job)).err().unwrap();
+    assert_eq!(error.code, drophammer_sdk::ErrorCode::MissingRuntime);
+}
+
+#[test]
+#[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
+fn what_is_no_graph_is_refused_with_words() {
+    let place = tempfile::tempdir().unwrap();
+    let graph = place.path().join("openvino_model.xml");
+    for (content, bytes) in [
+        ("", &b""[..]),
+        ("<net name=\"x\"", b""),
+        ("<net name=\"x\" version=\"11\"><layers></layers><edges></edges></net>", b"x"),
+    ] {
+        std::fs::write(&graph, content).unwrap();
+        std::fs::write(graph.with_extension("bin"), bytes).unwrap();
+        let request = LoadRequest { path: place.path().to_owned(), ..LoadRequest::default() };
+        let error = backend().load(&request, Box::new(Job)).err().unwrap();
+        assert!(!error.message.is_empty());
+    }
+}

@@ -160,7 +160,7 @@ fn within(modules: &[&[Way]], allowed: f64) -> Vec<usize> {
     }
     for _ in 0..200 {
         let middle = (low * high).sqrt();
-        if fits(&at(middle)) { high = middle } else { low = middle }
+        *(if fits(&at(middle)) { &mut high } else { &mut low }) = middle;
     }
     at(high)
 }

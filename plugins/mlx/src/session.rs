@@ -170,9 +170,9 @@ fn kept_of(request: &LoadRequest, description: &Description) -> Result<Kept> {
         Some(bits @ (4 | 8)) => bits as i32,
         _ => return invalid(format!("option `kv_bits` is {value}, not 4 or 8")),
     };
-    let widths =
+    let mut widths =
         description.layers.iter().flat_map(|layer| [layer.attention.key_width, layer.attention.value_width]);
-    if let Some(width) = widths.into_iter().find(|width| group_of(*width).is_none()) {
+    if let Some(width) = widths.find(|width| group_of(*width).is_none()) {
         return invalid(format!(
             "heads of {width} numbers are no whole groups of 32, so the cache cannot be packed"
         ));

@@ -86,7 +86,7 @@ impl Step<'_> {
             return Ok(Seen::All);
         }
         let known = self.masks.iter().find(|(other, window, _)| *other == number && *window == spec.window);
-        if let Some((.., Some(mask))) = known {
+        if let Some((.., mask)) = known {
             return Ok(Seen::Masked(mask.clone()));
         }
         let sees = |query: u32, key: u32| {
@@ -102,7 +102,7 @@ impl Step<'_> {
             cells.map(|(query, key)| sees(query, key)),
             &[queries.len() as i32, all.len() as i32],
         )?;
-        self.masks.push((number, spec.window, Some(mask.clone())));
+        self.masks.push((number, spec.window, mask.clone()));
         Ok(Seen::Masked(mask))
     }
 

@@ -41,7 +41,8 @@ pub(crate) struct Step<'a> {
     position_array: Option<Array>,
     /// Rows whose outputs are wanted; `None` = all.
     outputs: Option<Vec<i32>>,
-    pub(super) masks: Vec<(usize, Option<u32>, Option<Array>)>,
+    /// Which keys a sequence's queries see, by segment and window.
+    pub(super) masks: Vec<(usize, Option<u32>, Array)>,
 }
 
 /// Activations, `[tokens, width]`, or as `[1, heads, tokens, width of a head]`.

@@ -20,7 +20,7 @@ pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeRep
             report.devices = runtime.devices().into_iter().map(device).collect();
         }
         Err(error) => {
-            report.problems.push(drophammer_sdk::Problem { message: error.message, help: error.help })
+            report.problems.push(drophammer_sdk::Problem { message: error.message, help: error.help });
         }
     }
     let run = report.problems.is_empty();

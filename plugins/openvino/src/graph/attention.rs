@@ -3,13 +3,13 @@
 use drophammer_formats::openvino::{Element, Port};
 use drophammer_models::graph::AttentionSpec;
 
-use super::{Emitted, Emitter, Form, Value};
+use super::{Emitter, Form, Value};
 
 /// What is added to scores that do not count: the most that half precision holds.
 const MASKED: f32 = -65504.0;
 
 impl Emitter<'_> {
-    pub(super) fn attend(&mut self, q: &Value, k: &Value, v: &Value, spec: &AttentionSpec) -> Emitted {
+    pub(super) fn attend(&mut self, q: &Value, k: &Value, v: &Value, spec: &AttentionSpec) -> Value {
         let q = self.lanes(q, spec.heads);
         let mut k = self.lanes(k, spec.kv_heads);
         let mut v = self.lanes(v, spec.kv_heads);
@@ -25,7 +25,7 @@ impl Emitter<'_> {
         let mixed = if own { self.fused(q, k, v, mask, spec) } else { self.spelled_out(q, k, v, mask, spec) };
         let width = spec.heads * spec.value_width;
         let value = Value { port: mixed, width, form: Form::Lanes(spec.heads) };
-        Ok(Self::of_rows(self.rows(&value), width))
+        Self::of_rows(self.rows(&value), width)
     }
 
     /// Appends this step's keys or values to the layer's variable; gives all of them.

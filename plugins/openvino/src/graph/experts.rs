@@ -6,10 +6,10 @@
 use drophammer_formats::openvino::{Element, Port};
 use drophammer_models::graph::{ExpertGroups, ExpertSpec, Linear, Routing, Scoring};
 
-use super::{Emitted, Emitter, Value};
+use super::{Emitter, Value};
 
 impl Emitter<'_> {
-    pub(super) fn mixture(&mut self, x: &Value, spec: &ExpertSpec) -> Emitted {
+    pub(super) fn mixture(&mut self, x: &Value, spec: &ExpertSpec) -> Value {
         let rows = self.rows(x);
         let logits = self.linear_rows(rows, &spec.router);
         let experts = i64::from(spec.routing.experts);
@@ -32,7 +32,7 @@ impl Emitter<'_> {
         let sizes = self.net.add("ShapeOf", "opset3", &[("output_type", "i64")], &[rows], Element::I64);
         let out =
             self.net.add("Reshape", "opset1", &[("special_zero", "false")], &[out, sizes], Element::F32);
-        Ok(Self::of_rows(out, spec.down.outputs))
+        Self::of_rows(out, spec.down.outputs)
     }
 
     fn linear_rows(&mut self, rows: Port, linear: &Linear) -> Port {

@@ -474,7 +474,7 @@ impl Graph for Emitter<'_> {
     }
 
     fn attention(&mut self, q: &Value, k: &Value, v: &Value, spec: &AttentionSpec) -> Emitted {
-        self.attend(q, k, v, spec)
+        Ok(self.attend(q, k, v, spec))
     }
 
     fn join_heads(&mut self, per_head: &Value, shared: &Value, heads: u32) -> Emitted {
@@ -497,7 +497,7 @@ impl Graph for Emitter<'_> {
     }
 
     fn experts(&mut self, x: &Value, spec: &ExpertSpec) -> Emitted {
-        self.mixture(x, spec)
+        Ok(self.mixture(x, spec))
     }
 
     fn add(&mut self, a: &Value, b: &Value) -> Emitted {

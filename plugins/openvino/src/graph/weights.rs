@@ -24,6 +24,9 @@ pub(crate) struct Planned {
     pub(crate) first: usize,
 }
 
+/// How many matrices of a width got a group other than the one wanted: (wanted, used, width) → count.
+type Fallbacks = BTreeMap<(u32, u32, u64), u32>;
+
 /// Chooses how each weight is stored, and notes it.
 pub(crate) struct Weights<'a> {
     checkpoint: &'a Checkpoint,
@@ -32,7 +35,7 @@ pub(crate) struct Weights<'a> {
     planned: Vec<Planned>,
     tensors: usize,
     ports: HashMap<WeightId, Port>,
-    fallbacks: BTreeMap<(u32, u32, u64), u32>,
+    fallbacks: Fallbacks,
 }
 
 impl<'a> Weights<'a> {
@@ -50,7 +53,7 @@ impl<'a> Weights<'a> {
     }
 
     /// What was noted, and the groups that took the place of others.
-    pub(super) fn finish(self) -> (Vec<Planned>, BTreeMap<(u32, u32, u64), u32>) {
+    pub(super) fn finish(self) -> (Vec<Planned>, Fallbacks) {
         (self.planned, self.fallbacks)
     }
 

@@ -59,18 +59,18 @@ fn schemes_come_as_near_to_the_trained_model_as_their_bits_allow() {
     let directory = fixture("shakespeare-llama");
     let (rows, due) = reference(&directory);
     let width = due.len() / rows[0].len();
-    // Twice what was measured on this model when the schemes were written.
+    // About twice what was measured; the source is stored in bf16, so the first two lose next to nothing.
     for (scheme, limit) in [
         ("fp16", 1e-5),
         ("bf16", 1e-5),
-        ("int8_sym", 1e-3),
-        ("int8_asym", 1e-3),
-        ("fp8", 1e-2),
-        ("int4_sym_g32", 0.05),
-        ("int4_asym_g64", 0.05),
-        ("int4_sym_channel", 0.2),
-        ("nf4_g64", 0.05),
-        ("mxfp4", 0.1),
+        ("int8_sym", 2.2e-4),
+        ("int8_asym", 2e-4),
+        ("fp8", 2.4e-3),
+        ("int4_sym_g32", 0.017),
+        ("int4_asym_g64", 0.02),
+        ("int4_sym_channel", 0.027),
+        ("nf4_g64", 0.015),
+        ("mxfp4", 0.029),
     ] {
         let made = tempfile::tempdir().unwrap();
         forge(&directory, scheme, false, made.path());

@@ -8,6 +8,7 @@ pub(crate) fn names(family: &str) -> Names {
     match family {
         "gpt2" => GPT2,
         "gpt_neox" => GPT_NEOX,
+        "granitemoe" => GRANITE_MOE,
         _ => &[],
     }
 }
@@ -40,6 +41,13 @@ const GPT_NEOX: Names = &[
     (Role::FeedForwardNorm, at("model.h.{l}.post_attention_layernorm")),
     (Role::Up, at("model.h.{l}.mlp.dense_h_to_4h")),
     (Role::Down, at("model.h.{l}.mlp.dense_4h_to_h")),
+];
+
+/// Gate and up lie apart.
+const GRANITE_MOE: Names = &[
+    (Role::ExpertGate, at("model.layers.{l}.block_sparse_moe.switch_mlp.gate_proj")),
+    (Role::ExpertUp, at("model.layers.{l}.block_sparse_moe.switch_mlp.up_proj")),
+    (Role::ExpertDown, at("model.layers.{l}.block_sparse_moe.switch_mlp.down_proj")),
 ];
 
 /// Where a weight goes: the first of its names that is one matrix, as it is used.

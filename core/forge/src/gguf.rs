@@ -132,6 +132,11 @@ fn fallbacks(
 }
 
 impl Plan {
+    /// What will have been made.
+    pub fn report(&self) -> ForgeReport {
+        crate::report(&self.layout, &self.tensors, self.notes.clone())
+    }
+
     /// The work, with activation statistics where there are any.
     ///
     /// # Errors
@@ -175,7 +180,7 @@ pub fn quantize(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeRep
         .with_files(request.adapters.iter().chain(&request.imatrix))?;
     crate::run(&request.staging, &plan.layout, &items, &recipe, job)?;
     drop(items);
-    Ok(crate::report(&plan.layout, &plan.tensors, plan.notes))
+    Ok(plan.report())
 }
 
 /// What reaching a goal would take; a goal that cannot be reached says why.

@@ -39,6 +39,7 @@ pub struct Checkpoint {
     source: Arc<Source>,
     family: &'static Family,
     description: Description,
+    published_layout: Option<RopeLayout>,
     weights: Vec<WeightShape>,
     located: HashMap<WeightId, Located>,
     config: Json,
@@ -63,6 +64,7 @@ impl Checkpoint {
             return Err(Error::Unsupported { family: "openvino".to_owned(), what });
         }
         let (document, family, layout) = model_config(&source)?;
+        let published = Config::new(&document);
         let config = Config::new(&document).with_layout(layout);
         let gguf = family.gguf.filter(|_| source.kind() == SourceKind::Gguf);
         let config = match gguf {
@@ -70,6 +72,11 @@ impl Checkpoint {
             None => config.with_defaults(family.defaults(config.text("model_type")?.unwrap_or_default())),
         };
         let mut description = family.describe_config(&config)?;
+        let published = match gguf {
+            Some(_) => published,
+            None => published.with_defaults(family.defaults(published.text("model_type")?.unwrap_or_default())),
+        };
+        let published_layout = family.describe_config(&published)?.ropes.first().map(|rope| rope.layout);
         let tables: Vec<Names> = match gguf {
             Some(gguf) => vec![(gguf.names)(&description), names::gguf::NAMES],
             None => family.names.iter().copied().chain([crate::export::mlx::names(family.name)]).collect(),
@@ -95,7 +102,7 @@ impl Checkpoint {
             }
             located.insert(weight.id, locator.locate(id, &weight.shape, &description)?);
         }
-        Ok(Self { source, family, description, weights, located, config: document })
+        Ok(Self { source, family, description, published_layout, weights, located, config: document })
     }
 
     /// The source.
@@ -133,6 +140,12 @@ impl Checkpoint {
     /// What it computes. Rotations have the layout that rows are read in.
     pub fn description(&self) -> &Description {
         &self.description
+    }
+
+    /// The order of rotated rows in checkpoints as this family's authors publish them, which adapters follow. `None` where
+    /// nothing is rotated.
+    pub fn published_layout(&self) -> Option<RopeLayout> {
+        self.published_layout
     }
 
     /// All weights, in the order in which they are used.

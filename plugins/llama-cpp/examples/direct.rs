@@ -1,0 +1,124 @@
+//! libllama driven directly, as its own tools drive it: what this plugin's whole path is measured against.
+//!
+//! `direct speed MODEL.gguf [-p 512] [-n 128] [-t 2] [-r 3]` prints tokens per second of each run;
+//! `direct greedy MODEL.gguf PROMPT [-n 64] [-t 2]` prints the most probable continuation.
+#![allow(unsafe_code, clippy::expect_used, clippy::unwrap_used)]
+
+use std::ffi::{CString, c_char, c_void};
+use std::time::Instant;
+
+use llama_cpp_sys_2 as sys;
+
+unsafe extern "C" fn quiet(_: sys::ggml_log_level, _: *const c_char, _: *mut c_void) {}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |name: &str, usual: i32| {
+        let given =
+            arguments.iter().position(|word| word == name).map(|at| arguments[at + 1].parse().unwrap());
+        given.unwrap_or(usual)
+    };
+    let (threads, generate) =
+        (number("-t", 2), number("-n", if arguments[0] == "greedy" { 64 } else { 128 }));
+    let direct = Direct::new(&arguments[1], threads);
+    match arguments[0].as_str() {
+        "speed" => {
+            let (prompt, runs) = (number("-p", 512), number("-r", 3));
+            let prefill: Vec<f64> = (0..=runs).map(|_| direct.timed(prompt, prompt)).skip(1).collect();
+            let decode: Vec<f64> = (0..=runs).map(|_| direct.timed(generate, 1)).skip(1).collect();
+            println!("prefill {prefill:.1?} decode {decode:.1?} tokens/s");
+        }
+        "greedy" => println!("{}", direct.greedy(&arguments[2], generate)),
+        other => panic!("neither speed nor greedy: {other}"),
+    }
+}
+
+struct Direct {
+    model: *mut sys::llama_model,
+    context: *mut sys::llama_context,
+}
+
+impl Direct {
+    fn new(path: &str, threads: i32) -> Self {
+        let path = CString::new(path).unwrap();
+        // SAFETY: parameters are plain data, the path lives during the call; all is freed by the process's end.
+        unsafe {
+            sys::llama_log_set(Some(quiet), std::ptr::null_mut());
+            sys::llama_backend_init();
+            let model = sys::llama_model_load_from_file(path.as_ptr(), sys::llama_model_default_params());
+            assert!(!model.is_null(), "the model cannot be loaded");
+            let mut parameters = sys::llama_context_default_params();
+            (parameters.n_ctx, parameters.n_batch, parameters.n_ubatch) = (1024, 512, 512);
+            (parameters.n_threads, parameters.n_threads_batch) = (threads, threads);
+            let context = sys::llama_init_from_model(model, parameters);
+            assert!(!context.is_null(), "no context");
+            // As llama-bench does.
+            let mut pool = sys::ggml_threadpool_params_default(threads);
+            let pool = sys::ggml_threadpool_new(&raw mut pool);
+            sys::llama_attach_threadpool(context, pool, pool);
+            Self { model, context }
+        }
+    }
+
+    fn clear(&self) {
+        // SAFETY: the context lives.
+        unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context), true) }
+    }
+
+    /// Pushes tokens on; gives the most probable next one.
+    fn push(&self, tokens: &mut [i32]) -> i32 {
+        // SAFETY: the batch points to these tokens during the call; logits are as many as the vocabulary.
+        unsafe {
+            let batch = sys::llama_batch_get_one(tokens.as_mut_ptr(), tokens.len() as i32);
+            assert_eq!(sys::llama_decode(self.context, batch), 0);
+            let vocabulary = sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(self.model)) as usize;
+            let logits = std::slice::from_raw_parts(sys::llama_get_logits_ith(self.context, -1), vocabulary);
+            (0..vocabulary).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap() as i32
+        }
+    }
+
+    /// Tokens per second of `count` tokens, so many at once.
+    fn timed(&self, count: i32, at_once: i32) -> f64 {
+        self.clear();
+        let start = Instant::now();
+        let mut done = 0;
+        while done < count {
+            let end = (done + at_once.min(512)).min(count);
+            let mut tokens: Vec<i32> = (done..end).map(|at| at % 1000 + 3).collect();
+            self.push(&mut tokens);
+            done = end;
+        }
+        f64::from(count) / start.elapsed().as_secs_f64()
+    }
+
+    fn greedy(&self, prompt: &str, count: i32) -> String {
+        // SAFETY: buffers are as long as told.
+        unsafe {
+            let vocabulary = sys::llama_model_get_vocab(self.model);
+            let mut tokens = vec![0; prompt.len() + 8];
+            let found = sys::llama_tokenize(
+                vocabulary,
+                prompt.as_ptr().cast(),
+                prompt.len() as i32,
+                tokens.as_mut_ptr(),
+                tokens.len() as i32,
+                true,
+                true,
+            );
+            tokens.truncate(found as usize);
+            let mut bytes = Vec::new();
+            let mut next = self.push(&mut tokens);
+            for _ in 0..count {
+                if sys::llama_vocab_is_eog(vocabulary, next) {
+                    break;
+                }
+                let mut piece = [0_u8; 256];
+                let length =
+                    sys::llama_token_to_piece(vocabulary, next, piece.as_mut_ptr().cast(), 256, 0, false);
+                bytes.extend_from_slice(&piece[..length.max(0) as usize]);
+                next = self.push(&mut [next]);
+            }
+            String::from_utf8_lossy(&bytes).into_owned()
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The llama.cpp backend: GGUF files made with this project's own writer or llama.cpp's quantizer, and run by libllama.
+//!
+//! Above the [`drophammer_sdk::Backend`] contract:
+//! - [`ffi`] is all that touches the library: devices, models, contexts, the quantizer, its messages;
+//! - [`check`] opens every file with our own parsers before the library sees it;
+//! - [`fit`] says what memory a session takes and how many layers an accelerator holds;
+//! - [`adapter`] makes GGUF adapters of Hugging Face ones.
+
+mod adapter;
+mod check;
+mod convert;
+mod ffi;
+mod fit;
+mod probe;
+mod quantize;
+mod session;
+
+use std::path::PathBuf;
+
+use drophammer_sdk::{
+    Backend, BackendError, ErrorCode, ForgeReport, ForgeRequest, HostInfo, JobContext, LoadRequest,
+    ProbeReport, ProbeRequest, Result, Session,
+};
+
+/// The backend.
+pub struct LlamaCpp {
+    /// Where converted adapters may lie for a while.
+    cache: PathBuf,
+}
+
+impl LlamaCpp {
+    /// Opens the backend.
+    ///
+    /// # Errors
+    /// On processors without the instructions this build of llama.cpp was compiled for.
+    pub fn open(host: HostInfo) -> Result<Self> {
+        if let Some(missing) = missing_instructions() {
+            let message = format!("this build of llama.cpp needs a processor with {missing}");
+            return Err(BackendError::new(ErrorCode::MissingRuntime, message)
+                .with_help("Use the native backend, or build this plugin on this machine."));
+        }
+        let cache = if host.cache.as_os_str().is_empty() { std::env::temp_dir() } else { host.cache };
+        Ok(Self { cache })
+    }
+}
+
+impl Backend for LlamaCpp {
+    fn probe(&self, request: &ProbeRequest) -> Result<ProbeReport> {
+        probe::report(request)
+    }
+
+    fn convert(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+        convert::convert(request, job)
+    }
+
+    fn quantize(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+        quantize::quantize(request, job)
+    }
+
+    fn load(&self, request: &LoadRequest, job: Box<dyn JobContext>) -> Result<Box<dyn Session>> {
+        Ok(Box::new(session::LlamaSession::load(request, job.into(), &self.cache)?))
+    }
+}
+
+/// Instructions that llama.cpp's kernels were compiled with and this processor lacks: without them it would end the process.
+#[cfg(target_arch = "x86_64")]
+fn missing_instructions() -> Option<&'static str> {
+    let present = [
+        (std::arch::is_x86_feature_detected!("avx2"), "AVX2"),
+        (std::arch::is_x86_feature_detected!("fma"), "FMA"),
+        (std::arch::is_x86_feature_detected!("f16c"), "F16C"),
+        (std::arch::is_x86_feature_detected!("bmi2"), "BMI2"),
+    ];
+    present.into_iter().find_map(|(there, name)| (!there).then_some(name))
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn missing_instructions() -> Option<&'static str> {
+    None
+}
+
+drophammer_sdk::export_backend!(LlamaCpp::open);

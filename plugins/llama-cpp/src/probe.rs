@@ -1,0 +1,96 @@
+//! What this backend can do here, and what a goal would take.
+
+use std::path::Path;
+
+use drophammer_forge::gguf;
+use drophammer_sdk::{Device as Told, Estimate, FormatSupport, Goal, ProbeReport, ProbeRequest, Result};
+use serde_json::Value;
+
+use crate::ffi;
+use crate::ffi::context::Stored;
+use crate::ffi::devices::{self, Device, Kind};
+use crate::{check, fit};
+
+/// What is offered where the host names no goal.
+const OFFERED: [&str; 3] = ["q8_0", "q4_k_m", "f16"];
+/// Tokens that the placement of layers is told for.
+const CONTEXT: u64 = 4096;
+
+/// Describes the machine and plans the request's goals.
+///
+/// # Errors
+/// When the source cannot be read.
+pub(crate) fn report(request: &ProbeRequest) -> Result<ProbeReport> {
+    let compiled = devices::compiled_in();
+    let mut report = ProbeReport {
+        runtime_version: Some(ffi::version()),
+        devices: devices::all().iter().map(|device| told(device, &compiled)).collect(),
+        formats: vec![FormatSupport {
+            format: "gguf".into(),
+            schemes: gguf::schemes().map(str::to_owned).collect(),
+            make: true,
+            run: true,
+        }],
+        ..ProbeReport::default()
+    };
+    if let Some(source) = &request.source {
+        let offered: Vec<Goal> = OFFERED
+            .iter()
+            .map(|scheme| Goal { format: "gguf".into(), scheme: (*scheme).into(), ..Goal::default() })
+            .collect();
+        let goals = if request.goals.is_empty() { &offered } else { &request.goals };
+        report.estimates = goals.iter().map(|goal| estimate(source, goal)).collect::<Result<_>>()?;
+    }
+    Ok(report)
+}
+
+fn told(device: &Device, compiled: &[String]) -> Told {
+    let known = |bytes: u64| Some(bytes).filter(|bytes| *bytes > 0);
+    let name = match device.kind {
+        Kind::Cpu => {
+            let features = compiled.iter().find_map(|line| line.strip_prefix("CPU: "));
+            let features = features.map(|features| format!(" ({features})")).unwrap_or_default();
+            format!("{}{features}", device.description)
+        }
+        _ => device.description.clone(),
+    };
+    Told {
+        id: device.id.clone(),
+        name,
+        kind: if device.kind == Kind::Gpu { "gpu" } else { "cpu" }.into(),
+        memory_bytes: known(device.total),
+        free_bytes: known(device.free),
+        emulated: false,
+    }
+}
+
+fn estimate(source: &Path, goal: &Goal) -> Result<Estimate> {
+    let mut estimate = gguf::estimate(source, goal)?;
+    if !estimate.supported {
+        return Ok(estimate);
+    }
+    let mut notes: Vec<String> = estimate.reason.take().into_iter().collect();
+    if goal.options.get("engine").and_then(Value::as_str) == Some("upstream") {
+        estimate.steps = vec![
+            "write the model at its own precision".into(),
+            format!("have llama.cpp quantize it to {}", estimate.scheme),
+        ];
+        estimate.seconds *= 3.0;
+    }
+    let checkpoint = drophammer_forge::open(source, &[])?;
+    let architecture = checkpoint.family().gguf.map(|gguf| gguf.architecture).unwrap_or_default();
+    if !ffi::model::knows(architecture) {
+        notes.push(format!("{} has no architecture {architecture:?} and cannot run it", ffi::version()));
+    }
+    // Where the source is a GGUF file already, its own layers tell where they would go.
+    if let Ok(model) = check::model(source) {
+        let cache = fit::cache_per_token(&model, Stored::F16, Stored::F16);
+        let cache: Vec<u64> = cache.iter().map(|bytes| bytes * CONTEXT).collect();
+        let placement = fit::place(&model.source, &cache, None, None)?;
+        if placement.device.is_some() {
+            notes.push(placement.told);
+        }
+    }
+    estimate.reason = (!notes.is_empty()).then(|| notes.join("; "));
+    Ok(estimate)
+}

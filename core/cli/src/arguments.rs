@@ -37,6 +37,7 @@ impl Arguments {
                 | PluginCommand::Info { output, .. }
                 | PluginCommand::Check { output, .. },
             )
+            | Command::Key(KeyCommand::List(output))
             | Command::Runtime(RuntimeCommand::List(output) | RuntimeCommand::Install { output, .. }) => {
                 output.json
             }
@@ -120,6 +121,9 @@ pub(crate) enum Command {
     /// The shared libraries that plugins need: what is here, and fetching what is not.
     #[command(subcommand)]
     Runtime(RuntimeCommand),
+    /// Keys to the daemon's API over TCP. Once there is one, every request needs one.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// What works on this machine, what is missing, and how to get it.
     Doctor(Output),
     /// Write shell completions to standard output.
@@ -129,6 +133,22 @@ pub(crate) enum Command {
     },
     /// Write the manual page to standard output.
     Man,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key and print it: only its digest is kept.
+    Add {
+        /// Who or what will use it.
+        name: String,
+    },
+    /// Every key's name.
+    List(Output),
+    /// Take a key away.
+    Remove {
+        /// Its name.
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -165,10 +165,16 @@ impl Default for Measure {
 pub struct Serve {
     /// Whether to listen over TCP.
     pub enabled: bool,
-    /// A loopback address.
+    /// A loopback address, or any with keys and TLS.
     pub address: std::net::IpAddr,
     /// 0: any free one.
     pub port: u16,
+    /// Encrypts.
+    pub tls: Option<Tls>,
+    /// Origins whose pages may ask; `*` is every one.
+    pub origins: Vec<String>,
+    /// The largest body of a request.
+    pub body_limit_bytes: usize,
     /// Unload after.
     pub idle_seconds: f64,
     /// Longest context.
@@ -187,6 +193,9 @@ impl Default for Serve {
             enabled: true,
             address: std::net::Ipv4Addr::LOCALHOST.into(),
             port: 8777,
+            tls: None,
+            origins: Vec::new(),
+            body_limit_bytes: 16 << 20,
             idle_seconds: 600.0,
             context: 4096,
             sequences: 8,
@@ -194,6 +203,16 @@ impl Default for Serve {
             floor: Floor { kl_mean: 0.05, top1: 0.9 },
         }
     }
+}
+
+/// `[serve.tls]`: files in PEM; relative ones are relative to the home.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The certificate, with those between it and its root.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// `[history]`.
@@ -244,8 +263,11 @@ impl Config {
                 bail!("{name} = {value} is no sensible time");
             }
         }
-        if !config.serve.address.is_loopback() {
-            bail!("serve.address = {} is not a loopback address; tunnel instead", config.serve.address);
+        if !config.serve.address.is_loopback() && config.serve.tls.is_none() {
+            bail!(
+                "serve.address = {} is not a loopback address: name a certificate under [serve.tls], or tunnel",
+                config.serve.address
+            );
         }
         if config.serve.sequences == 0 || config.serve.context < 16 {
             bail!("serve.sequences must be at least 1 and serve.context at least 16");

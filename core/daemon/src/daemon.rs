@@ -15,6 +15,7 @@ use crate::events::Events;
 use crate::hardware::Hardware;
 use crate::home::Home;
 use crate::journal::Journal;
+use crate::keys::Keys;
 use crate::ledger::Ledger;
 use crate::lock::Lock;
 use crate::moment::now;
@@ -42,6 +43,12 @@ pub(crate) struct Daemon {
     pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) hardware: Arc<Hardware>,
     pub(crate) serving: Arc<Serving>,
+    /// Responses that may be gone on from.
+    pub(crate) responses: http::Memory,
+    /// Who may ask over TCP.
+    pub(crate) keys: Keys,
+    /// Where TCP is encrypted.
+    pub(crate) tls: Option<axum_server::tls_rustls::RustlsConfig>,
     pub(crate) stop: CancellationToken,
     /// Somebody began to watch.
     pub(crate) watched: Notify,
@@ -81,9 +88,19 @@ async fn start(options: Options) -> anyhow::Result<()> {
     let journal = Journal::start(store.clone(), events.clone(), config.history.log_lines);
     let supervisor = Supervisor::new(config.workers.clone()).context("the worker supervisor")?;
     let socket = http::open_socket(&home.socket())?;
+    let keys = Keys::of_home(&home.root);
+    if !config.serve.address.is_loopback() && keys.all()?.is_empty() {
+        anyhow::bail!(
+            "serve.address = {} is reachable from other machines, and there is no API key: make one with `drophammer \
+             key add NAME`",
+            config.serve.address
+        );
+    }
+    let tls = tls(&config, &home.root).await?;
     let tcp = listen(&config).await?;
+    let protocol = if tls.is_some() { "https" } else { "http" };
     let server = api::Server {
-        url: tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).map(|a| format!("http://{a}/v1")),
+        url: tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).map(|a| format!("{protocol}://{a}/v1")),
     };
     let capacity = crate::planning::capacity(&config);
     tracing::info!(home = %home.root.display(), socket = %home.socket().display(), server = server.url, "daemon started");
@@ -94,6 +111,9 @@ async fn start(options: Options) -> anyhow::Result<()> {
         serving: Serving::new(pipeline.clone()),
         hardware: Arc::new(Hardware::new(pipeline.home.root.clone(), pipeline.board.clone())),
         pipeline,
+        responses: http::Memory::default(),
+        keys,
+        tls,
         stop: stop.clone(),
         watched: Notify::new(),
         store,
@@ -189,6 +209,18 @@ impl Daemon {
             self.hardware.forget_if_unused();
         }
     }
+}
+
+/// What TCP is encrypted with, where the configuration names it.
+async fn tls(config: &Config, home: &std::path::Path) -> anyhow::Result<Option<axum_server::tls_rustls::RustlsConfig>> {
+    let Some(tls) = &config.serve.tls else { return Ok(None) };
+    // Fails when a provider is chosen already, which is this one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (certificate, key) = (home.join(&tls.certificate), home.join(&tls.key));
+    let read = axum_server::tls_rustls::RustlsConfig::from_pem_file(&certificate, &key).await;
+    read.map(Some).with_context(|| {
+        format!("serve.tls: {} and {} are no certificate and key in PEM", certificate.display(), key.display())
+    })
 }
 
 async fn listen(config: &Config) -> anyhow::Result<Option<TcpListener>> {

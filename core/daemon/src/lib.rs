@@ -19,6 +19,7 @@ pub mod hardware;
 pub mod home;
 pub mod http;
 pub mod journal;
+pub mod keys;
 pub mod ledger;
 pub mod library;
 pub mod lock;

@@ -5,6 +5,7 @@
 //!
 //! - [`tokenizer`]: text ↔ token ids, from `tokenizer.json` or a GGUF vocabulary.
 //! - [`template`]: a conversation → a prompt.
+//! - [`tools`]: functions a model may call, told to it and read out of its text.
 //! - [`sampler`]: a row of logits → a token; [`constrain`]: which tokens may come.
 //! - [`scheduler`]: many requests, one session; [`complete`]: one request, start to end.
 //! - [`measure`]: perplexity, divergence from a reference, speed.
@@ -18,5 +19,6 @@ pub mod template;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
+pub mod tools;
 
 pub use tokenizer::{Detokenizer, Tokenizer, TokenizerError};

@@ -155,3 +155,26 @@ impl Session for Shared {
         self.with(|session| session.copy(source, target, from, to))
     }
 }
+
+/// A text of a model that knows nothing, whose tokens the constraint alone makes sensible.
+pub(crate) fn constrained_text(tokenizer: &crate::Tokenizer, mut constraint: crate::constrain::Constraint, seed: u64) -> String {
+    let mut sampler = crate::sampler::Sampler::new(crate::sampler::SamplingParameters::default(), seed, &[]).unwrap();
+    let mut ids = Vec::new();
+    for step in 0..2000u32 {
+        if constraint.is_complete() {
+            return tokenizer.decode(&ids);
+        }
+        // Texts end: what ends them becomes likelier from step to step.
+        let mut logits: Vec<f32> = (0..tokenizer.len() as u32)
+            .map(|id| {
+                let closes = tokenizer.token_bytes(id).iter().any(|b| b"\"]}".contains(b));
+                if closes || tokenizer.ends_generation(id) { step as f32 * 0.2 } else { 0.0 }
+            })
+            .collect();
+        let mask = constraint.mask().unwrap();
+        let token = sampler.choose(&mut logits, Some(&mask)).unwrap().token;
+        constraint.accept(token).unwrap();
+        ids.push(token);
+    }
+    panic!("no end: {}", tokenizer.decode(&ids));
+}

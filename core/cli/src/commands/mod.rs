@@ -5,6 +5,7 @@ mod daemon;
 mod dashboard;
 mod forge;
 mod inspect;
+mod key;
 mod measure;
 mod new_plugin;
 mod picture;
@@ -61,6 +62,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Command::Plugin(PluginCommand::Install { dylib, manifest, into }) => {
             plugin::install(&dylib, &manifest, into)
         }
+        Command::Key(command) => key::run(command),
         Command::Doctor(output) => wait(plugin::doctor(output)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "drophammer", &mut std::io::stdout());

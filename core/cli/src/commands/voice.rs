@@ -176,7 +176,8 @@ async fn hosted_here(
     let mut said = hosted.ask(ask).await?;
     while let Some(piece) = said.recv().await {
         match piece {
-            Said::Started => {}
+            // Only those who ask for tools or embeddings get any.
+            Said::Started | Said::Call { .. } | Said::Embedded(_) => {}
             Said::Token { text, .. } => hear(&text),
             Said::Finished { text, .. } => {
                 hear(&text);

@@ -91,6 +91,9 @@ pub struct Histogram {
     pub bounds_seconds: Vec<f64>,
     /// One count per bound and one last for everything above.
     pub counts: Vec<u64>,
+    /// All of them added up.
+    #[serde(default)]
+    pub sum_seconds: f64,
 }
 
 impl Histogram {
@@ -120,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_quantile_is_the_bound_of_the_bucket_it_falls_in() {
-        let histogram = Histogram { bounds_seconds: vec![0.1, 1.0, 10.0], counts: vec![5, 4, 0, 1] };
+        let histogram = Histogram { bounds_seconds: vec![0.1, 1.0, 10.0], counts: vec![5, 4, 0, 1], sum_seconds: 0.0 };
         for (q, expected) in [(0.0, Some(0.1)), (0.5, Some(0.1)), (0.9, Some(1.0)), (1.0, None)] {
             assert_eq!(histogram.quantile_seconds(q), expected, "q = {q}");
         }

@@ -11,10 +11,7 @@ use drophammer_client::api::{
 use drophammer_client::routes;
 
 use super::answer::{Answer, Refusal};
-use super::{Shared, events, ollama, openai, openapi};
-
-/// The largest body of a request.
-const BODY_LIMIT: usize = 16 << 20;
+use super::{Shared, events, metrics, ollama, openai, openapi};
 
 /// Everything, for the control socket.
 pub(super) fn router(daemon: Shared) -> Router {
@@ -47,13 +44,21 @@ pub(super) fn router(daemon: Shared) -> Router {
 
 /// What is offered over TCP as well.
 pub(super) fn public_router(daemon: Shared) -> Router {
+    let largest = daemon.pipeline.config.serve.body_limit_bytes;
     Router::new()
         .route(routes::OPENAPI, get(openapi::document))
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics::metrics))
         .merge(openai::router())
         .merge(ollama::router())
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(DefaultBodyLimit::max(largest))
         .with_state(daemon)
+}
+
+/// Whether new requests are taken: not while the daemon ends.
+async fn ready(State(daemon): State<Shared>) -> StatusCode {
+    if daemon.stop.is_cancelled() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::NO_CONTENT }
 }
 
 #[utoipa::path(get, path = routes::STATUS, responses((status = 200, body = Status)))]

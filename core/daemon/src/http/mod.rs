@@ -1,9 +1,11 @@
 //! The daemon's two doors: the control API on a Unix socket that only its user can open, and the OpenAI-compatible
-//! API over TCP, on loopback. Handlers translate; what they ask for is done elsewhere.
+//! API over TCP, on loopback unless keys and TLS guard it. Handlers translate; what they ask for is done elsewhere.
 
 mod answer;
 mod control;
 mod events;
+mod guard;
+mod metrics;
 mod ollama;
 mod openai;
 pub mod openapi;
@@ -18,6 +20,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 use crate::daemon::Daemon;
+pub(crate) use openai::Memory;
 
 /// How long requests in flight may take to end when the daemon is to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -59,8 +62,25 @@ pub(crate) async fn serve(
         let stop = stop.clone();
         async move {
             let Some(tcp) = tcp else { return Ok(()) };
-            let public = control::public_router(daemon);
-            axum::serve(tcp, public).with_graceful_shutdown(stop.cancelled_owned()).await
+            let public = control::public_router(daemon.clone())
+                .layer(axum::middleware::from_fn_with_state(daemon.clone(), guard::check))
+                .layer(origins(&daemon.pipeline.config.serve.origins));
+            match &daemon.tls {
+                None => axum::serve(tcp, public).with_graceful_shutdown(stop.cancelled_owned()).await,
+                Some(tls) => {
+                    let handle = axum_server::Handle::new();
+                    let ending = handle.clone();
+                    tokio::spawn(async move {
+                        stop.cancelled().await;
+                        ending.graceful_shutdown(Some(DRAIN));
+                    });
+                    let listener = tcp.into_std()?;
+                    axum_server::from_tcp_rustls(listener, tls.clone())?
+                        .handle(handle)
+                        .serve(public.into_make_service())
+                        .await
+                }
+            }
         }
     };
     let drained = async {
@@ -75,4 +95,19 @@ pub(crate) async fn serve(
         }
         () = drained => tracing::warn!("requests still in flight are cut off"),
     }
+}
+
+/// Lets pages of these origins ask; `*` is every origin.
+fn origins(allowed: &[String]) -> tower_http::cors::CorsLayer {
+    use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+    let layer = CorsLayer::new();
+    if allowed.is_empty() {
+        return layer;
+    }
+    let origins = if allowed.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(allowed.iter().filter_map(|origin| origin.parse().ok()))
+    };
+    layer.allow_origin(origins).allow_methods(Any).allow_headers(Any)
 }

@@ -1,5 +1,5 @@
-//! Ollama's API, as far as its clients need it to chat: `/api/chat`, `/api/generate`, `/api/tags`, `/api/show`,
-//! `/api/version`. The same models and the same answers as under `/v1`, in that API's own documents.
+//! Ollama's API, as far as its clients need it to chat and to embed: `/api/chat`, `/api/generate`, `/api/embed`, `/api/tags`,
+//! `/api/show`, `/api/ps`, `/api/version`. The same models and the same answers as under `/v1`, in that API's own documents.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use drophammer_infer::template::CivilTime;
+use drophammer_infer::tools::{Choice, Tools};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -25,6 +26,9 @@ pub(super) fn router() -> axum::Router<Shared> {
     axum::Router::new()
         .route("/api/chat", post(chat))
         .route("/api/generate", post(generate))
+        .route("/api/embed", post(embed))
+        .route("/api/embeddings", post(embed_one))
+        .route("/api/ps", get(loaded))
         .route("/api/tags", get(tags))
         .route("/api/show", post(show))
         .route("/api/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
@@ -79,6 +83,7 @@ struct ChatBody {
     messages: Vec<Value>,
     stream: Option<bool>,
     format: Option<Value>,
+    tools: Option<Vec<Value>>,
     #[serde(default)]
     options: Options,
 }
@@ -128,7 +133,13 @@ async fn chat(
     body: Result<Json<ChatBody>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
-    let ask = body.options.ask(Prompt::Chat { messages: body.messages }, body.format);
+    let tools = Tools { list: body.tools.unwrap_or_default(), choice: Choice::Auto, parallel: true };
+    tools.check().map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let messages = body.messages.into_iter().map(openai_message).collect();
+    let ask = Ask {
+        tools: (!tools.list.is_empty()).then_some(tools),
+        ..body.options.ask(Prompt::Chat { messages }, body.format)
+    };
     give(&daemon, Kind::Chat, body.model, ask, body.stream.unwrap_or(true)).await
 }
 
@@ -146,6 +157,14 @@ async fn generate(
     };
     let ask = body.options.ask(prompt, body.format);
     give(&daemon, Kind::Generate, body.model, ask, body.stream.unwrap_or(true)).await
+}
+
+/// A message as OpenAI's API has it: results of tools name the tool here and the call there.
+fn openai_message(mut message: Value) -> Value {
+    if let Some(name) = message.get("tool_name").cloned() {
+        message["name"] = name;
+    }
+    message
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +188,7 @@ async fn give(
     let route = if kind == Kind::Chat { "/api/chat" } else { "/api/generate" };
     let started = Instant::now();
     let answers = daemon.serving.ask(&model, route, plain(&model), ask).await?;
-    let tale = Tale { kind, model, started, first: None };
+    let tale = Tale { kind, model, started, first: None, calls: Vec::new() };
     if stream { Ok(streamed(tale, answers)) } else { whole(tale, answers).await }
 }
 
@@ -180,25 +199,38 @@ struct Tale {
     model: String,
     started: Instant,
     first: Option<Instant>,
+    /// Not told yet.
+    calls: Vec<Value>,
 }
 
 impl Tale {
-    fn document(&self, text: &str) -> Value {
+    fn call(&mut self, name: &str, arguments: &str) {
+        let arguments: Value = serde_json::from_str(arguments).unwrap_or_default();
+        self.calls.push(json!({"function": {"name": name, "arguments": arguments}}));
+    }
+
+    fn document(&mut self, text: &str) -> Value {
         let mut document = json!({"model": self.model, "created_at": timestamp(now())});
         match self.kind {
-            Kind::Chat => document["message"] = json!({"role": "assistant", "content": text}),
+            Kind::Chat => {
+                document["message"] = json!({"role": "assistant", "content": text});
+                if !self.calls.is_empty() {
+                    document["message"]["tool_calls"] = std::mem::take(&mut self.calls).into();
+                }
+            }
             Kind::Generate => document["response"] = json!(text),
         }
         document["done"] = json!(false);
         document
     }
 
-    fn last(&self, text: &str, reason: &str, usage: &Usage) -> Value {
+    fn last(&mut self, text: &str, reason: &str, usage: &Usage) -> Value {
         let nanoseconds = |duration: Duration| duration.as_nanos() as u64;
         let first = self.first.unwrap_or(self.started);
         let mut document = self.document(text);
         document["done"] = json!(true);
-        document["done_reason"] = json!(reason);
+        // This API knows no reason of its own for calls.
+        document["done_reason"] = json!(if reason == "tool_calls" { "stop" } else { reason });
         document["total_duration"] = json!(nanoseconds(self.started.elapsed()));
         document["prompt_eval_count"] = json!(usage.prompt_tokens);
         document["prompt_eval_duration"] = json!(nanoseconds(first - self.started));
@@ -216,7 +248,8 @@ async fn whole(mut tale: Tale, mut answers: Answers) -> Result<Response, Refusal
     let mut all = String::new();
     loop {
         match answers.next().await.unwrap_or_else(|| Said::Failed(lost())) {
-            Said::Started => {}
+            Said::Started | Said::Embedded(_) => {}
+            Said::Call { name, arguments, .. } => tale.call(&name, &arguments),
             Said::Failed(error) => return Err(error.into()),
             Said::Token { text, .. } => {
                 tale.first.get_or_insert_with(Instant::now);
@@ -236,7 +269,11 @@ fn streamed(tale: Tale, answers: Answers) -> Response {
         let (mut tale, mut answers) = state?;
         loop {
             let (document, over) = match answers.next().await.unwrap_or_else(|| Said::Failed(lost())) {
-                Said::Started => continue,
+                Said::Started | Said::Embedded(_) => continue,
+                Said::Call { name, arguments, .. } => {
+                    tale.call(&name, &arguments);
+                    (tale.document(""), false)
+                }
                 Said::Token { text, .. } => {
                     tale.first.get_or_insert_with(Instant::now);
                     if text.is_empty() {
@@ -252,6 +289,67 @@ fn streamed(tale: Tale, answers: Answers) -> Response {
         }
     });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+#[derive(Debug, Deserialize)]
+struct EmbedBody {
+    model: String,
+    input: Input,
+    truncate: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Input {
+    One(String),
+    Many(Vec<String>),
+}
+
+async fn embed(
+    State(daemon): State<Shared>,
+    body: Result<Json<EmbedBody>, JsonRejection>,
+) -> Result<Json<Value>, Refusal> {
+    let Json(body) = body?;
+    let started = Instant::now();
+    let texts = match body.input {
+        Input::One(text) => vec![text],
+        Input::Many(texts) => texts,
+    };
+    let texts = texts.into_iter().map(Prompt::Text).collect();
+    let truncate = body.truncate.unwrap_or(true);
+    let name = plain(&body.model);
+    let embedded = daemon.serving.embed(&body.model, "/api/embed", name, texts, truncate).await?;
+    Ok(Json(json!({
+        "model": body.model, "embeddings": embedded.vectors, "prompt_eval_count": embedded.tokens,
+        "total_duration": started.elapsed().as_nanos() as u64,
+    })))
+}
+
+#[derive(Debug, Deserialize)]
+struct OldEmbedBody {
+    model: String,
+    #[serde(default)]
+    prompt: String,
+}
+
+/// The older call: one text.
+async fn embed_one(
+    State(daemon): State<Shared>,
+    body: Result<Json<OldEmbedBody>, JsonRejection>,
+) -> Result<Json<Value>, Refusal> {
+    let Json(body) = body?;
+    let texts = vec![Prompt::Text(body.prompt)];
+    let name = plain(&body.model);
+    let embedded = daemon.serving.embed(&body.model, "/api/embeddings", name, texts, true).await?;
+    Ok(Json(json!({"embedding": embedded.vectors.into_iter().next().unwrap_or_default()})))
+}
+
+/// What is loaded.
+async fn loaded(State(daemon): State<Shared>) -> Json<Value> {
+    let models = daemon.serving.documents().models.into_iter().map(|served| {
+        json!({"name": served.name, "model": served.name, "digest": served.artifact, "context_length": served.context_length})
+    });
+    Json(json!({"models": models.collect::<Vec<_>>()}))
 }
 
 async fn tags(State(daemon): State<Shared>) -> Json<Value> {

@@ -13,7 +13,7 @@ use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
 use super::wire::{Call, Reply, Trouble};
-use super::{Ask, Said, ServeError};
+use super::{Ask, Embedded, Prompt, Said, ServeError};
 use crate::worker::protocol::{FRAME_LIMIT, Frame};
 use crate::workers::{Running, WorkerFailure};
 
@@ -73,6 +73,8 @@ impl Shared {
             }
             Reply::Started { id } => (id, Said::Started),
             Reply::Token { id, choice, text, logprobs } => (id, Said::Token { choice, text, logprobs }),
+            Reply::Called { id, choice, name, arguments } => (id, Said::Call { choice, name, arguments }),
+            Reply::Embedded { id, embedded } => (id, Said::Embedded(embedded)),
             Reply::Finished { id, choice, text, reason, usage } => {
                 (id, Said::Finished { choice, text, reason, usage })
             }
@@ -80,12 +82,12 @@ impl Shared {
         };
         let Some(request) = open.get_mut(&id) else { return false };
         let last = match &said {
-            Said::Failed(_) => true,
+            Said::Failed(_) | Said::Embedded(_) => true,
             Said::Finished { .. } => {
                 request.choices = request.choices.saturating_sub(1);
                 request.choices == 0
             }
-            Said::Started | Said::Token { .. } => false,
+            Said::Started | Said::Token { .. } | Said::Call { .. } => false,
         };
         let listening = request.to.send(said).is_ok();
         if last || !listening {
@@ -161,19 +163,40 @@ impl Hosted {
     /// # Errors
     /// When the worker refuses, or is no more.
     pub async fn ask(&self, ask: Ask) -> Result<mpsc::UnboundedReceiver<Said>, ServeError> {
+        let choices = ask.choices.max(1);
+        self.call(choices, |id| Call::Ask { id, ask: Box::new(ask) }).await
+    }
+
+    /// Has texts embedded.
+    ///
+    /// # Errors
+    /// When the worker refuses, breaks, or is no more.
+    pub async fn embed(&self, texts: Vec<Prompt>, truncate: bool) -> Result<Embedded, ServeError> {
+        let mut said = self.call(1, |id| Call::Embed { id, texts, truncate }).await?;
+        match said.recv().await {
+            Some(Said::Embedded(embedded)) => Ok(embedded),
+            Some(Said::Failed(error)) => Err(error),
+            _ => Err(lost()),
+        }
+    }
+
+    async fn call(
+        &self,
+        choices: u32,
+        call: impl FnOnce(u64) -> Call,
+    ) -> Result<mpsc::UnboundedReceiver<Said>, ServeError> {
         let (to, mut said) = mpsc::unbounded_channel();
         let (accepted, taken) = tokio::sync::oneshot::channel();
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let gone = to.clone();
-        let request = Open { to, accepted: Some(accepted), choices: ask.choices.max(1) };
+        let request = Open { to, accepted: Some(accepted), choices };
         self.shared.open().insert(id, request);
         self.shared.touch();
         if let Some(why) = self.ended() {
             self.shared.open().remove(&id);
             return Err(ServeError::Broke(why));
         }
-        let lost = || ServeError::Broke("the model's worker went away".to_owned());
-        self.calls.send(Call::Ask { id, ask: Box::new(ask) }).map_err(|_| lost())?;
+        self.calls.send(call(id)).map_err(|_| lost())?;
         // A client that goes takes its place in the batch with it.
         let (calls, shared) = (self.calls.downgrade(), Arc::downgrade(&self.shared));
         tokio::spawn(async move {
@@ -215,6 +238,10 @@ impl Hosted {
     pub(super) fn used(&self) -> Instant {
         *self.shared.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn lost() -> ServeError {
+    ServeError::Broke("the model's worker went away".to_owned())
 }
 
 async fn write(

@@ -5,6 +5,7 @@ mod rooms;
 mod traffic;
 pub(crate) mod wire;
 
+use drophammer_infer::tools::Tools;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -45,6 +46,8 @@ pub struct Ask {
     pub top_logprobs: Option<u32>,
     /// What the answer has to be.
     pub json_schema: Option<Value>,
+    /// What the model may call; only in conversations.
+    pub tools: Option<Tools>,
 }
 
 impl Ask {
@@ -66,6 +69,7 @@ impl Ask {
             choices: 1,
             top_logprobs: None,
             json_schema: None,
+            tools: None,
         }
     }
 }
@@ -134,6 +138,15 @@ pub enum Said {
         /// Where asked for.
         logprobs: Option<Logprobs>,
     },
+    /// The model calls a tool.
+    Call {
+        /// In which answer.
+        choice: u32,
+        /// The tool.
+        name: String,
+        /// JSON text.
+        arguments: String,
+    },
     /// An answer is complete.
     Finished {
         /// Which answer.
@@ -145,8 +158,19 @@ pub enum Said {
         /// Tokens counted.
         usage: Usage,
     },
+    /// All texts are embedded; nothing follows.
+    Embedded(Embedded),
     /// It broke; nothing follows.
     Failed(ServeError),
+}
+
+/// Embeddings of texts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Embedded {
+    /// One of unit length for each text, in order.
+    pub vectors: Vec<Vec<f32>>,
+    /// Tokens of all texts.
+    pub tokens: u64,
 }
 
 /// Log-probabilities of one token.

@@ -8,7 +8,7 @@ use drophammer_client::api;
 use tokio::sync::watch;
 
 use super::hosted::Hosted;
-use super::{Answers, Ask, ServeError, Traffic};
+use super::{Answers, Ask, Embedded, Prompt, ServeError, Traffic};
 use crate::config::seconds;
 use crate::ledger::Servable;
 use crate::pipeline::Pipeline;
@@ -70,6 +70,41 @@ impl Serving {
         };
         match asked.await {
             Ok(said) => Ok(Answers::new(said, visit, choices)),
+            Err(error) => {
+                visit.not_taken(matches!(error, ServeError::Busy { .. }));
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the model of this name embed texts, loading it if need be.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn embed(
+        self: &Arc<Self>,
+        id: &str,
+        route: &'static str,
+        name: &str,
+        texts: Vec<Prompt>,
+        truncate: bool,
+    ) -> Result<Embedded, ServeError> {
+        let visit = self.traffic.arrive(id, name, route);
+        let embedded = async {
+            let hosted = self.find(name).await?;
+            visit.phase(api::RequestPhase::Prefill);
+            let serve = &self.pipeline.config.serve;
+            if hosted.in_hand() >= (serve.sequences + serve.queue) as usize {
+                let message = format!("{} requests wait for this model", hosted.in_hand());
+                return Err(ServeError::Busy { message, retry_after_seconds: 1 });
+            }
+            hosted.embed(texts, truncate).await
+        };
+        match embedded.await {
+            Ok(embedded) => {
+                visit.embedded(embedded.tokens);
+                Ok(embedded)
+            }
             Err(error) => {
                 visit.not_taken(matches!(error, ServeError::Busy { .. }));
                 Err(error)

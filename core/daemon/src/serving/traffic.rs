@@ -51,16 +51,20 @@ struct Entry {
 }
 
 #[derive(Debug, Default)]
-struct Buckets([u64; BOUNDS.len() + 1]);
+struct Buckets {
+    counts: [u64; BOUNDS.len() + 1],
+    sum: f64,
+}
 
 impl Buckets {
     fn count(&mut self, seconds: f64) {
         let bucket = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
-        self.0[bucket] += 1;
+        self.counts[bucket] += 1;
+        self.sum += seconds;
     }
 
     fn document(&self) -> api::Histogram {
-        api::Histogram { bounds_seconds: BOUNDS.to_vec(), counts: self.0.to_vec() }
+        api::Histogram { bounds_seconds: BOUNDS.to_vec(), counts: self.counts.to_vec(), sum_seconds: self.sum }
     }
 }
 
@@ -163,6 +167,12 @@ impl Visit {
         self.end(if busy { End::Refused } else { End::Failed });
     }
 
+    /// It was answered with embeddings of so many tokens.
+    pub fn embedded(self, tokens: u64) {
+        self.counted(&Usage { prompt_tokens: tokens, cached_tokens: 0, completion_tokens: 0 });
+        self.end(End::Succeeded);
+    }
+
     fn token(&self) {
         let mut book = self.traffic.book();
         let Some(entry) = book.live.get_mut(&self.number) else { return };
@@ -235,6 +245,7 @@ impl Answers {
                     self.visit.end(End::Succeeded);
                 }
             }
+            Said::Call { .. } | Said::Embedded(_) => {}
             Said::Failed(_) => self.visit.end(End::Failed),
         }
         Some(said)

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Logprobs, Usage};
+use super::{Ask, Embedded, Logprobs, Prompt, Usage};
 
 /// Daemon to worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -15,6 +15,15 @@ pub(crate) enum Call {
         id: u64,
         /// What is asked.
         ask: Box<Ask>,
+    },
+    /// Embed these.
+    Embed {
+        /// The daemon's number for it.
+        id: u64,
+        /// The texts.
+        texts: Vec<Prompt>,
+        /// Whether to shorten what is longer than the model reads, instead of refusing it.
+        truncate: bool,
     },
     /// Nobody waits for this any more.
     Forget {
@@ -54,6 +63,24 @@ pub(crate) enum Reply {
         text: String,
         /// Where asked for.
         logprobs: Option<Logprobs>,
+    },
+    /// The model calls a tool.
+    Called {
+        /// In which request.
+        id: u64,
+        /// In which of its answers.
+        choice: u32,
+        /// The tool.
+        name: String,
+        /// JSON text.
+        arguments: String,
+    },
+    /// Texts are embedded.
+    Embedded {
+        /// Of which request.
+        id: u64,
+        /// Their embeddings.
+        embedded: Embedded,
     },
     /// An answer is complete.
     Finished {

@@ -117,7 +117,7 @@ impl ConstraintFactory {
 }
 
 /// No white space but one blank after separators, unless the schema decides itself.
-fn compact(schema: &Json) -> Json {
+pub(crate) fn compact(schema: &Json) -> Json {
     let mut schema = if *schema == Json::Bool(true) { json!({}) } else { schema.clone() };
     if let Some(map) = schema.as_object_mut()
         && !map.contains_key("x-guidance")

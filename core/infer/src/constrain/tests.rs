@@ -1,36 +1,13 @@
 use std::path::Path;
 
 use super::*;
-use crate::sampler::{Sampler, SamplingParameters};
+use crate::testing::constrained_text;
 
 fn tokenizer() -> Tokenizer {
     Tokenizer::from_directory(
         &Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama"),
     )
     .unwrap()
-}
-
-/// A text of a model that knows nothing, whose tokens the constraint alone makes sensible.
-fn text(tokenizer: &Tokenizer, mut constraint: Constraint, seed: u64) -> String {
-    let mut sampler = Sampler::new(SamplingParameters::default(), seed, &[]).unwrap();
-    let mut ids = Vec::new();
-    for step in 0..2000u32 {
-        if constraint.is_complete() {
-            return tokenizer.decode(&ids);
-        }
-        // Texts end: what ends them becomes likelier from step to step.
-        let mut logits: Vec<f32> = (0..tokenizer.len() as u32)
-            .map(|id| {
-                let closes = tokenizer.token_bytes(id).iter().any(|b| b"\"]}".contains(b));
-                if closes || tokenizer.ends_generation(id) { step as f32 * 0.2 } else { 0.0 }
-            })
-            .collect();
-        let mask = constraint.mask().unwrap();
-        let token = sampler.choose(&mut logits, Some(&mask)).unwrap().token;
-        constraint.accept(token).unwrap();
-        ids.push(token);
-    }
-    panic!("no end: {}", tokenizer.decode(&ids));
 }
 
 #[test]
@@ -50,7 +27,7 @@ fn whatever_a_model_would_say_the_text_is_json_that_the_schema_accepts() {
     });
     let constraint = factory.compile(&Grammar::JsonSchema(schema)).unwrap();
     for seed in 0..30 {
-        let text = text(&tokenizer, constraint.clone(), seed);
+        let text = constrained_text(&tokenizer, constraint.clone(), seed);
         let value: Json =
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("seed {seed}: {error}: {text}"));
         let keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
@@ -71,12 +48,12 @@ fn regular_expressions_and_grammars_hold_for_the_whole_text() {
         factory.compile(&Grammar::Lark("start: word (\", \" word){2}\nword: /[a-z]{3}/".into())).unwrap();
     let object = factory.compile(&Grammar::JsonObject).unwrap();
     for seed in 0..10 {
-        let found = text(&tokenizer, date.clone(), seed);
+        let found = constrained_text(&tokenizer, date.clone(), seed);
         assert!(found.len() == 10 && found.as_bytes()[4] == b'-', "{found}");
         let words: Vec<String> =
-            text(&tokenizer, list.clone(), seed).split(", ").map(str::to_owned).collect();
+            constrained_text(&tokenizer, list.clone(), seed).split(", ").map(str::to_owned).collect();
         assert!(words.len() == 3 && words.iter().all(|word| word.len() == 3), "{words:?}");
-        let object = text(&tokenizer, object.clone(), seed);
+        let object = constrained_text(&tokenizer, object.clone(), seed);
         assert!(serde_json::from_str::<Json>(&object).unwrap().is_object(), "{object}");
     }
 }

@@ -19,6 +19,7 @@ pub use find::{Origin, TemplateFiles};
 pub use time::CivilTime;
 
 use crate::tokenizer::Tokenizer;
+use crate::tools::Dialect;
 
 /// Instructions one rendering may run: some thousand times what a long conversation takes.
 const FUEL: u64 = 50_000_000;
@@ -50,6 +51,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     origin: Origin,
     has_tool_template: bool,
+    dialect: Dialect,
     bos: String,
     eos: String,
 }
@@ -103,12 +105,18 @@ impl ChatTemplate {
                     .map_err(|source| TemplateError::syntax(&origin, &source))?;
             }
         }
-        Ok(Self { environment, origin, has_tool_template: with_tools.is_some(), bos, eos })
+        let dialect = Dialect::of_template(with_tools.unwrap_or(main));
+        Ok(Self { environment, origin, has_tool_template: with_tools.is_some(), dialect, bos, eos })
     }
 
     /// Where the template comes from.
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// How its model writes tool calls.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
     /// The prompt of a conversation. Encode it without a frame: the template writes its own beginning-of-text token.

@@ -111,18 +111,26 @@ fn documents(frame: Frame, choices: u32, said: Answers) -> impl Stream<Item = Op
             .collect(),
         Kind::Text => Vec::new(),
     };
-    let state = (frame, said, choices, Usage::default());
+    let state = (frame, said, choices, Usage::default(), vec![0; choices as usize]);
     let rest = futures::stream::unfold(Some(state), |state| async move {
-        let (frame, mut said, open, mut usage) = state?;
+        let (frame, mut said, open, mut usage, mut calls) = state?;
         let lost = || Said::Failed(crate::serving::ServeError::Broke("the model went away".to_owned()));
         match said.next().await.unwrap_or_else(lost) {
-            Said::Started => Some((Vec::new(), Some((frame, said, open, usage)))),
+            Said::Started | Said::Embedded(_) => Some((Vec::new(), Some((frame, said, open, usage, calls)))),
             Said::Token { choice, text, logprobs } => {
                 if text.is_empty() && logprobs.is_none() {
-                    return Some((Vec::new(), Some((frame, said, open, usage))));
+                    return Some((Vec::new(), Some((frame, said, open, usage, calls))));
                 }
                 let chunk = frame.text_chunk(choice, &text, logprobs.as_ref(), None);
-                Some((vec![Some(chunk)], Some((frame, said, open, usage))))
+                Some((vec![Some(chunk)], Some((frame, said, open, usage, calls))))
+            }
+            Said::Call { choice, name, arguments } => {
+                let count: &mut usize = &mut calls[choice as usize];
+                let mut call = call_document(&frame.id, choice, *count, &name, &arguments);
+                call["index"] = json!(*count);
+                *count += 1;
+                let chunk = frame.chunk(choice, json!({"tool_calls": [call]}), "", Value::Null, None);
+                Some((vec![Some(chunk)], Some((frame, said, open, usage, calls))))
             }
             Said::Finished { choice, text, reason, usage: counted } => {
                 add(&mut usage, &counted);
@@ -132,7 +140,7 @@ fn documents(frame: Frame, choices: u32, said: Answers) -> impl Stream<Item = Op
                 }
                 chunks.push(Some(frame.text_chunk(choice, "", None, Some(&reason))));
                 if open > 1 {
-                    return Some((chunks, Some((frame, said, open - 1, usage))));
+                    return Some((chunks, Some((frame, said, open - 1, usage, calls))));
                 }
                 if frame.style.include_usage {
                     let mut last = frame.document(true, Vec::new());
@@ -155,9 +163,19 @@ fn add(sum: &mut Usage, one: &Usage) {
     sum.completion_tokens += one.completion_tokens;
 }
 
+/// A call; its id is the answer's with its number.
+fn call_document(id: &str, choice: u32, number: usize, name: &str, arguments: &str) -> Value {
+    let id = id.split_once('-').map_or(id, |(_, rest)| rest);
+    json!({
+        "id": format!("call_{}_{choice}_{number}", id.replace('-', "_")), "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    })
+}
+
 #[derive(Debug, Clone, Default)]
 struct Answer {
     text: String,
+    calls: Vec<Value>,
     logprobs: Vec<Logprobs>,
     reason: Option<String>,
 }
@@ -169,7 +187,14 @@ async fn whole(frame: &Frame, choices: u32, mut said: Answers) -> Result<Respons
         let lost = || Said::Failed(crate::serving::ServeError::Broke("the model went away".to_owned()));
         let (choice, text) = match said.next().await.unwrap_or_else(lost) {
             Said::Failed(error) => return Err(error.into()),
-            Said::Started => continue,
+            Said::Started | Said::Embedded(_) => continue,
+            Said::Call { choice, name, arguments } => {
+                if let Some(answer) = answers.get_mut(choice as usize) {
+                    let number = answer.calls.len();
+                    answer.calls.push(call_document(&frame.id, choice, number, &name, &arguments));
+                }
+                continue;
+            }
             Said::Token { choice, text, logprobs } => {
                 if let Some(answer) = answers.get_mut(choice as usize) {
                     answer.logprobs.extend(logprobs);
@@ -190,10 +215,16 @@ async fn whole(frame: &Frame, choices: u32, mut said: Answers) -> Result<Respons
     }
     let choices = (0..).zip(&answers).map(|(index, answer): (u32, _)| {
         let mut document = match frame.kind {
-            Kind::Chat => json!({
-                "index": index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": null},
-            }),
+            Kind::Chat => {
+                let mut message = json!({"role": "assistant", "content": answer.text, "refusal": null});
+                if !answer.calls.is_empty() {
+                    message["tool_calls"] = json!(answer.calls);
+                    if answer.text.is_empty() {
+                        message["content"] = Value::Null;
+                    }
+                }
+                json!({"index": index, "message": message})
+            }
             Kind::Text => json!({"index": index, "text": answer.text}),
         };
         document["logprobs"] =
@@ -303,6 +334,32 @@ mod tests {
             let last = all.last().unwrap().as_ref().expect("no proper end");
             assert_eq!(last["error"]["type"], "server_error");
         }
+    }
+
+    #[tokio::test]
+    async fn calls_are_numbered_and_named_alike_in_streams_and_whole_answers() {
+        let events = || {
+            let call = |name: &str| Said::Call { choice: 0, name: name.into(), arguments: "{}".into() };
+            let usage = Usage { prompt_tokens: 5, cached_tokens: 0, completion_tokens: 2 };
+            let reason = "tool_calls".to_owned();
+            vec![call("a"), call("b"), Said::Finished { choice: 0, text: String::new(), reason, usage }]
+        };
+        let response = whole(&frame(Kind::Chat), 1, told(events(), 1)).await.unwrap();
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        let document: Value = serde_json::from_slice(&bytes).unwrap();
+        let choice = &document["choices"][0];
+        assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&Value::Null, &json!("tool_calls")));
+        let calls = choice["message"]["tool_calls"].as_array().unwrap();
+        assert_eq!((calls.len(), &calls[1]["function"]["name"]), (2, &json!("b")));
+        assert_ne!(calls[0]["id"], calls[1]["id"]);
+        let chunks: Vec<_> = documents(frame(Kind::Chat), 1, told(events(), 1)).collect().await;
+        let streamed: Vec<Value> = chunks
+            .iter()
+            .flatten()
+            .filter_map(|chunk| chunk.pointer("/choices/0/delta/tool_calls/0").cloned())
+            .collect();
+        assert_eq!(streamed.iter().map(|call| &call["id"]).collect::<Vec<_>>(), [&calls[0]["id"], &calls[1]["id"]]);
+        assert_eq!(streamed.iter().map(|call| &call["index"]).collect::<Vec<_>>(), [0, 1]);
     }
 
     #[tokio::test]

@@ -1,8 +1,10 @@
-//! OpenAI's API: `/v1/chat/completions`, `/v1/completions`, `/v1/models`, as its official clients use them.
+//! OpenAI's API: `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings`, `/v1/models`, as its official clients use them.
 
 mod answer;
+mod embeddings;
 mod refusal;
 mod request;
+mod responses;
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -16,12 +18,16 @@ use super::Shared;
 use crate::serving::Usage;
 use answer::Kind;
 use refusal::Refusal;
+pub(crate) use responses::Memory;
 
 /// The routes.
 pub(super) fn router() -> axum::Router<Shared> {
     axum::Router::new()
         .route(routes::CHAT_COMPLETIONS, post(chat))
         .route("/v1/completions", post(complete))
+        .route(responses::ROUTE, post(responses::create))
+        .route("/v1/responses/{id}", get(responses::read).delete(responses::delete))
+        .route("/v1/embeddings", post(embeddings::embed))
         .route("/v1/models", get(models))
         .route("/v1/models/{name}", get(model))
 }

@@ -30,6 +30,17 @@ impl Refusal {
         }
     }
 
+    /// No response of this id is kept.
+    pub(super) fn no_such_response(id: &str) -> Self {
+        Self {
+            status: StatusCode::NOT_FOUND,
+            code: "response_not_found",
+            message: format!("there is no response `{id}`; only the newest are kept, and none longer than the daemon runs"),
+            param: Some("previous_response_id"),
+            retry_after: None,
+        }
+    }
+
     /// The field at fault.
     #[cfg(test)]
     pub(super) fn param(&self) -> Option<&'static str> {

@@ -1,5 +1,6 @@
 //! What clients of OpenAI's API send. Unknown fields are ignored, as that API does; known ones are checked.
 
+use drophammer_infer::tools::{Choice, Tools};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -37,13 +38,13 @@ struct StreamOptions {
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum OneOrMany<T> {
+pub(super) enum OneOrMany<T> {
     One(T),
     Many(Vec<T>),
 }
 
 impl<T> OneOrMany<T> {
-    fn into_vec(self) -> Vec<T> {
+    pub(super) fn into_vec(self) -> Vec<T> {
         match self {
             Self::One(one) => vec![one],
             Self::Many(many) => many,
@@ -60,7 +61,9 @@ pub(super) struct Chat {
     #[serde(default)]
     logprobs: bool,
     top_logprobs: Option<u32>,
-    tools: Option<Value>,
+    tools: Option<Vec<Value>>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
 }
 
 /// Body of `/v1/completions`.
@@ -77,7 +80,7 @@ pub(super) struct Completion {
 /// A prompt: text, tokens, or several of either, of which only one is taken at a time.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum PromptBody {
+pub(super) enum PromptBody {
     Text(String),
     Tokens(Vec<u32>),
     Texts(Vec<String>),
@@ -134,7 +137,7 @@ impl Common {
 }
 
 /// The JSON schema an answer has to follow, if any; `true` accepts any object.
-fn schema(format: Option<&Value>) -> Result<Option<Value>, Refusal> {
+pub(super) fn schema(format: Option<&Value>) -> Result<Option<Value>, Refusal> {
     let Some(format) = format else { return Ok(None) };
     match format.get("type").and_then(Value::as_str) {
         Some("text") => Ok(None),
@@ -153,13 +156,48 @@ impl Chat {
         if self.messages.is_empty() {
             return Err(Refusal::invalid("messages", "there are no messages; send at least one"));
         }
-        if self.tools.as_ref().is_some_and(|tools| tools.as_array().is_some_and(|tools| !tools.is_empty())) {
-            return Err(Refusal::invalid("tools", "tool calls are not supported yet; leave `tools` out"));
-        }
         let style = self.common.style(self.logprobs);
         let top = self.logprobs.then(|| self.top_logprobs.unwrap_or(0));
-        Ok((self.common.ask(Prompt::Chat { messages: self.messages }, top, None)?, style))
+        let tools = tools(self.tools, self.tool_choice.as_ref(), self.parallel_tool_calls)?;
+        let ask = self.common.ask(Prompt::Chat { messages: self.messages }, top, None)?;
+        Ok((Ask { tools, ..ask }, style))
     }
+}
+
+/// The tools a model may call, if any; `none` and no tools are the same.
+pub(super) fn tools(
+    list: Option<Vec<Value>>,
+    choice: Option<&Value>,
+    parallel: Option<bool>,
+) -> Result<Option<Tools>, Refusal> {
+    let list = list.unwrap_or_default();
+    let named = |choice: &Value| {
+        let name = choice.pointer("/function/name").or_else(|| choice.get("name"));
+        name.and_then(Value::as_str).map(|name| Choice::Named(name.to_owned()))
+    };
+    let choice = match choice {
+        None | Some(Value::Null) => Choice::Auto,
+        Some(Value::String(word)) => match word.as_str() {
+            "auto" => Choice::Auto,
+            "required" => Choice::Required,
+            "none" => return Ok(None),
+            other => {
+                let message = format!("`{other}` is none of none, auto, required and a named function");
+                return Err(Refusal::invalid("tool_choice", message));
+            }
+        },
+        Some(other) => {
+            named(other).ok_or_else(|| Refusal::invalid("tool_choice", "it names no function"))?
+        }
+    };
+    if list.is_empty() {
+        let wanted = choice != Choice::Auto;
+        let missing = || Refusal::invalid("tool_choice", "a call is wanted, and there are no tools");
+        return if wanted { Err(missing()) } else { Ok(None) };
+    }
+    let tools = Tools { list, choice, parallel: parallel.unwrap_or(true) };
+    tools.check().map_err(|error| Refusal::invalid("tools", error.to_string()))?;
+    Ok(Some(tools))
 }
 
 impl Completion {
@@ -216,11 +254,29 @@ mod tests {
             ("logit_bias", serde_json::json!({"x": 1})),
             ("response_format", serde_json::json!({"type": "yaml"})),
             ("tools", serde_json::json!([{"type": "function"}])),
+            ("tool_choice", serde_json::json!("required")),
         ] {
             let mut body = serde_json::json!({"model": "m", "messages": message});
             body[field] = value;
             assert_eq!(chat(body).unwrap_err().param(), Some(field));
         }
+    }
+
+    #[test]
+    fn tools_are_offered_ordered_or_left_out() {
+        let tool = |name: &str| serde_json::json!({"type": "function", "function": {"name": name}});
+        let named = serde_json::json!({"type": "function", "function": {"name": "b"}});
+        for (choice, expected) in [
+            (Value::Null, Some(Choice::Auto)),
+            (serde_json::json!("none"), None),
+            (serde_json::json!("required"), Some(Choice::Required)),
+            (named, Some(Choice::Named("b".into()))),
+        ] {
+            let found = tools(Some(vec![tool("a"), tool("b")]), Some(&choice), Some(false)).unwrap();
+            assert_eq!(found.map(|tools| tools.choice), expected, "{choice}");
+        }
+        let unknown = serde_json::json!({"type": "function", "function": {"name": "c"}});
+        assert_eq!(tools(Some(vec![tool("a")]), Some(&unknown), None).unwrap_err().param(), Some("tools"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The work itself: opens the plugin and calls it.
 
 mod calibrate;
+mod embed;
 mod logits;
 mod measure;
 mod serve;

@@ -12,9 +12,11 @@ use drophammer_infer::constrain::{Constraint, ConstraintFactory, Grammar};
 use drophammer_infer::sampler::{SamplingParameters, TokenLogprobs};
 use drophammer_infer::scheduler::{Config, Event, EventKind, Refused, Request, RequestId, Runner, Scheduler};
 use drophammer_infer::template::{ChatTemplate, CivilTime, Conversation, TemplateFiles};
+use drophammer_infer::tools::{CallReader, Dialect, Piece, Tools};
 use drophammer_sdk::host::Plugin;
-use drophammer_sdk::{BackendError, ErrorCode, JobContext as _, Result};
+use drophammer_sdk::{BackendError, ErrorCode, JobContext as _, LoadRequest, OutputKind, Result, Session};
 
+use super::embed::Encoder;
 use super::{format, load};
 use crate::serving::wire::{Call, Reply, Trouble};
 use crate::serving::{Ask, Logprobs, Prompt, TokenLogprob, Usage};
@@ -28,9 +30,16 @@ const DRAFT: u32 = 7;
 pub(super) fn serve(plugin: &Plugin, order: &ServeOrder, job: &WorkerJob, channel: UnixStream) -> Result<()> {
     job.progress("load", "", 0, 0);
     let (tokenizer, template) = voice(&order.vocabulary)?;
-    let session = load(plugin, &order.load, job)?;
+    let session = load_whole(plugin, &order.load, job)?;
     let limits = session.limits();
     let tokenizer = Arc::new(tokenizer);
+    let ready = Reply::Ready { context: limits.context, sequences: limits.max_sequences };
+    if limits.output_kind == OutputKind::Hidden {
+        let mut encoder = Encoder::new(session, tokenizer, &order.vocabulary);
+        job.progress("serve", "", 0, 0);
+        tell(&Mutex::new(channel.try_clone().map_err(broken)?), &ready);
+        return encoder.listen(channel);
+    }
     let started = Instant::now();
     let draft = if plugin.manifest().steady_batches { DRAFT } else { 0 };
     let config = Config { queue_limit: order.queue, draft, ..Config::default() };
@@ -38,9 +47,20 @@ pub(super) fn serve(plugin: &Plugin, order: &ServeOrder, job: &WorkerJob, channe
     let runner = Runner::start(Scheduler::new(session, tokenizer.clone(), config, clock)).map_err(broken)?;
     job.progress("serve", "", 0, 0);
     let writer = Arc::new(Mutex::new(channel.try_clone().map_err(broken)?));
-    tell(&writer, &Reply::Ready { context: limits.context, sequences: limits.max_sequences });
+    tell(&writer, &ready);
     let mut host = Host { tokenizer, template, constraints: None, runner, writer, open: HashMap::new() };
     host.listen(channel).map_err(broken)
+}
+
+/// Loads a model to serve. An encoder reads every text in one batch, which is made as large as its context.
+fn load_whole(plugin: &Plugin, request: &LoadRequest, job: &WorkerJob) -> Result<Box<dyn Session>> {
+    let session = load(plugin, request, job)?;
+    let limits = session.limits();
+    if limits.output_kind == OutputKind::Logits || limits.max_batch >= limits.context {
+        return Ok(session);
+    }
+    drop(session);
+    load(plugin, &LoadRequest { max_batch: Some(limits.context), ..request.clone() }, job)
 }
 
 /// The tokenizer and template of the first of these places that has a tokenizer.
@@ -66,7 +86,7 @@ fn unusable(error: impl std::fmt::Display) -> BackendError {
     BackendError::new(ErrorCode::InvalidInput, error.to_string())
 }
 
-fn broken(error: std::io::Error) -> BackendError {
+pub(super) fn broken(error: std::io::Error) -> BackendError {
     BackendError::new(ErrorCode::Failed, format!("the serving worker: {error}"))
 }
 
@@ -90,8 +110,12 @@ impl Host {
                         self.runner.cancel(request);
                     }
                 }
-                Call::Ask { id, ask } => match self.request(*ask) {
-                    Ok(request) => self.submit(id, request),
+                Call::Embed { id, .. } => {
+                    let message = "this model embeds no texts; embeddings come from encoders".to_owned();
+                    tell(&self.writer, &Reply::Failed { id, trouble: Trouble::Invalid(message) });
+                }
+                Call::Ask { id, ask } => match self.request(&ask) {
+                    Ok(request) => self.submit(id, request, ask.tools.is_some()),
                     Err(message) => {
                         tell(&self.writer, &Reply::Failed { id, trouble: Trouble::Invalid(message) });
                     }
@@ -105,9 +129,15 @@ impl Host {
         Ok(())
     }
 
-    fn submit(&mut self, id: u64, request: Request) {
-        let (writer, tokenizer) = (self.writer.clone(), self.tokenizer.clone());
-        let sink = Box::new(move |event: Event| tell(&writer, &reply(id, event, &tokenizer)));
+    fn submit(&mut self, id: u64, request: Request, tools: bool) {
+        let reader = CallReader::new(self.template.dialect());
+        let readers = if tools { vec![reader; request.choices as usize] } else { Vec::new() };
+        let mut teller = Teller { id, tokenizer: self.tokenizer.clone(), readers };
+        let writer = self.writer.clone();
+        let sink = Box::new(move |event: Event| {
+            let mut writer = lock(&writer);
+            teller.replies(event).iter().all(|reply| put(&mut writer, reply))
+        });
         // Nothing of this request may be told before it is accepted.
         let mut held = lock(&self.writer);
         let answer = match self.runner.submit(request, sink) {
@@ -121,9 +151,14 @@ impl Host {
     }
 
     /// What the scheduler is asked; an error says what makes no sense.
-    fn request(&mut self, ask: Ask) -> std::result::Result<Request, String> {
-        let prompt = self.prompt(&ask.prompt)?;
-        let constraint = ask.json_schema.map(|schema| self.constraint(schema)).transpose()?;
+    fn request(&mut self, ask: &Ask) -> std::result::Result<Request, String> {
+        let prompt = self.prompt(ask)?;
+        let constraint = match (&ask.json_schema, &ask.tools) {
+            (Some(_), Some(_)) => return Err("an answer has a schema or tools, not both".to_owned()),
+            (Some(schema), None) => Some(self.constraint(&Grammar::JsonSchema(schema.clone()))?),
+            (None, Some(tools)) => Some(self.calls(tools)?),
+            (None, None) => None,
+        };
         Ok(Request {
             sampling: SamplingParameters {
                 temperature: ask.temperature,
@@ -133,29 +168,34 @@ impl Host {
                 repetition_penalty: ask.repetition_penalty,
                 presence_penalty: ask.presence_penalty,
                 frequency_penalty: ask.frequency_penalty,
-                logit_bias: ask.logit_bias,
+                logit_bias: ask.logit_bias.clone(),
                 top_logprobs: ask.top_logprobs,
                 ..SamplingParameters::default()
             },
             seed: ask.seed.unwrap_or_else(chance),
             max_tokens: ask.max_tokens,
-            stop: ask.stop,
+            stop: ask.stop.clone(),
             constraint,
             choices: ask.choices,
             ..Request::new(prompt)
         })
     }
 
-    fn prompt(&self, prompt: &Prompt) -> std::result::Result<Vec<u32>, String> {
+    fn prompt(&self, ask: &Ask) -> std::result::Result<Vec<u32>, String> {
         let encode =
             |text: &str, framed| self.tokenizer.encode(text, framed).map_err(|error| error.to_string());
-        match prompt {
+        match &ask.prompt {
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
             Prompt::Text(text) => encode(text, true),
             Prompt::Chat { messages } => {
                 let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+                let list = ask.tools.as_ref().map_or(&[][..], |tools| &tools.list);
+                let in_template = self.template.dialect().in_template();
+                let told = (!in_template).then(|| Dialect::tell(messages, list));
+                let tools = (in_template && !list.is_empty()).then(|| serde_json::Value::Array(list.to_vec()));
                 let conversation = Conversation {
-                    messages,
+                    messages: told.as_deref().unwrap_or(messages),
+                    tools: tools.as_ref(),
                     add_generation_prompt: true,
                     now: Some(CivilTime::from_unix_seconds(seconds as i64)),
                     ..Conversation::default()
@@ -165,36 +205,85 @@ impl Host {
         }
     }
 
-    fn constraint(&mut self, schema: serde_json::Value) -> std::result::Result<Constraint, String> {
+    /// Keeps calls to the tools' schemas; schemas that no grammar can express only count where a tool insists on them.
+    fn calls(&mut self, tools: &Tools) -> std::result::Result<Constraint, String> {
+        let dialect = self.template.dialect();
+        let grammar =
+            |exact| tools.grammar(dialect, exact).map(Grammar::Lark).map_err(|error| error.to_string());
+        let strict = tools.list.iter().any(|tool| tool["function"]["strict"] == true);
+        match self.constraint(&grammar(true)?) {
+            Err(_) if !strict => self.constraint(&grammar(false)?),
+            compiled => compiled,
+        }
+    }
+
+    fn constraint(&mut self, grammar: &Grammar) -> std::result::Result<Constraint, String> {
         if self.constraints.is_none() {
             self.constraints =
                 Some(ConstraintFactory::new(&self.tokenizer).map_err(|error| error.to_string())?);
         }
         let Some(factory) = &self.constraints else { return Err("constraints cannot be had".to_owned()) };
-        factory.compile(&Grammar::JsonSchema(schema)).map_err(|error| error.to_string())
+        factory.compile(grammar).map_err(|error| error.to_string())
     }
 }
 
-fn reply(id: u64, event: Event, tokenizer: &Tokenizer) -> Reply {
-    let choice = event.choice;
-    match event.kind {
-        EventKind::Started { .. } => Reply::Started { id },
-        EventKind::Token { text, token, logprobs } => {
-            let logprobs = logprobs.map(|found| logprobs_of(token, &found, tokenizer));
-            Reply::Token { id, choice, text, logprobs }
+/// Tells the daemon what happens to one request.
+struct Teller {
+    id: u64,
+    tokenizer: Arc<Tokenizer>,
+    /// One for each answer, where the model may call tools.
+    readers: Vec<CallReader>,
+}
+
+impl Teller {
+    fn replies(&mut self, event: Event) -> Vec<Reply> {
+        let (id, choice) = (self.id, event.choice);
+        match event.kind {
+            EventKind::Started { .. } => vec![Reply::Started { id }],
+            EventKind::Token { text, token, logprobs } => {
+                let logprobs = logprobs.map(|found| logprobs_of(token, &found, &self.tokenizer));
+                let (text, calls) = self.read(choice, text, false);
+                std::iter::once(Reply::Token { id, choice, text, logprobs }).chain(calls).collect()
+            }
+            EventKind::Finished { text, reason, usage, .. } => {
+                let (text, mut replies) = self.read(choice, text, true);
+                let called = self.readers.get(choice as usize).is_some_and(CallReader::called);
+                replies.push(Reply::Finished {
+                    id,
+                    choice,
+                    text,
+                    reason: if called { "tool_calls" } else { reason.word() }.to_owned(),
+                    usage: Usage {
+                        prompt_tokens: usage.prompt_tokens.into(),
+                        cached_tokens: usage.reused_tokens.into(),
+                        completion_tokens: usage.completion_tokens.into(),
+                    },
+                });
+                replies
+            }
+            EventKind::Failed(error) => {
+                vec![Reply::Failed { id, trouble: Trouble::Broke(error.to_string()) }]
+            }
         }
-        EventKind::Finished { text, reason, usage, .. } => Reply::Finished {
-            id,
-            choice,
-            text,
-            reason: reason.word().to_owned(),
-            usage: Usage {
-                prompt_tokens: usage.prompt_tokens.into(),
-                cached_tokens: usage.reused_tokens.into(),
-                completion_tokens: usage.completion_tokens.into(),
-            },
-        },
-        EventKind::Failed(error) => Reply::Failed { id, trouble: Trouble::Broke(error.to_string()) },
+    }
+
+    /// Text that is no call, and the calls.
+    fn read(&mut self, choice: u32, text: String, last: bool) -> (String, Vec<Reply>) {
+        let id = self.id;
+        let Some(reader) = self.readers.get_mut(choice as usize) else { return (text, Vec::new()) };
+        let mut pieces = reader.push(&text);
+        if last {
+            pieces.extend(reader.finish());
+        }
+        let mut plain = String::new();
+        let mut calls = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => plain.push_str(&text),
+                Piece::Call { name, arguments } => calls.push(Reply::Called { id, choice, name, arguments }),
+            }
+        }
+        (plain, calls)
     }
 }
 

@@ -8,6 +8,7 @@ use drophammer_client::api::ErrorReport;
 use drophammer_engine::identify::{self, Facts, Identity};
 use drophammer_formats::{Source, SourceKind};
 use drophammer_models::checkpoint::Checkpoint;
+use drophammer_models::description::ModelKind;
 
 use crate::pipeline::report;
 
@@ -56,5 +57,6 @@ fn facts(path: &Path, checkpoint: &Checkpoint) -> Facts {
         bytes: sizes.map(|found| found.len()).fold(0, u64::saturating_add),
         context_length,
         tokenizer,
+        encodes: checkpoint.description().kind == ModelKind::Encoder,
     }
 }

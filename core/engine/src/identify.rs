@@ -25,6 +25,8 @@ pub struct Facts {
     pub context_length: Option<u64>,
     /// Whether a tokenizer comes with it.
     pub tokenizer: bool,
+    /// Whether it gives hidden states instead of text.
+    pub encodes: bool,
 }
 
 /// A model, understood.
@@ -44,6 +46,9 @@ pub struct Identity {
     pub bytes: u64,
     /// The longest context it was made for.
     pub context_length: Option<u64>,
+    /// Whether it gives hidden states instead of text: it embeds.
+    #[serde(default)]
+    pub encodes: bool,
 }
 
 /// Judges a path whose weights were all located.
@@ -71,6 +76,7 @@ pub fn identify(facts: &Facts) -> Result<Identity, Obstacle> {
         tensors: facts.tensors,
         bytes: facts.bytes,
         context_length: facts.context_length,
+        encodes: facts.encodes,
     })
 }
 
@@ -88,6 +94,7 @@ mod tests {
             bytes: 2200,
             context_length: Some(256),
             tokenizer: true,
+            encodes: false,
         }
     }
 

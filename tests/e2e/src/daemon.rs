@@ -272,6 +272,36 @@ impl Daemon {
     /// # Errors
     /// When it does not answer.
     pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, String)> {
+        self.ask_with(method, path, body, &[])
+    }
+
+    /// The same with further headers.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn ask_with(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        headers: &[(&str, &str)],
+    ) -> Result<(u16, String)> {
+        let (head, body) = self.exchange(method, path, body, headers)?;
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status")?;
+        Ok((status, body))
+    }
+
+    /// Asks and gives status line with headers, and body.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        headers: &[(&str, &str)],
+    ) -> Result<(String, String)> {
         use std::io::{Read as _, Write as _};
         let status = self.home.json(&["status"])?;
         let url = status["server"]["url"].as_str().context("the server is off")?.to_owned();
@@ -279,17 +309,17 @@ impl Daemon {
         let mut stream = std::net::TcpStream::connect(&address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let body = body.map(Value::to_string).unwrap_or_default();
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         write!(
             stream,
             "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\n\r\n{body}",
+             {headers}content-length: {}\r\n\r\n{body}",
             body.len()
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status")?;
-        Ok((status, body.to_owned()))
+        Ok((head.to_owned(), body.to_owned()))
     }
 
     /// Asks and reads the answer's document.

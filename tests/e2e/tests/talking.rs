@@ -1,11 +1,11 @@
-//! Talking with models as people do: by path without a daemon, by name through one, and with the official client.
+//! Talking with models as people do: by path without a daemon, by name through one.
 
 // Whatever goes wrong in a test's own steps is its failure.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use drophammer_e2e::daemon::{Daemon, counting};
 use drophammer_e2e::{Home, fixture, root};
@@ -86,25 +86,6 @@ fn a_served_model_answers_by_name_and_its_artifact_through_another_worker_by_bac
     let unknown = daemon.home.run(&["run", "nobody", "hello"]).unwrap();
     assert_eq!(unknown.code, 1);
     assert!(unknown.stderr.contains("nobody") && unknown.stderr.contains("model:counts"), "{unknown:?}");
-}
-
-#[test]
-fn the_official_openai_client_chats() {
-    let Some(packages) = std::env::var_os("DROPHAMMER_CLIENTS") else {
-        eprintln!(
-            "skipped: DROPHAMMER_CLIENTS names no directory with the client (cargo xtask test makes it)"
-        );
-        return;
-    };
-    let daemon = counting(&[]).unwrap();
-    let status = daemon.home.json(&["status"]).unwrap();
-    let output = Command::new("python3")
-        .arg(root().join("tests/e2e/clients/openai_chat.py"))
-        .args([status["server"]["url"].as_str().unwrap(), "model"])
-        .env("PYTHONPATH", packages)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::{fetch, shell};
 
 /// What is installed; another list goes to another directory.
-const PACKAGES: [&str; 1] = ["openai==3.57.0"];
+const PACKAGES: [&str; 2] = ["openai==3.57.0", "ollama==0.6.3"];
 
 /// A directory for `PYTHONPATH` that holds the clients, filled on first use.
 ///

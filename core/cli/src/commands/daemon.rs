@@ -15,7 +15,8 @@ use crate::failure::{Exit, Failure, Result};
 pub(super) fn run() -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("DROPHAMMER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
     Ok(drophammer_daemon::run(drophammer_daemon::Options::default())?)
 }
 

@@ -382,7 +382,7 @@ async fn show(
             "general.parameter_count": identity.parameters,
             format!("{}.context_length", identity.architecture): identity.context_length,
         },
-        "capabilities": ["completion"],
+        "capabilities": if found.identity.encodes { ["embedding"].as_slice() } else { &["completion", "tools"] },
         "modified_at": timestamp(found.created),
     })))
 }

@@ -212,14 +212,21 @@ impl Daemon {
 }
 
 /// What TCP is encrypted with, where the configuration names it.
-async fn tls(config: &Config, home: &std::path::Path) -> anyhow::Result<Option<axum_server::tls_rustls::RustlsConfig>> {
+async fn tls(
+    config: &Config,
+    home: &std::path::Path,
+) -> anyhow::Result<Option<axum_server::tls_rustls::RustlsConfig>> {
     let Some(tls) = &config.serve.tls else { return Ok(None) };
     // Fails when a provider is chosen already, which is this one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (certificate, key) = (home.join(&tls.certificate), home.join(&tls.key));
     let read = axum_server::tls_rustls::RustlsConfig::from_pem_file(&certificate, &key).await;
     read.map(Some).with_context(|| {
-        format!("serve.tls: {} and {} are no certificate and key in PEM", certificate.display(), key.display())
+        format!(
+            "serve.tls: {} and {} are no certificate and key in PEM",
+            certificate.display(),
+            key.display()
+        )
     })
 }
 

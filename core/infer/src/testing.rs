@@ -157,8 +157,13 @@ impl Session for Shared {
 }
 
 /// A text of a model that knows nothing, whose tokens the constraint alone makes sensible.
-pub(crate) fn constrained_text(tokenizer: &crate::Tokenizer, mut constraint: crate::constrain::Constraint, seed: u64) -> String {
-    let mut sampler = crate::sampler::Sampler::new(crate::sampler::SamplingParameters::default(), seed, &[]).unwrap();
+pub(crate) fn constrained_text(
+    tokenizer: &crate::Tokenizer,
+    mut constraint: crate::constrain::Constraint,
+    seed: u64,
+) -> String {
+    let mut sampler =
+        crate::sampler::Sampler::new(crate::sampler::SamplingParameters::default(), seed, &[]).unwrap();
     let mut ids = Vec::new();
     for step in 0..2000u32 {
         if constraint.is_complete() {

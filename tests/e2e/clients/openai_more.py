@@ -60,15 +60,15 @@ follows(
     .message.content
 )
 
-first = client.responses.create(model=model, input="Speak.", max_output_tokens=6, temperature=0)
+first = client.responses.create(model=model, input="Tell me a long story about the sea.", max_output_tokens=6, temperature=0)
 assert first.status == "incomplete" and first.output_text and first.usage.output_tokens == 6, first
 text, last = "", None
 with client.responses.stream(
-    model=model, input="Go on.", previous_response_id=first.id, max_output_tokens=6, temperature=0
+    model=model, input="Go on with it.", previous_response_id=first.id, max_output_tokens=6, temperature=0
 ) as events:
     for event in events:
         text += event.delta if event.type == "response.output_text.delta" else ""
-    last = events.get_final_response()
+        last = event.response if event.type == "response.incomplete" else last
 assert text == last.output_text and last.usage.input_tokens > first.usage.input_tokens, last
 called = client.responses.create(
     model=model, input="Weather?", tools=[{"type": "function", **weather}], tool_choice="required", max_output_tokens=400,

@@ -13,7 +13,9 @@ use drophammer_e2e::{Home, fixture, root};
 fn packages() -> Option<PathBuf> {
     let found = std::env::var_os("DROPHAMMER_CLIENTS").map(PathBuf::from);
     if found.is_none() {
-        eprintln!("skipped: DROPHAMMER_CLIENTS names no directory with the clients (cargo xtask test makes it)");
+        eprintln!(
+            "skipped: DROPHAMMER_CLIENTS names no directory with the clients (cargo xtask test makes it)"
+        );
     }
     found
 }
@@ -29,13 +31,18 @@ fn script(packages: &std::path::Path, name: &str, arguments: &[&str], environmen
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A daemon with the trained model as it was dropped, and a real encoder where there is one; nothing is made of them.
-fn served(settings: &str) -> (Daemon, Vec<&'static str>) {
-    let home = Home::new(&[], &format!("[measure]\nenabled = false\n[targets]\ndefault = [\"gguf-q4_0\"]\n{settings}")).unwrap();
+/// A daemon with a model as it was dropped, and a real encoder where there is one; little is made of them.
+fn served(model: &std::path::Path, settings: &str) -> (Daemon, Vec<&'static str>) {
+    let home = Home::new(
+        &[],
+        &format!("[measure]\nenabled = false\n[targets]\ndefault = [\"gguf-q4_0\"]\n{settings}"),
+    )
+    .unwrap();
     let daemon = Daemon::start(home).unwrap();
-    let mut models = vec!["shakespeare"];
-    daemon.drop_in(&fixture("shakespeare-llama"), "shakespeare").unwrap();
-    daemon.wait_for_model("shakespeare", "ready").unwrap();
+    let mut models = vec!["chat"];
+    let name = if model.is_dir() { "chat" } else { "chat.gguf" };
+    std::os::unix::fs::symlink(model, daemon.models().join(name)).unwrap();
+    daemon.wait_for_model("chat", "ready").unwrap();
     if let Some(encoder) = std::env::var_os("DROPHAMMER_MINILM") {
         std::os::unix::fs::symlink(encoder, daemon.models().join("minilm")).unwrap();
         daemon.wait_for_model("minilm", "ready").unwrap();
@@ -58,14 +65,18 @@ fn the_official_openai_client_chats() {
 #[test]
 fn the_official_openai_client_uses_tools_schemas_responses_and_embeddings() {
     let Some(packages) = packages() else { return };
-    let (daemon, models) = served("[serve]\nport = 0\n");
+    let Some(model) = std::env::var_os("DROPHAMMER_SMOLLM2") else {
+        eprintln!("skipped: DROPHAMMER_SMOLLM2 names no file (cargo xtask fetch smollm2)");
+        return;
+    };
+    let (daemon, models) = served(model.as_ref(), "[serve]\nport = 0\n");
     script(&packages, "openai_more.py", &[&[url(&daemon).as_str(), "none"], &models[..]].concat(), &[]);
 }
 
 #[test]
 fn ollamas_own_client_is_answered() {
     let Some(packages) = packages() else { return };
-    let (daemon, models) = served("[serve]\nport = 0\n");
+    let (daemon, models) = served(&fixture("shakespeare-llama"), "[serve]\nport = 0\n");
     let url = url(&daemon);
     let base = url.strip_suffix("/v1").unwrap();
     script(&packages, "ollama_calls.py", &[&[base], &models[..]].concat(), &[]);
@@ -83,7 +94,9 @@ fn from_the_first_key_on_every_request_over_tcp_needs_one() {
     {
         assert_eq!(status(path), expected, "{path}");
     }
-    let with = |key: &str| daemon.ask_with("GET", "/v1/models", None, &[("Authorization", &format!("Bearer {key}"))]);
+    let with = |key: &str| {
+        daemon.ask_with("GET", "/v1/models", None, &[("Authorization", &format!("Bearer {key}"))])
+    };
     assert_eq!(with(key.stdout.trim()).unwrap().0, 200);
     let (refused, why) = with("dh-wrong").unwrap();
     assert!(refused == 401 && why.contains("invalid_api_key"), "{why}");
@@ -99,7 +112,8 @@ fn another_address_needs_a_certificate_and_a_key() {
     let refused = open.run(&["daemon"]).unwrap();
     assert!(refused.code == 1 && refused.stderr.contains("[serve.tls]"), "{refused:?}");
     let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let tls = "[serve]\naddress = \"0.0.0.0\"\nport = 0\n[serve.tls]\ncertificate = \"c.pem\"\nkey = \"k.pem\"\n";
+    let tls =
+        "[serve]\naddress = \"0.0.0.0\"\nport = 0\n[serve.tls]\ncertificate = \"c.pem\"\nkey = \"k.pem\"\n";
     let home = Home::new(&[], tls).unwrap();
     std::fs::write(home.path().join("c.pem"), pair.cert.pem()).unwrap();
     std::fs::write(home.path().join("k.pem"), pair.signing_key.serialize_pem()).unwrap();
@@ -115,12 +129,19 @@ fn another_address_needs_a_certificate_and_a_key() {
     let port = url.rsplit(':').next().unwrap().strip_suffix("/v1").unwrap().to_owned();
     assert!(url.starts_with("https://"), "{url}");
     let url = format!("https://localhost:{port}/v1");
-    script(&packages, "openai_models.py", &[&url, key.trim(), "shakespeare"], &[("SSL_CERT_FILE", &certificate)]);
+    script(
+        &packages,
+        "openai_models.py",
+        &[&url, key.trim(), "shakespeare"],
+        &[("SSL_CERT_FILE", &certificate)],
+    );
 }
 
 #[test]
 fn pages_of_named_origins_may_ask_and_figures_are_told() {
-    let home = Home::new(&[], "[serve]\nport = 0\norigins = [\"http://page.example\"]\nbody_limit_bytes = 2000\n").unwrap();
+    let home =
+        Home::new(&[], "[serve]\nport = 0\norigins = [\"http://page.example\"]\nbody_limit_bytes = 2000\n")
+            .unwrap();
     let daemon = Daemon::start(home).unwrap();
     let from = |origin: &str| {
         let headers = [("Origin", origin), ("Access-Control-Request-Method", "POST")];

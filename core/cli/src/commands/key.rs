@@ -9,7 +9,11 @@ use crate::failure::{Exit, Failure, Result};
 /// Does what was asked for.
 pub(super) fn run(command: KeyCommand) -> Result<()> {
     let failed = |error: anyhow::Error| {
-        Failure::new(Exit::Failed, format!("{error:#}"), "look at keys.json in the home; `drophammer status` names it")
+        Failure::new(
+            Exit::Failed,
+            format!("{error:#}"),
+            "look at keys.json in the home; `drophammer status` names it",
+        )
     };
     let root = drophammer_daemon::home::find().map_err(failed)?;
     std::fs::create_dir_all(&root).map_err(|error| Failure::io(&root, &error))?;

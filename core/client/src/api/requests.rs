@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_quantile_is_the_bound_of_the_bucket_it_falls_in() {
-        let histogram = Histogram { bounds_seconds: vec![0.1, 1.0, 10.0], counts: vec![5, 4, 0, 1], sum_seconds: 0.0 };
+        let histogram =
+            Histogram { bounds_seconds: vec![0.1, 1.0, 10.0], counts: vec![5, 4, 0, 1], sum_seconds: 0.0 };
         for (q, expected) in [(0.0, Some(0.1)), (0.5, Some(0.1)), (0.9, Some(1.0)), (1.0, None)] {
             assert_eq!(histogram.quantile_seconds(q), expected, "q = {q}");
         }

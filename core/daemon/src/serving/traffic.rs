@@ -64,7 +64,11 @@ impl Buckets {
     }
 
     fn document(&self) -> api::Histogram {
-        api::Histogram { bounds_seconds: BOUNDS.to_vec(), counts: self.counts.to_vec(), sum_seconds: self.sum }
+        api::Histogram {
+            bounds_seconds: BOUNDS.to_vec(),
+            counts: self.counts.to_vec(),
+            sum_seconds: self.sum,
+        }
     }
 }
 

@@ -101,7 +101,9 @@ fn a_grammar_allows_only_what_reads_as_calls_of_the_tools() {
                     for (name, arguments) in calls {
                         match name {
                             "time" => assert!(["UTC", "CET"].contains(&arguments["zone"].as_str().unwrap())),
-                            "weather" => assert!(arguments["city"].is_string() && choice != Choice::Named("time".into())),
+                            "weather" => assert!(
+                                arguments["city"].is_string() && choice != Choice::Named("time".into())
+                            ),
                             other => panic!("{other}: {told}"),
                         }
                     }
@@ -121,10 +123,14 @@ fn a_free_answer_may_go_over_into_a_call_and_then_keeps_to_it() {
     let follows = |text: &str| {
         let mut constraint = factory.compile(&Grammar::Lark(grammar.clone())).unwrap();
         let tokens = tokenizer.encode(text, false).unwrap();
-        tokens.iter().all(|&token| constraint.mask().unwrap().allows(token) && constraint.accept(token).is_ok())
+        tokens
+            .iter()
+            .all(|&token| constraint.mask().unwrap().allows(token) && constraint.accept(token).is_ok())
     };
     assert!(follows("Well, I do not know. <tool is a word."));
-    assert!(follows("Let me see. <tool_call>\n{\"name\": \"time\", \"arguments\": {\"zone\": \"UTC\"}}\n</tool_call> So."));
+    assert!(follows(
+        "Let me see. <tool_call>\n{\"name\": \"time\", \"arguments\": {\"zone\": \"UTC\"}}\n</tool_call> So."
+    ));
     assert!(!follows("Let me see. <tool_call>\n{\"name\": \"date\""));
     assert!(!follows("Let me see. <tool_call> perhaps"));
 }

@@ -74,7 +74,9 @@ impl Checkpoint {
         let mut description = family.describe_config(&config)?;
         let published = match gguf {
             Some(_) => published,
-            None => published.with_defaults(family.defaults(published.text("model_type")?.unwrap_or_default())),
+            None => {
+                published.with_defaults(family.defaults(published.text("model_type")?.unwrap_or_default()))
+            }
         };
         let published_layout = family.describe_config(&published)?.ropes.first().map(|rope| rope.layout);
         let tables: Vec<Names> = match gguf {

@@ -348,7 +348,10 @@ mod tests {
         let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
         let document: Value = serde_json::from_slice(&bytes).unwrap();
         let choice = &document["choices"][0];
-        assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&Value::Null, &json!("tool_calls")));
+        assert_eq!(
+            (&choice["message"]["content"], &choice["finish_reason"]),
+            (&Value::Null, &json!("tool_calls"))
+        );
         let calls = choice["message"]["tool_calls"].as_array().unwrap();
         assert_eq!((calls.len(), &calls[1]["function"]["name"]), (2, &json!("b")));
         assert_ne!(calls[0]["id"], calls[1]["id"]);
@@ -358,7 +361,10 @@ mod tests {
             .flatten()
             .filter_map(|chunk| chunk.pointer("/choices/0/delta/tool_calls/0").cloned())
             .collect();
-        assert_eq!(streamed.iter().map(|call| &call["id"]).collect::<Vec<_>>(), [&calls[0]["id"], &calls[1]["id"]]);
+        assert_eq!(
+            streamed.iter().map(|call| &call["id"]).collect::<Vec<_>>(),
+            [&calls[0]["id"], &calls[1]["id"]]
+        );
         assert_eq!(streamed.iter().map(|call| &call["index"]).collect::<Vec<_>>(), [0, 1]);
     }
 

@@ -35,7 +35,9 @@ impl Refusal {
         Self {
             status: StatusCode::NOT_FOUND,
             code: "response_not_found",
-            message: format!("there is no response `{id}`; only the newest are kept, and none longer than the daemon runs"),
+            message: format!(
+                "there is no response `{id}`; only the newest are kept, and none longer than the daemon runs"
+            ),
             param: Some("previous_response_id"),
             retry_after: None,
         }

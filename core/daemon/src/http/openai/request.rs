@@ -186,9 +186,7 @@ pub(super) fn tools(
                 return Err(Refusal::invalid("tool_choice", message));
             }
         },
-        Some(other) => {
-            named(other).ok_or_else(|| Refusal::invalid("tool_choice", "it names no function"))?
-        }
+        Some(other) => named(other).ok_or_else(|| Refusal::invalid("tool_choice", "it names no function"))?,
     };
     if list.is_empty() {
         let wanted = choice != Choice::Auto;

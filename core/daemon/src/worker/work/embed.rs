@@ -133,7 +133,8 @@ fn pool(hidden: &[f32], width: usize, pooling: Pooling) -> Vec<f32> {
         Pooling::Last => hidden[hidden.len() - width..].to_vec(),
         Pooling::Mean => {
             let count = (hidden.len() / width) as f64;
-            let column = |at: usize| hidden.iter().skip(at).step_by(width).map(|x| f64::from(*x)).sum::<f64>();
+            let column =
+                |at: usize| hidden.iter().skip(at).step_by(width).map(|x| f64::from(*x)).sum::<f64>();
             (0..width).map(|at| (column(at) / count) as f32).collect()
         }
     }

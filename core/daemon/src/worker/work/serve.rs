@@ -192,7 +192,8 @@ impl Host {
                 let list = ask.tools.as_ref().map_or(&[][..], |tools| &tools.list);
                 let in_template = self.template.dialect().in_template();
                 let told = (!in_template).then(|| Dialect::tell(messages, list));
-                let tools = (in_template && !list.is_empty()).then(|| serde_json::Value::Array(list.to_vec()));
+                let tools =
+                    (in_template && !list.is_empty()).then(|| serde_json::Value::Array(list.to_vec()));
                 let conversation = Conversation {
                     messages: told.as_deref().unwrap_or(messages),
                     tools: tools.as_ref(),

@@ -129,8 +129,7 @@ impl Teller {
         let item = json!({
             "id": id, "type": "message", "status": "completed", "role": "assistant", "content": [part],
         });
-        events
-            .push(self.event("response.output_item.done", json!({"output_index": index, "item": item})));
+        events.push(self.event("response.output_item.done", json!({"output_index": index, "item": item})));
         self.output.push(item);
     }
 

@@ -186,7 +186,8 @@ mod tests {
             body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
             serde_json::from_value::<Body>(body).unwrap().ask(Vec::new())
         };
-        let format = json!({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "array"}}}});
+        let format =
+            json!({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "array"}}}});
         assert_eq!(body(format).unwrap().1.json_schema.unwrap()["type"], "array");
         let unknown = body(json!({"input": [{"type": "computer_call"}]})).unwrap_err();
         assert_eq!(unknown.param(), Some("input"));

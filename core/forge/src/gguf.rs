@@ -52,8 +52,8 @@ pub fn plan(request: &ForgeRequest) -> Result<Plan> {
     let informed = request.imatrix.is_some();
     let tensors = export.declare(preset, informed, &overrides);
     let metadata = export.metadata(preset, !request.no_tokenizer).map_err(|error| in_model(&error))?;
-    let layout =
-        gguf::plan(&request.name, &metadata, &tensors, max_file_bytes(&request.goal)?).map_err(|fault| {
+    let layout = gguf::plan(&request.name, &metadata, &tensors, crate::max_file_bytes(&request.goal)?)
+        .map_err(|fault| {
             BackendError::new(ErrorCode::UnsupportedInput, format!("{}: {fault}", request.source.display()))
                 .with_help(fault.help())
         })?;
@@ -82,15 +82,6 @@ pub fn preset_of(goal: &Goal) -> Result<&'static Preset> {
             format!("Choose one of: {}.", schemes().collect::<Vec<_>>().join(", ")),
         ),
     }
-}
-
-/// `max_file_bytes`: the file is split into parts of at most so much tensor data.
-fn max_file_bytes(goal: &Goal) -> Result<Option<u64>> {
-    let Some(value) = goal.options.get("max_file_bytes") else { return Ok(None) };
-    let bytes = value.as_u64().filter(|bytes| *bytes > 0);
-    bytes.map(Some).ok_or_else(|| {
-        BackendError::new(ErrorCode::InvalidRequest, "option `max_file_bytes` is not a number of bytes")
-    })
 }
 
 /// `overrides`: a list of `PATTERN=TYPE`.

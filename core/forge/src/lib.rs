@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use drophammer_formats::Source;
 use drophammer_models::Checkpoint;
-use drophammer_sdk::Result;
+use drophammer_sdk::{BackendError, ErrorCode, Goal, Result};
 
 pub use pass::{Recipe, report, run};
 
@@ -30,4 +30,16 @@ pub fn open(path: &Path, adapters: &[PathBuf]) -> Result<Checkpoint> {
         checkpoint = checkpoint.with_adapter(source).map_err(|error| failure::of_model(adapter, &error))?;
     }
     Ok(checkpoint)
+}
+
+/// A goal's option `max_file_bytes`: the artifact is cut into files of at most so much tensor data each.
+///
+/// # Errors
+/// [`ErrorCode::InvalidRequest`] for anything but a number of bytes.
+pub fn max_file_bytes(goal: &Goal) -> Result<Option<u64>> {
+    let Some(value) = goal.options.get("max_file_bytes") else { return Ok(None) };
+    let bytes = value.as_u64().filter(|bytes| *bytes > 0);
+    bytes.map(Some).ok_or_else(|| {
+        BackendError::new(ErrorCode::InvalidRequest, "option `max_file_bytes` is not a number of bytes")
+    })
 }

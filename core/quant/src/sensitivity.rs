@@ -155,7 +155,8 @@ impl Sensitivity {
         interpolate(self.checks.iter().map(|check| (check.predicted, check.measured)), predicted)
     }
 
-    fn predicted(&self, measured: f64) -> f64 {
+    /// What the costs of a plan may sum up to so that it will measure `measured`.
+    pub fn predicted(&self, measured: f64) -> f64 {
         interpolate(self.checks.iter().map(|check| (check.measured, check.predicted)), measured)
     }
 }

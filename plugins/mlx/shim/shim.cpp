@@ -140,6 +140,10 @@ int dh_memory_limit(uint64_t bytes) {
   return attempt([&] { mx::set_memory_limit(bytes); });
 }
 
+uint64_t dh_memory_allowed() {
+  return mx::get_memory_limit();
+}
+
 int dh_cache_limit(uint64_t bytes) {
   return attempt([&] { mx::set_cache_limit(bytes); });
 }
@@ -201,8 +205,12 @@ int dh_eval(const array* const* arrays, int n) {
 // Evaluates to row-major float32 and copies `count` numbers out.
 int dh_read(const array* a, float* out, size_t count) {
   return attempt([&] {
-    array flat = mx::contiguous(mx::astype(*a, mx::float32));
-    mx::eval(flat);
+    array flat = *a;
+    flat.eval();
+    if (flat.dtype() != mx::float32 || !flat.flags().row_contiguous) {
+      flat = mx::contiguous(mx::astype(flat, mx::float32));
+      flat.eval();
+    }
     if (flat.size() != count) throw std::runtime_error("an output of another size");
     std::memcpy(out, flat.data<float>(), count * sizeof(float));
   });

@@ -33,14 +33,15 @@ pub(crate) struct Plan {
     planned: Vec<Planned>,
 }
 
-/// The scheme that a goal names; `bf16` where it names none.
+/// The scheme that a goal names; where it names none `bf16`, or with a budget the scheme whose widths are mixed.
 pub(crate) fn scheme_of(goal: &Goal) -> Result<Scheme> {
     if goal.format != "mlx" {
         let message = format!("this backend makes mlx directories, not {}", goal.format);
         return Err(BackendError::new(ErrorCode::UnsupportedInput, message)
             .with_help("Choose the format mlx, or a target of another backend."));
     }
-    let name = if goal.scheme.is_empty() { "bf16" } else { &goal.scheme };
+    let usual = if goal.options.contains_key("budget") { "affine_4_g64" } else { "bf16" };
+    let name = if goal.scheme.is_empty() { usual } else { &goal.scheme };
     Scheme::parse(name).map_err(|problem| {
         BackendError::new(ErrorCode::UnsupportedInput, problem)
             .with_help(format!("Choose one of: {}.", mlx::schemes().join(", ")))
@@ -94,11 +95,13 @@ pub(crate) fn plan(request: &ForgeRequest) -> Result<Plan> {
         )
         .with_help("Leave the importance matrix out, or choose a gguf scheme."));
     }
+    let shard_bytes = drophammer_forge::max_file_bytes(&request.goal)?.unwrap_or(SHARD_BYTES);
     let checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
     let beside = documents(&checkpoint, request.no_tokenizer)?;
     let export = MlxExport::new(checkpoint, scheme.base())
         .map_err(|error| failure::of_model(&request.source, &error))?;
-    let mixture = mixture::choose(&request.goal, &scheme, &export)?;
+    let beside_bytes = beside.files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let mixture = mixture::choose(&request.goal, &scheme, &export, beside_bytes)?;
     let planned = export.plan(&scheme, |module| {
         match overrides.iter().find(|own| own.pattern.is_match(&module.path)) {
             Some(own) => Some(own.packed.map_or(Choice::Plain, |packed| packed.fit(module))),
@@ -107,7 +110,7 @@ pub(crate) fn plan(request: &ForgeRequest) -> Result<Plan> {
     });
     let tensors: Vec<TensorDecl> = planned.iter().flat_map(|planned| planned.tensors.clone()).collect();
     let mut layout =
-        safetensors::plan("model", &tensors, &[("format", "mlx")], Some(SHARD_BYTES)).map_err(|fault| {
+        safetensors::plan("model", &tensors, &[("format", "mlx")], Some(shard_bytes)).map_err(|fault| {
             BackendError::new(ErrorCode::UnsupportedInput, format!("{}: {fault}", request.source.display()))
                 .with_help(fault.help())
         })?;

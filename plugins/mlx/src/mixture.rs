@@ -11,12 +11,17 @@ use drophammer_forge::failure;
 use drophammer_formats::DType;
 use drophammer_formats::source::read_json;
 use drophammer_models::export::mlx::{Choice, MlxExport, Module, Packed, Scheme, WIDTHS};
+use drophammer_quant::budget::Item;
 use drophammer_quant::grouped::{self, Fit, Format};
+use drophammer_quant::sensitivity::{Budget, Sensitivity};
 use drophammer_sdk::{BackendError, ErrorCode, Goal, Result};
+use serde::Deserialize;
 use serde_json::Value as Json;
 
 /// Rows of a matrix whose error is measured.
 const SAMPLED_ROWS: u64 = 64;
+/// What a module takes in headers, index and configuration, in bytes and rounded up.
+const NAMING_BYTES: u64 = 1 << 10;
 
 /// One way to store a module.
 struct Way {
@@ -25,36 +30,47 @@ struct Way {
     cost: f64,
 }
 
-/// The formats of modules by path, where the goal asks for a mixture: options `sensitivity` (a file) and `bits_per_weight`.
+/// What a mixture is held to.
+#[derive(Clone, Copy)]
+enum Limit {
+    /// Bytes of the mixed matrices in all.
+    Bytes(f64),
+    /// Their costs in all, nats.
+    Cost(f64),
+}
+
+/// The formats of modules by path, where the goal asks for a mixture: options `sensitivity` (the document, or the path of a file
+/// with it) and `budget`. `beside` is the size of the files that are not weights.
 ///
 /// # Errors
-/// When the file cannot be read or fits another model, or no mixture is so small.
-pub(crate) fn choose(goal: &Goal, scheme: &Scheme, export: &MlxExport) -> Result<HashMap<String, Packed>> {
+/// When the file cannot be read or fits another model, or no mixture is so small or so exact.
+pub(crate) fn choose(
+    goal: &Goal,
+    scheme: &Scheme,
+    export: &MlxExport,
+    beside: u64,
+) -> Result<HashMap<String, Packed>> {
     let invalid = |message: String| BackendError::new(ErrorCode::InvalidRequest, message);
-    let (file, bits) = match (goal.options.get("sensitivity"), goal.options.get("bits_per_weight")) {
+    let (sensitivity, budget) = match (goal.options.get("sensitivity"), goal.options.get("budget")) {
         (None, None) => return Ok(HashMap::new()),
-        (Some(file), Some(bits)) => (
-            file.as_str().ok_or_else(|| invalid("option `sensitivity` is not the path of a file".into()))?,
-            bits.as_f64()
-                .filter(|bits| *bits > 0.0)
-                .ok_or_else(|| invalid("option `bits_per_weight` is not a number".into()))?,
+        (Some(document), Some(budget)) => (
+            sensitivity(document)?,
+            Budget::deserialize(budget).map_err(|error| invalid(format!("option `budget`: {error}")))?,
         ),
         _ => {
-            return Err(invalid("a mixture takes both options, `sensitivity` and `bits_per_weight`".into())
-                .with_help(
-                    "`drophammer quantize --budget` measures sensitivity and writes it beside its result.",
-                ));
+            return Err(invalid("a mixture takes both options, `sensitivity` and `budget`".into())
+                .with_help("`drophammer quantize --budget` measures the one and passes both."));
         }
     };
     let usual = scheme
         .usual()
         .ok_or_else(|| invalid(format!("{} packs nothing, so there is nothing to mix", scheme.name)))?;
-    let measured = measurements(file.as_ref())?;
+    let measured = measurements(&sensitivity);
     let mut modules: Vec<(&Module, Vec<Way>)> = Vec::new();
     let mut fixed = 0.0;
     for (module, planned) in export.modules().iter().zip(export.plan(scheme, |_| None)) {
         let known: Option<Vec<&(DType, f64)>> =
-            export.gguf_names(module).iter().map(|name| measured.get(name)).collect();
+            export.gguf_names(module).iter().map(|name| measured.get(name.as_str())).collect();
         match (planned.choice, known) {
             (Choice::Packed(_), Some(known)) if !known.is_empty() => {
                 modules.push((module, ways(export, module, usual, &known)?));
@@ -66,21 +82,40 @@ pub(crate) fn choose(goal: &Goal, scheme: &Scheme, export: &MlxExport) -> Result
         }
     }
     if modules.is_empty() {
-        let message = format!("{file}: says nothing of this model's matrices");
-        return Err(BackendError::new(ErrorCode::InvalidInput, message)
-            .with_help("Measure the sensitivity of the same model: `drophammer quantize --budget`."));
+        return Err(BackendError::new(
+            ErrorCode::InvalidInput,
+            "the sensitivity says nothing of this model's matrices",
+        )
+        .with_help("Measure the sensitivity of the same model: `drophammer quantize --budget`."));
     }
-    let allowed = bits * export.parameters() as f64 / 8.0 - fixed;
-    let least: f64 =
-        modules.iter().map(|(_, ways)| ways.iter().map(|way| way.bytes).fold(f64::INFINITY, f64::min)).sum();
-    if least > allowed {
-        let message = format!(
-            "{bits} bits per weight cannot be met: the least possible are {:.3}",
-            (least + fixed) * 8.0 / export.parameters().max(1) as f64
-        );
-        return Err(invalid(message).with_help("Allow that much, or choose a larger group."));
-    }
-    let chosen = within(&modules.iter().map(|(_, ways)| ways.as_slice()).collect::<Vec<_>>(), allowed);
+    let ways: Vec<&[Way]> = modules.iter().map(|(_, ways)| ways.as_slice()).collect();
+    let chosen = match budget {
+        Budget::Divergence(most) => {
+            within(&ways, Limit::Cost(sensitivity.predicted(most))).map_err(|least| {
+                let least = sensitivity.measured(least);
+                invalid(format!(
+                    "a mean divergence of {most} nats cannot be met: the least possible are {least:.6}"
+                ))
+                .with_help("Allow that much, or leave the model unpacked: bf16.")
+            })
+        }
+        Budget::BitsPerWeight(bits) => {
+            let parameters = export.parameters().max(1) as f64;
+            within(&ways, Limit::Bytes(bits * parameters / 8.0 - fixed)).map_err(|least| {
+                let least = (least + fixed) * 8.0 / parameters;
+                invalid(format!("{bits} bits per weight cannot be met: the least possible are {least:.3}"))
+                    .with_help("Allow that much, or choose a larger group.")
+            })
+        }
+        Budget::Bytes(bytes) => {
+            let fixed = fixed + (beside + modules.len() as u64 * NAMING_BYTES) as f64;
+            within(&ways, Limit::Bytes(bytes as f64 - fixed)).map_err(|least| {
+                let least = least + fixed;
+                invalid(format!("{bytes} bytes cannot be met: the least possible are about {least:.0}"))
+                    .with_help("Allow that much, or choose a larger group.")
+            })
+        }
+    }?;
     Ok(modules
         .iter()
         .zip(chosen)
@@ -88,23 +123,27 @@ pub(crate) fn choose(goal: &Goal, scheme: &Scheme, export: &MlxExport) -> Result
         .collect())
 }
 
+fn sensitivity(option: &Json) -> Result<Sensitivity> {
+    let read = match option.as_str() {
+        Some(path) => Some(read_json(Path::new(path)).map_err(|error| failure::of_source(&error))?),
+        None => None,
+    };
+    let document = read.as_ref().unwrap_or(option);
+    // In the file of a plan it is one part.
+    let document = document.get("sensitivity").unwrap_or(document);
+    Sensitivity::deserialize(document).map_err(|error| {
+        BackendError::new(ErrorCode::InvalidInput, format!("option `sensitivity`: {error}"))
+            .with_help("`drophammer quantize --budget` measures it.")
+    })
+}
+
 /// The most revealing measurement of each tensor, by GGUF name: the type that cost most, and how much.
-fn measurements(path: &Path) -> Result<HashMap<String, (DType, f64)>> {
-    let document = read_json(path).map_err(|error| failure::of_source(&error))?;
-    let document = document.get("sensitivity").unwrap_or(&document);
-    let mut measured = HashMap::new();
-    for tensor in document.get("tensors").and_then(Json::as_array).into_iter().flatten() {
-        let candidates = tensor.get("candidates").and_then(Json::as_array).into_iter().flatten();
-        let costs = candidates.filter_map(|candidate| {
-            let dtype = DType::from_name(candidate.get("dtype")?.as_str()?)?;
-            Some((dtype, candidate.get("cost")?.as_f64()?))
-        });
-        let worst = costs.max_by(|a, b| a.1.total_cmp(&b.1)).filter(|(_, cost)| *cost > 0.0);
-        if let (Some(name), Some(worst)) = (tensor.get("name").and_then(Json::as_str), worst) {
-            measured.insert(name.to_owned(), worst);
-        }
-    }
-    Ok(measured)
+fn measurements(sensitivity: &Sensitivity) -> HashMap<&str, (DType, f64)> {
+    let worst = |item: &Item| {
+        let costs = item.candidates.iter().map(|candidate| (candidate.dtype, candidate.cost));
+        costs.max_by(|a, b| a.1.total_cmp(&b.1)).filter(|(_, cost)| *cost > 0.0)
+    };
+    sensitivity.tensors.iter().filter_map(|item| Some((item.name.as_str(), worst(item)?))).collect()
 }
 
 /// Every width of a module in the usual group, with what it costs.
@@ -142,8 +181,11 @@ fn squared_error(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
 }
 
-/// The ways whose costs sum to least within so many bytes: at one price of a byte for all, which is as low as fits.
-fn within(modules: &[&[Way]], allowed: f64) -> Vec<usize> {
+/// The ways that cost least within so many bytes, or take least within such a cost: at one price of a byte for all.
+///
+/// # Errors
+/// The least possible, where that is above the limit.
+fn within(modules: &[&[Way]], limit: Limit) -> std::result::Result<Vec<usize>, f64> {
     let at = |price: f64| -> Vec<usize> {
         let best = |ways: &&[Way]| {
             let cost = |way: &Way| way.cost + price * way.bytes;
@@ -151,18 +193,27 @@ fn within(modules: &[&[Way]], allowed: f64) -> Vec<usize> {
         };
         modules.iter().map(best).collect()
     };
-    let fits = |chosen: &[usize]| {
-        modules.iter().zip(chosen).map(|(ways, way)| ways[*way].bytes).sum::<f64>() <= allowed
+    let sum = |chosen: &[usize], of: fn(&Way) -> f64| -> f64 {
+        modules.iter().zip(chosen).map(|(ways, way)| of(&ways[*way])).sum()
     };
-    let (mut low, mut high) = (1e-30f64, 1e30f64);
-    if fits(&at(low)) {
-        return at(low);
+    let (bytes, cost): (fn(&Way) -> f64, fn(&Way) -> f64) = (|way| way.bytes, |way| way.cost);
+    // Whether it fits, the price at which it fits soonest, and that at which it would be best.
+    let (of, most, [mut fitting, mut beyond]) = match limit {
+        Limit::Bytes(most) => (bytes, most, [1e30f64, 1e-30f64]),
+        Limit::Cost(most) => (cost, most, [1e-30, 1e30]),
+    };
+    let fits = |price: f64| sum(&at(price), of) <= most;
+    if !fits(fitting) {
+        return Err(sum(&at(fitting), of));
+    }
+    if fits(beyond) {
+        return Ok(at(beyond));
     }
     for _ in 0..200 {
-        let middle = (low * high).sqrt();
-        *(if fits(&at(middle)) { &mut high } else { &mut low }) = middle;
+        let middle = (fitting * beyond).sqrt();
+        *(if fits(middle) { &mut fitting } else { &mut beyond }) = middle;
     }
-    at(high)
+    Ok(at(fitting))
 }
 
 #[cfg(test)]
@@ -179,8 +230,13 @@ mod tests {
         let dear = [way(2, 2.0, 10.0), way(4, 4.0, 1.0), way(8, 8.0, 0.0)];
         let cheap = [way(2, 2.0, 0.1), way(4, 4.0, 0.01), way(8, 8.0, 0.0)];
         let modules = [dear.as_slice(), cheap.as_slice()];
-        assert_eq!(within(&modules, 4.0), [0, 0]);
-        assert_eq!(within(&modules, 6.0), [1, 0]);
-        assert_eq!(within(&modules, 100.0), [2, 2]);
+        let chosen = |limit| within(&modules, limit);
+        assert_eq!(chosen(Limit::Bytes(4.0)), Ok(vec![0, 0]));
+        assert_eq!(chosen(Limit::Bytes(6.0)), Ok(vec![1, 0]));
+        assert_eq!(chosen(Limit::Bytes(100.0)), Ok(vec![2, 2]));
+        assert_eq!(chosen(Limit::Bytes(3.0)), Err(4.0));
+        assert_eq!(chosen(Limit::Cost(20.0)), Ok(vec![0, 0]));
+        assert_eq!(chosen(Limit::Cost(1.2)), Ok(vec![1, 0]));
+        assert_eq!(chosen(Limit::Cost(0.0)), Ok(vec![2, 2]));
     }
 }

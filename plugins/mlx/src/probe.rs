@@ -49,7 +49,10 @@ pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeRep
 
 /// The processor, and the GPU that shares its memory where there is one.
 fn devices(runtime: &Runtime) -> Vec<Device> {
+    let gpu = if runtime.has_gpu() { runtime.device(true).ok() } else { None };
     let (total, free) = system_memory();
+    // Unified memory: what libmlx tells of the GPU's is all there is.
+    let total = gpu.as_ref().map(|facts| facts.memory).filter(|bytes| *bytes > 0).or(total);
     let mut devices = vec![Device {
         id: "cpu".into(),
         name: format!("{} on libmlx {}", std::env::consts::ARCH, runtime::VERSION),
@@ -58,22 +61,18 @@ fn devices(runtime: &Runtime) -> Vec<Device> {
         free_bytes: free,
         emulated: false,
     }];
-    if runtime.has_gpu()
-        && let Ok(facts) = runtime.device(true)
-    {
-        // Unified memory: what the system recommends to use at most, less what is in use.
+    if let Some(facts) = gpu {
+        // What the system recommends to use at most, less what is in use.
         let most = Some(facts.recommended).filter(|bytes| *bytes > 0);
-        devices.insert(
-            0,
-            Device {
-                id: "gpu".into(),
-                name: facts.name,
-                kind: "gpu".into(),
-                memory_bytes: Some(facts.memory).filter(|bytes| *bytes > 0).or(total),
-                free_bytes: most.map(|most| most.saturating_sub(runtime.memory().0)),
-                emulated: false,
-            },
-        );
+        let device = Device {
+            id: "gpu".into(),
+            name: facts.name,
+            kind: "gpu".into(),
+            memory_bytes: total,
+            free_bytes: most.map(|most| most.saturating_sub(runtime.memory().0)),
+            emulated: false,
+        };
+        devices.insert(0, device);
     }
     devices
 }
@@ -89,7 +88,7 @@ fn system_memory() -> (Option<u64>, Option<u64>) {
     (of("MemTotal:"), of("MemAvailable:"))
 }
 
-/// libmlx tells the GPU's, which is all there is.
+/// The system is not asked here: libmlx tells.
 #[cfg(not(target_os = "linux"))]
 fn system_memory() -> (Option<u64>, Option<u64>) {
     (None, None)

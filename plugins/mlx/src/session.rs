@@ -45,7 +45,7 @@ impl MlxSession {
         let budgets = job.budgets();
         let description = checkpoint.description().clone();
         let kind = compute_type(&checkpoint, request.reference);
-        let kept = kept_of(request, &description)?;
+        let kept = kept_of(host, request, &description)?;
         let sequences = request.max_sequences.max(1);
         let context = context_of(&description, request.context);
         let held = cache_bytes(&description, kept, kind)
@@ -59,7 +59,7 @@ impl MlxSession {
                 budgets.memory_bytes
             );
             return Err(BackendError::new(ErrorCode::OutOfResources, message)
-                .with_help("Ask for a shorter context, fewer sequences or a packed cache (option kv_bits), or allow more memory."));
+                .with_help("Ask for a shorter context, fewer sequences or a packed cache (kv_bits), or allow more memory."));
         }
         job.check()?;
         let turn = stream.enter()?;
@@ -73,8 +73,9 @@ impl MlxSession {
         job.log(
             LogLevel::Info,
             &format!(
-                "{} model on {device} in {kind:?}; libmlx holds {now} bytes, at most {peak} while loading",
-                description.family
+                "{} model on {device} in {kind:?}; libmlx holds {now} bytes, at most {peak} while loading, and may take {}",
+                description.family,
+                runtime.memory_allowed()
             ),
         );
         let limits = Limits {
@@ -117,11 +118,12 @@ impl MlxSession {
         let out = step.build(&self.description)?;
         let segments = step.into_segments();
         let touched = || segments.iter().map(|segment| &self.sequences[segment.sequence as usize]);
-        let wanted = (!tokens.outputs.is_empty()).then_some(&out);
+        let wanted = if tokens.outputs.is_empty() { None } else { Some(out.astype(Type::F32)?) };
+        drop(out);
         let caches: Vec<&Array> = touched().flat_map(Sequence::arrays).collect();
-        arrays.eval(wanted.into_iter().chain(caches))?;
-        if wanted.is_some() {
-            out.read(output)?;
+        arrays.eval(wanted.iter().chain(caches))?;
+        if let Some(wanted) = wanted {
+            wanted.read(output)?;
         }
         if !encoder {
             for segment in &segments {
@@ -159,16 +161,17 @@ fn no_device(name: &str) -> BackendError {
         .with_help("`drophammer devices` lists what there is.")
 }
 
-/// The cache's form: `kv_bits` of the request's options, 4 or 8.
-fn kept_of(request: &LoadRequest, description: &Description) -> Result<Kept> {
-    let Some(value) = request.options.get("kv_bits") else { return Ok(Kept::Plain) };
+/// The cache's form: `kv_bits` of the request's options, or of the plugin's settings where exactness is not asked for: 4 or 8.
+fn kept_of(host: &HostInfo, request: &LoadRequest, description: &Description) -> Result<Kept> {
+    let setting = || host.config.get("kv_bits").filter(|_| !request.reference);
+    let Some(value) = request.options.get("kv_bits").or_else(setting) else { return Ok(Kept::Plain) };
     let invalid = |message: String| {
         Err(BackendError::new(ErrorCode::InvalidRequest, message).with_help("Use 8 or 4, or leave it out."))
     };
     let bits = match value.as_i64() {
         Some(16) => return Ok(Kept::Plain),
         Some(bits @ (4 | 8)) => bits as i32,
-        _ => return invalid(format!("option `kv_bits` is {value}, not 4 or 8")),
+        _ => return invalid(format!("`kv_bits` is {value}, not 4 or 8")),
     };
     let mut widths =
         description.layers.iter().flat_map(|layer| [layer.attention.key_width, layer.attention.value_width]);
@@ -214,7 +217,15 @@ impl Session for MlxSession {
         let chunk = if self.is_encoder() { batch.tokens.len() } else { CHUNK };
         let (mut done, mut wanted, mut output) = (0, batch.outputs, output);
         while done < batch.tokens.len() {
-            let end = (done + chunk).min(batch.tokens.len());
+            let mut end = (done + chunk).min(batch.tokens.len());
+            // Rows before the first whose output is wanted go by themselves: of them the last layer needs keys and values only,
+            // and what nobody asks libmlx for is not computed.
+            if let Some(&first) = wanted.first()
+                && !self.is_encoder()
+                && first as usize > done
+            {
+                end = end.min(first as usize);
+            }
             let here = wanted.partition_point(|&row| (row as usize) < end);
             let rows: Vec<u32> = wanted[..here].iter().map(|row| row - done as u32).collect();
             let (now, rest) = output.split_at_mut(here * self.limits.output_width as usize);

@@ -149,6 +149,23 @@ fn every_architecture_gives_the_reference_numbers() {
 }
 
 #[test]
+fn an_mlx_directory_is_a_source_like_any_other() {
+    let runs = runs();
+    for name in ["packed/mlx-4bit", "packed/mlx-mxfp4"] {
+        let staging = tempfile::tempdir().unwrap();
+        let report = forge(&fixtures(name), "fp32", staging.path()).unwrap();
+        if !runs {
+            continue;
+        }
+        let (rows, due) = reference(&fixtures(name));
+        let mut session = load(&staging.path().join(&report.files[0]), rows.len() as u32);
+        let all: Vec<f32> =
+            (0..).zip(&rows).flat_map(|(sequence, row)| step(session.as_mut(), row, 0, sequence)).collect();
+        assert!(difference(&all, &due) <= 2e-3, "{name}: {}", difference(&all, &due));
+    }
+}
+
+#[test]
 fn a_prompt_in_pieces_copied_and_cut_gives_the_same_logits() {
     if !runs() {
         return;

@@ -1,6 +1,7 @@
-"""MLX directories beside mlx-lm's own (mlx 0.32.4, mlx-lm 0.32).
+"""MLX directories and sessions beside mlx-lm's own (mlx 0.32.4, mlx-lm 0.32).
 
 python peers.py PEER SHAKESPEARE SMOLLM2.gguf WORK     tensors compared, and greedy continuations
+python peers.py PEER --families tests/fixtures/arch WORK  mlx-lm's logits of a directory of every architecture
 python peers.py PEER --speed DIRECTORY [PROMPT COUNT]  prefill and decode, alternating
 python peers.py PEER --convert SOURCE WORK             a large model to 4 bits, alternating
 
@@ -8,9 +9,10 @@ PEER is the plugin's example: cargo build --release -p drophammer-mlx --example 
 for mlx-lm's sake; --speed takes an mlx-lm directory.
 """
 
-import json, os, pathlib, shutil, struct, subprocess, sys, time
+import json, pathlib, random, shutil, struct, subprocess, sys, time
 
 import mlx.core as mx
+import numpy as np
 
 mx.set_default_device(mx.cpu)
 PEER = sys.argv[1]
@@ -53,18 +55,24 @@ def theirs(source, out, **options):
     convert(str(source), str(out), quantize=True, **options)
 
 
-def greedy(directory, ids, count):
-    from mlx_lm import load
+def prompts():
+    """One of real words, and some of noise, whose best tokens are often a rounding apart."""
+    random.seed(5)
+    return [[11, 202, 57, 890, 13, 400, 7, 1201]] + [[random.randrange(2, 2000) for _ in range(n)] for n in (5, 12, 20)]
+
+
+def greedy(directory, count=32):
+    """Whether mlx-lm's own generation and our session go on alike."""
     from mlx_lm.generate import generate_step
+    from mlx_lm.utils import load_model
 
-    model, _ = load(str(directory))
-    return [int(token) for token, _ in zip((t for t, _ in generate_step(mx.array(ids), model, max_tokens=count)), range(count))]
-
-
-def tokenizer_beside(source, out):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (pathlib.Path(source) / name).exists():
-            shutil.copy(pathlib.Path(source) / name, out)
+    model, _ = load_model(pathlib.Path(directory))
+    for ids in prompts():
+        theirs = [int(token) for token, _ in generate_step(mx.array(ids), model, max_tokens=count)]
+        ours = peer("greedy", directory, count, *ids)
+        if ours != theirs:
+            return f"differ after {ids}: {ours} {theirs}"
+    return f"same {count} tokens after each of {len(prompts())} prompts"
 
 
 def identity_and_greedy(shakespeare, smollm2, work):
@@ -82,14 +90,53 @@ def identity_and_greedy(shakespeare, smollm2, work):
             forge(source, scheme, work / "ours")
             theirs(source, work / "theirs", **options)
             print(name, scheme, json.dumps(compare(work / "ours", work / "theirs")), flush=True)
-    ids = [11, 202, 57, 890, 13, 400, 7, 1201]
     for scheme in ("bf16", "affine_4_g64", "affine_8_g32", "mixed_3_6", "mxfp4"):
         forge(shakespeare, scheme, work / "ours")
-        tokenizer_beside(shakespeare, work / "ours")
-        a, b = peer("greedy", work / "ours", 32, *ids), greedy(work / "ours", ids, 32)
-        print("shakespeare", scheme, "same 32 tokens" if a == b else f"differ: {a} {b}", flush=True)
-    a, b = peer("greedy", work / "smollm2", 32, *ids), greedy(work / "smollm2", ids, 32)
-    print("smollm2 bf16", "same 32 tokens" if a == b else f"differ: {a} {b}", flush=True)
+        print("shakespeare", scheme, greedy(work / "ours"), flush=True)
+    print("smollm2 bf16", greedy(work / "smollm2"), flush=True)
+
+
+# What mlx-lm does not do, seen in its sources; where its model has no windows, only what lies inside the first is compared.
+WINDOWLESS = {"gemma2", "mistral-window", "qwen2-window", "starcoder2"}
+LIMITS = {
+    "glm": "rotates whole heads, whatever partial_rotary_factor says",
+    "gpt_neox": "knows no other width of the feed-forward block than four times the model's",
+    "gpt_neox-sequential": "knows no other width of the feed-forward block than four times the model's",
+    "olmo": "wants the package ai2-olmo and its names",
+    "phi3-shortrope": "always takes the long factors",
+    "qwen2_moe": "knows no dense layers among those of experts",
+}
+
+
+def families(fixtures, work):
+    from mlx_lm.utils import load_model
+    from safetensors.numpy import load_file
+
+    wrong = 0
+    print("| architecture | largest difference | |\n|---|---|---|")
+    for fixture in sorted(pathlib.Path(fixtures).iterdir()):
+        if not (fixture / "reference.safetensors").exists():
+            continue
+        forge(fixture, "f32", pathlib.Path(work) / "family")
+        reference = load_file(fixture / "reference.safetensors")
+        name, difference, remark = fixture.name, None, LIMITS.get(fixture.name, "")
+        try:
+            model, config = load_model(pathlib.Path(work) / "family")
+            seen = config["sliding_window"] if name in WINDOWLESS else None
+            tokens = mx.array(reference["tokens"][:, :seen].astype(np.int32))
+            difference = np.abs(np.array(model(tokens)) - reference["logits"][:, :seen]).max()
+            if seen:
+                remark = f"mlx-lm has no windows here: the first {seen} tokens"
+        except (ValueError, TypeError, AttributeError, SystemExit) as error:
+            if "not supported" in str(error):
+                remark = "no such model in mlx-lm"
+            elif not remark:
+                remark = f"fails: {type(error).__name__}: {error}"
+        held = difference is not None and difference <= 2e-3
+        wrong += held == (name in LIMITS) if difference is not None else remark.startswith("fails")
+        shown = "" if difference is None else f"{difference:.1e}"
+        print(f"| {name} | {shown} | {remark} |", flush=True)
+    sys.exit(f"{wrong} differ" if wrong else 0)
 
 
 def speed(directory, prompt=128, count=64):
@@ -134,6 +181,8 @@ def conversion(source, work):
 
 if sys.argv[2] == "--speed":
     speed(sys.argv[3], *map(int, sys.argv[4:6]))
+elif sys.argv[2] == "--families":
+    families(sys.argv[3], sys.argv[4])
 elif sys.argv[2] == "--convert":
     conversion(sys.argv[3], sys.argv[4])
 else:

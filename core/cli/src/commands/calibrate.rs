@@ -19,6 +19,8 @@ use crate::artifact::Staging;
 use crate::failure::{Exit, Failure, Result};
 use crate::workshop::Workshop;
 
+/// The format whose types a plan names.
+pub(super) const FORMAT: &str = "gguf";
 /// Tokens read for the statistics of a budget.
 const TOKENS: usize = 1 << 15;
 
@@ -158,6 +160,15 @@ impl Chosen {
     pub(super) fn overrides(&self) -> impl Iterator<Item = String> {
         let entries = self.file.plan.entries.iter();
         entries.map(|entry| format!("^{}$={}", entry.name.replace('.', "\\."), entry.chosen.dtype.name()))
+    }
+
+    /// What was measured and what is asked for, as options of a goal.
+    pub(super) fn measurements(&self) -> [(String, serde_json::Value); 2] {
+        let value = |document: serde_json::Result<serde_json::Value>| document.unwrap_or_default();
+        [
+            ("sensitivity".to_owned(), value(serde_json::to_value(&self.file.sensitivity))),
+            ("budget".to_owned(), value(serde_json::to_value(self.file.budget))),
+        ]
     }
 
     /// The statistics to quantize with.

@@ -2,7 +2,7 @@
 
 use drophammer_daemon::worker::protocol::{Outcome, Work};
 use drophammer_daemon::workers::Installed;
-use drophammer_sdk::{Estimate, ForgeRequest, Goal, ProbeRequest};
+use drophammer_sdk::{Estimate, ForgeReport, ForgeRequest, Goal, ProbeRequest};
 
 use super::calibrate::{self, Chosen};
 use super::print;
@@ -26,24 +26,31 @@ pub(super) async fn quantize(arguments: Quantize) -> Result<()> {
     } else {
         None
     };
-    let scheme = arguments.scheme.or_else(|| chosen.as_ref().map(Chosen::scheme)).unwrap_or_default();
+    // A plan names types of one format. Makers of others get its measurements, and choose among their own types.
+    let planned =
+        chosen.as_ref().filter(|_| arguments.to.as_deref().is_none_or(|to| to == calibrate::FORMAT));
+    let scheme = arguments.scheme.or_else(|| planned.map(Chosen::scheme)).unwrap_or_default();
     let format = match arguments.to {
         Some(format) => format,
         None => format_of(&shop, &scheme)?,
     };
+    let planned = planned.filter(|_| format == calibrate::FORMAT);
     let mut options = drophammer_sdk::Options::new();
+    if let (Some(chosen), None) = (&chosen, planned) {
+        options.extend(chosen.measurements());
+    }
     // The first override that fits decides: the user's own come before those of a plan.
-    let planned = chosen.iter().flat_map(Chosen::overrides);
-    let overrides: Vec<String> = mixture.tensors.iter().cloned().chain(planned).collect();
+    let types = planned.into_iter().flat_map(Chosen::overrides);
+    let overrides: Vec<String> = mixture.tensors.iter().cloned().chain(types).collect();
     if !overrides.is_empty() {
         options.insert("overrides".to_owned(), overrides.into());
     }
     if let Some(bytes) = mixture.split {
         options.insert("max_file_bytes".to_owned(), bytes.into());
     }
-    let goal = Goal { format, scheme, options };
     let mut making = arguments.making;
-    making.imatrix = making.imatrix.or_else(|| chosen.as_ref().and_then(Chosen::imatrix));
+    making.imatrix = making.imatrix.or_else(|| planned.and_then(Chosen::imatrix));
+    let goal = Goal { format, scheme, options };
     forge(&shop, goal, making, chosen.as_ref()).await
 }
 
@@ -106,6 +113,7 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
         no_tokenizer: making.no_tokenizer,
         ..ForgeRequest::default()
     };
+    let planned = request.goal.format == calibrate::FORMAT;
     let limits = shop.limits(&making.budget);
     let finished = shop.work(maker, limits, Work::forge(request), making.budget.verbose).await?;
     let Outcome::Forged(report) = finished.outcome else {
@@ -119,7 +127,7 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
         eprintln!("note: {note}");
     }
     if let Some(chosen) = chosen {
-        print(&chosen.summary());
+        print(&if planned { chosen.summary() } else { types(&report) });
     }
     print(&format!(
         "{}: {scheme}, {}, {} bits per weight, peak memory {}\n",
@@ -129,6 +137,11 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
         finished.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), size),
     ));
     Ok(())
+}
+
+/// How many tensors are stored in which way.
+fn types(report: &ForgeReport) -> String {
+    report.types.iter().map(|(name, count)| format!("  {count:4} tensors as {name}\n")).collect()
 }
 
 /// What the backend says about this goal before any work starts.

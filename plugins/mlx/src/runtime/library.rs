@@ -45,6 +45,7 @@ api! {
     stream(c_int) -> *const c_void;
     enter(*const c_void) -> c_int;
     memory_limit(u64) -> c_int;
+    memory_allowed() -> u64;
     cache_limit(u64) -> c_int;
     wired_limit(u64) -> c_int;
     active_memory() -> u64;

@@ -8,14 +8,16 @@
 
 mod array;
 mod library;
+mod operations;
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use drophammer_sdk::{BackendError, ErrorCode, HostInfo, Result};
 
-pub(crate) use array::{Activation, Array, Binary, Packing, Quantized, Type};
+pub(crate) use array::{Array, Packing, Quantized, Type};
 use library::{Api, MlxLibrary};
+pub(crate) use operations::{Activation, Binary};
 
 /// The version this plugin is built for.
 pub(crate) const VERSION: &str = env!("DROPHAMMER_MLX_VERSION");
@@ -127,6 +129,12 @@ impl Runtime {
             self.api.check((self.api.memory_limit)(bytes))?;
             self.api.check((self.api.cache_limit)(bytes / 8))
         }
+    }
+
+    /// Bytes beyond which evaluation waits for others to be freed, as libmlx has it.
+    pub(crate) fn memory_allowed(&self) -> u64 {
+        // SAFETY: takes nothing.
+        unsafe { (self.api.memory_allowed)() }
     }
 
     /// How much stays resident for the GPU; where the system has no such limit nothing happens.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use drophammer_formats::Source;
+use drophammer_formats::safetensors::INDEX_NAME;
 use drophammer_models::{Checkpoint, Role};
 use drophammer_sdk::{Backend, Budgets, ErrorCode, ForgeRequest, Goal, JobContext, LogLevel, ProbeRequest};
 use serde_json::json;
@@ -105,6 +106,11 @@ fn the_estimate_tells_the_size_and_the_index_is_always_there() {
                 "tokenizer_config.json",
             ]
         );
+        for name in ["generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+            let [copied, own] =
+                [staging.path(), &source].map(|place| std::fs::read(place.join(name)).unwrap());
+            assert!(copied == own, "{name} is not the source's");
+        }
     }
 }
 
@@ -180,21 +186,72 @@ fn a_mixture_by_sensitivity_keeps_within_its_size_and_gives_bits_to_what_is_sens
             ]})
         }))
         .collect();
-    std::fs::write(&file, json!({ "sensitivity": { "tensors": tensors } }).to_string()).unwrap();
-    let out = staging.path().join("out");
-    std::fs::create_dir(&out).unwrap();
-    let mut order = request(&fixture("shakespeare-llama"), "affine_4_g64", &out);
-    order.goal.options.insert("sensitivity".into(), json!(file));
-    order.goal.options.insert("bits_per_weight".into(), json!(4.0));
-    let report = mlx().quantize(&order, &Job).unwrap();
-    assert!(report.bits_per_weight <= 4.01 && report.bits_per_weight > 3.5, "{}", report.bits_per_weight);
-    let model = Checkpoint::open(&out).unwrap();
-    let bits = |id| model.weight(id).unwrap().mlx().unwrap().packing().bits;
-    assert_eq!(bits(Role::Down.of(1)), 8);
-    assert!((0..4).filter(|layer| *layer != 1).all(|layer| bits(Role::Down.of(layer)) < 8));
-    order.goal.options.insert("bits_per_weight".into(), json!(1.0));
-    let error = mlx().quantize(&order, &Job).unwrap_err();
-    assert!(error.code == ErrorCode::InvalidRequest && error.message.contains("least possible"), "{error}");
+    let sensitivity = json!({
+        "source": "", "parameters": 1, "fixed_bytes": 0, "tokens": 1, "tensors": tensors, "checks": [],
+    });
+    std::fs::write(&file, json!({ "sensitivity": sensitivity }).to_string()).unwrap();
+    let source = fixture("shakespeare-llama");
+    let made = |budget: serde_json::Value, sensitivity: serde_json::Value| {
+        let out = tempfile::tempdir().unwrap();
+        let mut order = request(&source, "", out.path());
+        order.goal.options.insert("sensitivity".into(), sensitivity);
+        order.goal.options.insert("budget".into(), budget);
+        mlx().quantize(&order, &Job).map(|report| (report, out))
+    };
+    let bits = |out: &Path, id| {
+        let model = Checkpoint::open(out).unwrap();
+        model.weight(id).unwrap().mlx().unwrap().packing().bits
+    };
+    // By file and in place; by bits, bytes and loss.
+    let (report, out) = made(json!({ "bits_per_weight": 4.0 }), json!(file)).unwrap();
+    assert!(report.bits_per_weight <= 4.0 && report.bits_per_weight > 3.5, "{}", report.bits_per_weight);
+    assert_eq!(bits(out.path(), Role::Down.of(1)), 8);
+    assert!((0..4).filter(|layer| *layer != 1).all(|layer| bits(out.path(), Role::Down.of(layer)) < 8));
+    let (report, _out) = made(json!({ "bytes": 2_300_000 }), sensitivity.clone()).unwrap();
+    assert!(report.bytes <= 2_300_000 && report.bytes > 2_000_000, "{}", report.bytes);
+    let (report, out) = made(json!({ "divergence": 0.01 }), sensitivity.clone()).unwrap();
+    assert_eq!(bits(out.path(), Role::Down.of(1)), 8);
+    assert!(report.bits_per_weight < 5.0, "{}", report.bits_per_weight);
+    for impossible in
+        [json!({ "bits_per_weight": 1.0 }), json!({ "bytes": 1000 }), json!({ "divergence": 1e-12 })]
+    {
+        let error = made(impossible, sensitivity.clone()).unwrap_err();
+        assert!(
+            error.code == ErrorCode::InvalidRequest && error.message.contains("least possible"),
+            "{error}"
+        );
+    }
+    let error = made(json!({ "bits": 4 }), sensitivity).unwrap_err();
+    assert!(error.code == ErrorCode::InvalidRequest && error.message.contains("bits_per_weight"), "{error}");
+}
+
+#[test]
+fn weights_are_cut_into_shards_and_the_index_tells_where_each_lies() {
+    let most = 2_000_000;
+    let staging = tempfile::tempdir().unwrap();
+    let source = fixture("shakespeare-llama");
+    let mut order = request(&source, "bf16", staging.path());
+    order.goal.options.insert("max_file_bytes".into(), json!(most));
+    let report = mlx().convert(&order, &Job).unwrap();
+    let read = |name: &str| std::fs::read(staging.path().join(name)).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&read(INDEX_NAME)).unwrap();
+    let mut shards: Vec<&str> =
+        index["weight_map"].as_object().unwrap().values().flat_map(|v| v.as_str()).collect();
+    shards.sort_unstable();
+    shards.dedup();
+    assert!(shards.len() >= 4, "{shards:?}");
+    let mut data = 0;
+    for shard in &shards {
+        let bytes = read(shard);
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+        data += bytes.len() as u64 - 8 - header;
+        assert!(bytes.len() as u64 - 8 - header <= most, "{shard}");
+    }
+    assert_eq!(index["metadata"]["total_size"], data);
+    assert_eq!(index["metadata"]["total_parameters"], report.parameters);
+    assert_same_weights(staging.path(), &source);
+    order.goal.options.insert("max_file_bytes".into(), json!("much"));
+    assert_eq!(mlx().convert(&order, &Job).unwrap_err().code, ErrorCode::InvalidRequest);
 }
 
 /// Is cancelled after so many questions.

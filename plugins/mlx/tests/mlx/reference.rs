@@ -1,7 +1,10 @@
 //! Logits and hidden states against independent float32 implementations.
 
+use drophammer_sdk::{ForgeRequest, Goal};
+
 use crate::fixture::{
-    can_run, fixture, fixtures, forge, forward, largest_difference, load, order, reference, relative_error,
+    Job, can_run, fixture, fixtures, forge, forward, largest_difference, load, order, reference,
+    relative_error, request,
 };
 
 #[test]
@@ -79,4 +82,40 @@ fn quantized_directories_stay_near_the_source() {
         let error = relative_error(&quick, &exact);
         assert!(error < 0.03, "{scheme}: in bfloat16 {error} from float32");
     }
+}
+
+#[test]
+fn a_model_in_another_format_made_of_an_mlx_directory_gives_the_same_output() {
+    if !can_run() {
+        return;
+    }
+    let source = fixture("packed/mlx-4bit");
+    let (rows, due) = reference(&source);
+    let staging = tempfile::tempdir().unwrap();
+    let goal = Goal { format: "gguf".into(), scheme: "f32".into(), ..Goal::default() };
+    let order_of_gguf = ForgeRequest { goal, ..request(&source, "", staging.path()) };
+    let made = drophammer_forge::gguf::convert(&order_of_gguf, &Job).unwrap();
+    let path = staging.path().join(&made.files[0]);
+    let mut session = load(&order(&path, true, rows.len() as u32));
+    let difference = largest_difference(&forward(session.as_mut(), &rows), &due);
+    assert!(difference <= 2e-3, "largest difference {difference}");
+}
+
+/// libmlx compiles fused functions with the machine's C++ compiler where it is asked to; nobody's machine needs to have one.
+#[test]
+fn models_run_where_there_is_no_compiler() {
+    if !can_run() {
+        return;
+    }
+    let empty = tempfile::tempdir().unwrap();
+    let test = "reference::quantized_directories_stay_near_the_source";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("PATH", empty.path())
+        .env_remove("CXX")
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && words.contains("1 passed"), "{words}");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("not run"));
 }

@@ -1,10 +1,15 @@
 //! What a session promises whatever the batch: the same logits one by one, in chunks and together, and sequences that can
 //! be copied and cut.
 
-use drophammer_sdk::{Batch, ErrorCode, LoadRequest, Session};
+use std::sync::{Arc, Mutex};
+
+use drophammer_mlx::Mlx;
+use drophammer_sdk::{
+    Backend, Batch, Budgets, ErrorCode, HostInfo, JobContext, LoadRequest, LogLevel, Session,
+};
 use serde_json::json;
 
-use crate::fixture::{can_run, fixture, load, order, relative_error};
+use crate::fixture::{can_run, fixture, load, mlx, order, relative_error};
 
 fn session(bits: Option<u32>) -> Box<dyn Session> {
     let mut request = order(&fixture("shakespeare-llama"), true, 3);
@@ -55,6 +60,24 @@ fn any_chunking_of_a_prompt_gives_the_same_logits() {
         rows.extend(feed(session.as_mut(), 1, cut[0] as u32, &tokens[cut[0]..cut[1]]));
     }
     assert_close(&whole, &rows);
+}
+
+#[test]
+fn the_last_row_alone_is_the_last_of_all() {
+    if !can_run() {
+        return;
+    }
+    let mut session = session(None);
+    let tokens = tokens(9, 70);
+    let all = feed(session.as_mut(), 0, 0, &tokens);
+    let positions: Vec<u32> = (0..70).collect();
+    let mut last = vec![f32::NAN; session.limits().output_width as usize];
+    let batch = Batch { tokens: &tokens, positions: &positions, sequences: &[1; 70], outputs: &[69] };
+    session.forward(batch, &mut last).unwrap();
+    assert_close(&[last], &all[69..]);
+    // And nothing was left out of the cache.
+    let more = feed(session.as_mut(), 1, 70, &tokens[..3]);
+    assert_close(&more, &feed(session.as_mut(), 0, 70, &tokens[..3]));
 }
 
 #[test]
@@ -147,6 +170,30 @@ fn a_packed_cache_stays_near_the_plain_one() {
 }
 
 #[test]
+fn a_packed_cache_is_a_setting_of_the_plugin_too() {
+    if !can_run() {
+        return;
+    }
+    let path = fixture("shakespeare-llama");
+    let ids = tokens(10, 24);
+    let run = |config: Option<u32>, option: Option<u32>, reference: bool| {
+        let mut host = HostInfo::default();
+        host.config.extend(config.map(|bits| ("kv_bits".to_owned(), json!(bits))));
+        let mut request = order(&path, reference, 1);
+        request.options.extend(option.map(|bits| ("kv_bits".to_owned(), json!(bits))));
+        let backend = Mlx::open(host).unwrap();
+        feed(backend.load(&request, Box::new(crate::fixture::Job)).unwrap().as_mut(), 0, 0, &ids)
+    };
+    let plain = run(None, None, false);
+    let packed = run(None, Some(4), false);
+    assert_ne!(packed, plain);
+    assert_eq!(run(Some(4), None, false), packed);
+    assert_eq!(run(Some(4), Some(16), false), plain);
+    // Measuring is exact, whatever the setting.
+    assert_eq!(run(Some(4), None, true), run(None, None, true));
+}
+
+#[test]
 fn tokens_beyond_the_vocabulary_and_sequences_beyond_the_limits_are_refused() {
     if !can_run() {
         return;
@@ -159,7 +206,43 @@ fn tokens_beyond_the_vocabulary_and_sequences_beyond_the_limits_are_refused() {
     assert_eq!(session.remove(3, 0, 1).unwrap_err().code, ErrorCode::InvalidRequest);
     let request =
         LoadRequest { device: Some("abacus".into()), ..order(&fixture("shakespeare-llama"), true, 1) };
-    let error =
-        drophammer_sdk::Backend::load(&crate::fixture::mlx(), &request, Box::new(crate::fixture::Job));
+    let error = mlx().load(&request, Box::new(crate::fixture::Job));
     assert!(error.err().unwrap().message.contains("abacus"));
+}
+
+/// A job that may use so much memory, and what was logged.
+struct Modest(u64, Arc<Mutex<String>>);
+
+impl JobContext for Modest {
+    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
+    fn log(&self, _level: LogLevel, message: &str) {
+        self.1.lock().unwrap().push_str(message);
+    }
+    fn cancelled(&self) -> bool {
+        false
+    }
+    fn budgets(&self) -> Budgets {
+        Budgets { threads: 2, memory_bytes: self.0, disk_bytes: 0 }
+    }
+}
+
+#[test]
+fn libmlx_is_told_what_a_job_may_use_and_what_would_not_fit_is_not_loaded() {
+    if !can_run() {
+        return;
+    }
+    let path = fixture("shakespeare-llama");
+    let log = Arc::new(Mutex::new(String::new()));
+    let load = |request: &LoadRequest, most: u64| mlx().load(request, Box::new(Modest(most, log.clone())));
+    let mut session = load(&order(&path, true, 1), 123_456_789).unwrap();
+    feed(session.as_mut(), 0, 0, &tokens(1, 20));
+    assert!(log.lock().unwrap().contains("may take 123456789"), "{}", log.lock().unwrap());
+    let long = LoadRequest { context: Some(100_000), ..order(&path, true, 8) };
+    let error = load(&long, 123_456_789).err().unwrap();
+    assert!(error.code == ErrorCode::OutOfResources && error.message.contains("123456789"), "{error}");
+    // A packed cache takes less: there the same fits.
+    let mut packed = LoadRequest { context: Some(10_000), ..order(&path, true, 1) };
+    assert!(load(&packed, 40 << 20).is_err());
+    packed.options.insert("kv_bits".into(), json!(4));
+    load(&packed, 40 << 20).unwrap();
 }

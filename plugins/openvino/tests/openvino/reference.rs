@@ -35,6 +35,22 @@ fn every_architecture_gives_its_reference_output() {
     assert!(checked > 30, "only {checked} fixtures in tests/fixtures/arch");
 }
 
+#[test]
+#[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
+fn an_mlx_directory_is_a_source_like_any_other() {
+    for name in ["packed/mlx-4bit", "packed/mlx-mxfp4"] {
+        let directory = fixture(name);
+        let made = tempfile::tempdir().unwrap();
+        forge(&directory, "fp32", true, made.path());
+        let (rows, due) = reference(&directory);
+        let mut session = load(made.path(), rows.len() as u32);
+        let all: Vec<f32> =
+            (0..).zip(&rows).flat_map(|(sequence, row)| run(session.as_mut(), sequence, 0, row)).collect();
+        let difference = largest_difference(&all, &due);
+        assert!(difference <= 2e-3, "{name}: largest difference {difference}");
+    }
+}
+
 /// Mean Kullback-Leibler divergence of two sets of logits, in nats.
 fn divergence(logits: &[f32], reference: &[f32], width: usize) -> f64 {
     let distribution = |row: &[f32]| {

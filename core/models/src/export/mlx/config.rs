@@ -5,6 +5,7 @@ use drophammer_formats::{DType, TensorDecl};
 use serde_json::{Map, Value as Json, json};
 
 use super::{Choice, MlxExport, Planned, Scheme};
+use crate::description::Description;
 
 /// Keys of this project's reading of GGUF files that Hugging Face does not have.
 const OWN_KEYS: [&str; 3] = ["use_bias", "bias", "norm_bias"];
@@ -23,6 +24,7 @@ pub fn config(export: &MlxExport, scheme: &Scheme, plan: &[Planned], tokens: &Ma
         complete(&mut config, tokens);
     }
     old_spelling(&mut config);
+    as_classes_ask(&mut config, export.checkpoint().description());
     let base = match export.base() {
         DType::F32 => "float32",
         DType::F16 => "float16",
@@ -76,6 +78,37 @@ fn old_spelling(config: &mut Map<String, Json>) {
             let value = value.clone();
             config.insert(theirs.to_owned(), value);
         }
+    }
+}
+
+/// Adds what single classes of mlx-lm ask for where Hugging Face's do not, or in other words.
+fn as_classes_ask(config: &mut Map<String, Json>, description: &Description) {
+    if config.contains_key("rope_parameters") {
+        // Required by some, though it may be null.
+        config.entry("rope_scaling").or_insert(Json::Null);
+    }
+    if let Some(Json::Object(scaling)) = config.get_mut("rope_scaling")
+        && let Some(kind) = scaling.get("rope_type").cloned()
+    {
+        scaling.entry("type").or_insert(kind);
+    }
+    match description.family {
+        "exaone4" => {
+            let width = description.layers.first().map_or(0, |layer| layer.attention.key_width);
+            config.entry("head_dim").or_insert(width.into());
+            if let Some(period) = config.get("sliding_window_pattern").and_then(Json::as_u64) {
+                let local = "L".repeat(period.clamp(1, 64) as usize - 1);
+                config.insert("sliding_window_pattern".into(), format!("{local}G").into());
+            }
+        }
+        // Its class knows no unscaled rotations: stretched by one they are the same.
+        "deepseek_v2" if config.get("rope_scaling").is_none_or(Json::is_null) => {
+            let original = description.context;
+            let scaling =
+                json!({ "type": "yarn", "factor": 1.0, "original_max_position_embeddings": original });
+            config.insert("rope_scaling".into(), scaling);
+        }
+        _ => {}
     }
 }
 

@@ -41,11 +41,12 @@ pub struct Module {
     members: Vec<Member>,
 }
 
-/// A weight in a module's rows.
+/// A weight in a module's rows, from one of its own rows on.
 #[derive(Debug)]
 struct Member {
     id: WeightId,
     rows: Rows,
+    first: u64,
 }
 
 impl Module {
@@ -274,9 +275,20 @@ fn list(checkpoint: &Checkpoint) -> Result<Vec<Module>> {
             family: family.name.to_owned(),
             what: format!("writing {id} in one tensor with others"),
         })?;
-        let path = place.module(id.layer, 0);
         let suffix = place.suffix(id.part);
-        let member = Member { id, rows: cut };
+        if let (true, [heads, width]) = (place.is_per_expert(), shape.as_slice()) {
+            modules.extend((0..*heads).map(|head| Module {
+                packable: false,
+                path: place.module(id.layer, head),
+                suffix,
+                shape: vec![*width],
+                id,
+                members: vec![Member { id, rows: Rows::all(*width), first: head * width }],
+            }));
+            continue;
+        }
+        let path = place.module(id.layer, 0);
+        let member = Member { id, rows: cut, first: 0 };
         if place.cut != Cut::Whole
             && let Some(module) = modules
                 .iter_mut()

@@ -50,10 +50,10 @@ const GRANITE_MOE: Names = &[
     (Role::ExpertDown, at("model.layers.{l}.block_sparse_moe.switch_mlp.down_proj")),
 ];
 
-/// Where a weight goes: the first of its names that is one matrix, as it is used.
+/// Where a weight goes: the first of its names that is one matrix, as it is used, or one vector for each head.
 pub(super) fn place(tables: &[Names], id: WeightId) -> Option<Place> {
-    let usable =
-        |place: &Place| !(place.transposed || place.is_per_expert() || place.exact && id.role.is_stacked());
+    let apart = |place: &Place| place.is_per_expert() && (id.role.is_stacked() || !id.is_vector());
+    let usable = |place: &Place| !(place.transposed || apart(place) || place.exact && id.role.is_stacked());
     let all = tables.iter().flat_map(|table| table.iter());
     all.filter(|(role, _)| *role == id.role).map(|(_, place)| *place).find(usable)
 }

@@ -32,8 +32,9 @@ impl RowSource for Floats<'_> {
     fn read(&self, rows: Range<u64>, out: &mut [f32]) -> Result<(), BoxError> {
         if let [member] = self.module.members.as_slice()
             && member.rows.block == member.rows.stride
+            && let weight = self.checkpoint.weight(member.id)?
+            && weight.shape().iter().product::<u64>() == self.module.elements()
         {
-            let weight = self.checkpoint.weight(member.id)?;
             // Biases of stacks are vectors of several rows.
             let rows = if self.module.is_vector() { 0..weight.rows() } else { rows };
             // Where the source stores as little as is written, nothing is added and taken off again, which would round.
@@ -82,7 +83,8 @@ impl Floats<'_> {
         self.module.members.iter().find_map(|member| {
             let Rows { block, stride, offset, .. } = member.rows;
             let within = (row % stride).checked_sub(offset).filter(|within| *within < block)?;
-            Some((member, row / stride * block + within, (block - within).min(end - row)))
+            let first = member.first + row / stride * block + within;
+            Some((member, first, (block - within).min(end - row)))
         })
     }
 }

@@ -1,7 +1,10 @@
 //! One pass over a layout as a job: budgets, progress, cancelling, resuming, report.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 
 use drophammer_formats::digest::{Digest, source_fingerprint};
 use drophammer_formats::layout::Layout;
@@ -15,6 +18,8 @@ use crate::failure;
 const RESERVED: u64 = 64 << 20;
 /// Memory that is tried even where less is allowed, in bytes.
 const LEAST: u64 = 16 << 20;
+/// Output that is flushed together while the pass goes on, in bytes.
+const FLUSHED_BYTES: u64 = 32 << 20;
 
 /// Everything an artifact's bytes depend on besides its plan. Equal recipes continue each other's interrupted work.
 #[derive(Debug, Clone)]
@@ -89,9 +94,29 @@ pub fn run(
             .then(|| budgets.memory_bytes.saturating_sub(RESERVED).max(LEAST)),
         ..pass::Options::default()
     };
-    pass::forge(staging, layout.clone(), items, recipe.digest(), &options, &Heard(job))
-        .map_err(|error| failure::of_pass(&error))?;
+    let files: Vec<PathBuf> = layout.files.iter().map(|file| staging.join(&file.name)).collect();
+    let (flush, calls) = mpsc::channel();
+    let made = std::thread::scope(|scope| {
+        scope.spawn(move || flush_along(&files, &calls));
+        // Gone with the pass, which ends the flushing.
+        let heard = Heard { job, flush, flushed: AtomicU64::new(0) };
+        pass::forge(staging, layout.clone(), items, recipe.digest(), &options, &heard)
+    });
+    made.map_err(|error| failure::of_pass(&error))?;
     Ok(())
+}
+
+/// Sends what is written to the disk whenever it is called to, so that little is left to wait for at the end.
+fn flush_along(files: &[PathBuf], calls: &mpsc::Receiver<()>) {
+    while calls.recv().is_ok() {
+        while calls.try_recv().is_ok() {}
+        for path in files {
+            // Only an early start: what fails here fails again at the end, where it is reported.
+            if let Ok(file) = File::open(path) {
+                let _ = file.sync_data();
+            }
+        }
+    }
 }
 
 /// What was made: the layout's files, in order.
@@ -117,16 +142,27 @@ pub(crate) fn parameters(tensors: &[TensorDecl]) -> u64 {
     tensors.iter().map(|tensor| tensor.shape.iter().product::<u64>()).sum()
 }
 
-/// Reports a pass to its job.
-struct Heard<'a>(&'a dyn JobContext);
+/// Reports a pass to its job, and calls for flushing.
+struct Heard<'a> {
+    job: &'a dyn JobContext,
+    flush: mpsc::Sender<()>,
+    /// Bytes made when flushing was called for last.
+    flushed: AtomicU64,
+}
 
 impl pass::Progress for Heard<'_> {
     fn advanced(&self, advance: Advance<'_>) {
         let stage = if advance.verifying { "verifying" } else { "forging" };
-        self.0.progress(stage, advance.tensor, advance.done_bytes, advance.total_bytes);
+        self.job.progress(stage, advance.tensor, advance.done_bytes, advance.total_bytes);
+        let (made, flushed) = (advance.done_bytes, self.flushed.load(Ordering::Relaxed));
+        if made >= flushed + FLUSHED_BYTES
+            && self.flushed.compare_exchange(flushed, made, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            let _ = self.flush.send(());
+        }
     }
 
     fn cancelled(&self) -> bool {
-        self.0.cancelled()
+        self.job.cancelled()
     }
 }

@@ -106,12 +106,12 @@ pub enum CodecError {
 
 /// The index of the first value that is NaN or infinite.
 pub fn first_non_finite(values: &[f32]) -> Option<usize> {
-    // Whole chunks are tested by their largest exponent; only a bad chunk is searched.
+    // Whole chunks are tested without a branch; only a bad chunk is searched.
     const CHUNK: usize = 1024;
     const EXPONENT: u32 = 0x7f80_0000;
     for (i, chunk) in values.chunks(CHUNK).enumerate() {
-        let largest = chunk.iter().fold(0, |largest, x| largest.max(x.to_bits() & EXPONENT));
-        if largest == EXPONENT {
+        let bad = chunk.iter().fold(0, |bad, x| bad | u32::from(x.to_bits() & EXPONENT == EXPONENT));
+        if bad != 0 {
             return chunk.iter().position(|x| !x.is_finite()).map(|j| i * CHUNK + j);
         }
     }

@@ -202,6 +202,16 @@ int dh_eval(const array* const* arrays, int n) {
   });
 }
 
+// Begins to compute and returns.
+int dh_start(const array* const* arrays, int n) {
+  return attempt([&] {
+    std::vector<array> all;
+    all.reserve(n);
+    for (int i = 0; i < n; i++) all.push_back(*arrays[i]);
+    mx::async_eval(std::move(all));
+  });
+}
+
 // Evaluates to row-major float32 and copies `count` numbers out.
 int dh_read(const array* a, float* out, size_t count) {
   return attempt([&] {

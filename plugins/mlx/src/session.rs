@@ -27,6 +27,8 @@ pub(crate) struct MlxSession {
     rotations: Rotations,
     sequences: Vec<Sequence>,
     kept: Kept,
+    /// Whether computing begins before a step is built: on a processor, whose other cores build.
+    ahead: bool,
     limits: Limits,
 }
 
@@ -93,6 +95,7 @@ impl MlxSession {
             rotations: Rotations::default(),
             sequences: vec![Sequence::default(); sequences as usize],
             kept,
+            ahead: !gpu,
             limits,
         })
     }
@@ -110,6 +113,7 @@ impl MlxSession {
             sequences: &mut self.sequences,
             kept: self.kept,
             encoder,
+            ahead: self.ahead,
         };
         let mut step = Step::new(arrays, tokens, parts)?;
         if !encoder {

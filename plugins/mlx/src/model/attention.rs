@@ -30,7 +30,13 @@ impl Step<'_> {
                 (Store::Plain(k), Store::Plain(v))
             } else {
                 let sequence = &mut self.sequences[self.segments[number].sequence as usize];
-                sequence.append(self.arrays, spec, (&k, &v), (self.kept, self.weights.kind))?
+                let (keys, values) =
+                    sequence.append(self.arrays, spec, (&k, &v), (self.kept, self.weights.kind))?;
+                // Keys and values are needed whatever is asked for: a processor computes them while the rest is built.
+                if self.ahead {
+                    self.arrays.start(keys.arrays().chain(values.arrays()))?;
+                }
+                (keys, values)
             };
             parts.push(self.attend_one(&q, &keys, &values, &seen, spec)?);
         }

@@ -78,7 +78,7 @@ impl Store {
         })
     }
 
-    fn arrays(&self) -> impl Iterator<Item = &Array> {
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
         let (plain, packed) = match self {
             Store::Plain(array) => (Some(array), None),
             Store::Packed(packed) => (None, Some(packed)),

@@ -32,6 +32,8 @@ pub(crate) struct Step<'a> {
     pub(crate) segments: Vec<Segment>,
     pub(crate) kept: Kept,
     pub(crate) encoder: bool,
+    /// Whether computing begins before all is built.
+    pub(crate) ahead: bool,
     /// Longest sequence after this step.
     pub(crate) length: u32,
     tokens: Array,
@@ -67,6 +69,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) sequences: &'a mut [Sequence],
     pub(crate) kept: Kept,
     pub(crate) encoder: bool,
+    pub(crate) ahead: bool,
 }
 
 impl<'a> Step<'a> {
@@ -92,6 +95,7 @@ impl<'a> Step<'a> {
             segments,
             kept: parts.kept,
             encoder: parts.encoder,
+            ahead: parts.ahead,
             length: tokens.positions.iter().max().map_or(0, |last| last + 1),
             tokens: arrays.integers(&ids, &[count as i32])?,
             positions: tokens.positions.to_vec(),

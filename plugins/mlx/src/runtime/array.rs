@@ -132,6 +132,13 @@ impl Arrays {
         self.api.check(unsafe { (self.api.eval)(raw.as_ptr(), raw.len() as c_int) })
     }
 
+    /// Begins to compute arrays while more is built.
+    pub(crate) fn start<'a>(self, arrays: impl Iterator<Item = &'a Array>) -> Result<()> {
+        let raw: Vec<*const Raw> = arrays.map(Array::raw).collect();
+        // SAFETY: live arrays.
+        self.api.check(unsafe { (self.api.start)(raw.as_ptr(), raw.len() as c_int) })
+    }
+
     /// Arrays end to end along an axis.
     pub(crate) fn concatenate(self, arrays: &[Array], axis: i32) -> Result<Array> {
         if let [one] = arrays {

@@ -56,6 +56,7 @@ api! {
     clone(In) -> Out;
     dims(In, *mut c_int, c_int) -> c_int;
     eval(*const In, c_int) -> c_int;
+    start(*const In, c_int) -> c_int;
     read(In, *mut f32, usize) -> c_int;
     astype(In, c_int) -> Out;
     reshape(In, *const c_int, c_int) -> Out;

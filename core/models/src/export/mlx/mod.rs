@@ -15,6 +15,7 @@ pub(crate) use names::names;
 pub use scheme::{Choice, GROUPS, Packed, Scheme, WIDTHS, schemes};
 
 use crate::checkpoint::Checkpoint;
+use crate::description::Layer;
 use crate::error::{Error, Result};
 use crate::names::{Cut, Names, Place, Rows};
 use crate::weight::{Part, Role, WeightId};
@@ -253,7 +254,10 @@ fn usual_base(checkpoint: &Checkpoint) -> DType {
 fn list(checkpoint: &Checkpoint) -> Result<Vec<Module>> {
     let family = checkpoint.family();
     let description = checkpoint.description();
-    let tables: Vec<Names> = [names(family.name)].into_iter().chain(family.names.iter().copied()).collect();
+    let direct = |layer: &Layer| layer.attention.latent.is_some_and(|latent| latent.query_rank.is_none());
+    let queries = if description.layers.iter().any(direct) { names::DIRECT_QUERIES } else { &[] };
+    let mut tables = vec![queries, names(family.name)];
+    tables.extend_from_slice(family.names);
     let tied = description.head.is_some_and(|head| head.tied);
     let mut modules: Vec<Module> = Vec::new();
     for weight in checkpoint.weights() {

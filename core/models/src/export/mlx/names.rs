@@ -43,6 +43,9 @@ const GPT_NEOX: Names = &[
     (Role::Down, at("model.h.{l}.mlp.dense_4h_to_h")),
 ];
 
+/// DeepSeek's queries where they are not compressed first.
+pub(super) const DIRECT_QUERIES: Names = &[(Role::Query, at("model.layers.{l}.self_attn.q_proj"))];
+
 /// Gate and up lie apart.
 const GRANITE_MOE: Names = &[
     (Role::ExpertGate, at("model.layers.{l}.block_sparse_moe.switch_mlp.gate_proj")),

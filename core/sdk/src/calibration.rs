@@ -156,9 +156,12 @@ fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<f32>)> {
     let (length, rest) = bytes.split_first_chunk().ok_or_else(malformed)?;
     let json = rest.split_at_checked(u32::from_le_bytes(*length) as usize);
     let (json, floats) = json.ok_or_else(malformed)?;
-    let (floats, []) = floats.as_chunks() else { return Err(malformed()) };
+    let floats = floats.chunks_exact(4);
+    if !floats.remainder().is_empty() {
+        return Err(malformed());
+    }
     let document = serde_json::from_slice(json).map_err(|_| malformed())?;
-    Ok((document, floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()))
+    Ok((document, floats.map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect()))
 }
 
 fn malformed() -> BackendError {

@@ -34,7 +34,7 @@ pub struct Keys {
 }
 
 fn digest(key: &str) -> String {
-    Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(key.as_bytes()))
 }
 
 impl Keys {
@@ -55,14 +55,12 @@ impl Keys {
         };
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if read.0 != changed {
-            let records = match changed {
-                None => Vec::new(),
-                Some(_) => {
-                    let text = std::fs::read_to_string(&self.path)
-                        .with_context(|| self.path.display().to_string())?;
-                    serde_json::from_str(&text).with_context(|| self.path.display().to_string())?
-                }
-            };
+            let mut records = Vec::new();
+            if changed.is_some() {
+                let context = || self.path.display().to_string();
+                let text = std::fs::read_to_string(&self.path).with_context(context)?;
+                records = serde_json::from_str(&text).with_context(context)?;
+            }
             *read = (changed, Arc::new(records));
         }
         Ok(read.1.clone())

@@ -196,7 +196,8 @@ fn within(modules: &[&[Way]], limit: Limit) -> std::result::Result<Vec<usize>, f
     let sum = |chosen: &[usize], of: fn(&Way) -> f64| -> f64 {
         modules.iter().zip(chosen).map(|(ways, way)| of(&ways[*way])).sum()
     };
-    let (bytes, cost): (fn(&Way) -> f64, fn(&Way) -> f64) = (|way| way.bytes, |way| way.cost);
+    let bytes: fn(&Way) -> f64 = |way| way.bytes;
+    let cost: fn(&Way) -> f64 = |way| way.cost;
     // Whether it fits, the price at which it fits soonest, and that at which it would be best.
     let (of, most, [mut fitting, mut beyond]) = match limit {
         Limit::Bytes(most) => (bytes, most, [1e30f64, 1e-30f64]),

@@ -141,7 +141,10 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
 
 /// How many tensors are stored in which way.
 fn types(report: &ForgeReport) -> String {
-    report.types.iter().map(|(name, count)| format!("  {count:4} tensors as {name}\n")).collect()
+    report
+        .types
+        .iter()
+        .fold(String::new(), |text, (name, count)| format!("{text}  {count:4} tensors as {name}\n"))
 }
 
 /// What the backend says about this goal before any work starts.

@@ -28,8 +28,10 @@ pub(super) fn run(command: KeyCommand) -> Result<()> {
         KeyCommand::List(output) => {
             let records = keys.all().map_err(failed)?;
             answer(output.json, records.as_ref(), |records: &Vec<KeyRecord>| {
-                let names: String = records.iter().map(|record| format!("{}\n", record.name)).collect();
-                if names.is_empty() { "no keys: loopback is open\n".to_owned() } else { names }
+                if records.is_empty() {
+                    return "no keys: loopback is open\n".to_owned();
+                }
+                records.iter().fold(String::new(), |names, record| names + &record.name + "\n")
             })
         }
         KeyCommand::Remove { name } => {

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::json;
 
 use super::Shared;
@@ -17,6 +17,11 @@ use crate::keys::holder;
 pub(super) struct Caller {
     /// The same for every request of one key.
     pub(super) flow: u64,
+}
+
+/// Whose turn a request takes.
+pub(super) fn flow(caller: Option<Extension<Caller>>) -> u64 {
+    caller.map_or(0, |Extension(caller)| caller.flow)
 }
 
 /// Open to everybody, so that what watches over the daemon needs no key.
@@ -33,7 +38,7 @@ pub(super) async fn check(State(daemon): State<Shared>, mut request: Request, ne
             request.extensions_mut().insert(caller.0);
             next.run(request).await
         }
-        Err(refusal) => refusal,
+        Err(refused) => refused.into_response(),
     };
     tracing::info!(
         target: "access", %method, path, status = response.status().as_u16(), key = name.as_deref(),
@@ -42,14 +47,14 @@ pub(super) async fn check(State(daemon): State<Shared>, mut request: Request, ne
     response
 }
 
-fn admit(daemon: &Shared, request: &Request) -> Result<(Caller, Option<String>), Response> {
+fn admit(daemon: &Shared, request: &Request) -> Result<(Caller, Option<String>), Refused> {
     // A browser asks without its key whether it may ask at all.
     if OPEN.contains(&request.uri().path()) || request.method() == Method::OPTIONS {
         return Ok((Caller::default(), None));
     }
     let records = daemon.keys.all().map_err(|error| {
         tracing::error!(%error, "the keys cannot be read; nobody is let in");
-        refuse(StatusCode::INTERNAL_SERVER_ERROR, "the daemon cannot read its keys", "keys_unreadable")
+        Refused(StatusCode::INTERNAL_SERVER_ERROR, "the daemon cannot read its keys", "keys_unreadable")
     })?;
     if records.is_empty() {
         return Ok((Caller::default(), None));
@@ -65,7 +70,7 @@ fn admit(daemon: &Shared, request: &Request) -> Result<(Caller, Option<String>),
                 "an API key is needed: send `Authorization: Bearer KEY`; `drophammer key add NAME` makes one"
             }
         };
-        refuse(StatusCode::UNAUTHORIZED, message, "invalid_api_key")
+        Refused(StatusCode::UNAUTHORIZED, message, "invalid_api_key")
     })?;
     Ok((Caller { flow: at as u64 + 1 }, Some(records[at].name.clone())))
 }
@@ -76,12 +81,20 @@ fn given(headers: &HeaderMap) -> Option<&str> {
     bearer.or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok())).map(str::trim)
 }
 
-fn refuse(status: StatusCode, message: &str, code: &str) -> Response {
-    let kind = if status == StatusCode::UNAUTHORIZED { "invalid_request_error" } else { "server_error" };
-    let error = json!({"error": {"message": message, "type": kind, "param": null, "code": code}});
-    let mut response = (status, Json(error)).into_response();
-    if status == StatusCode::UNAUTHORIZED {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+/// Status, message and code of a request that is not let through.
+struct Refused(StatusCode, &'static str, &'static str);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let Self(status, message, code) = self;
+        let unknown = status == StatusCode::UNAUTHORIZED;
+        let kind = if unknown { "invalid_request_error" } else { "server_error" };
+        let error = json!({"error": {"message": message, "type": kind, "param": null, "code": code}});
+        let mut response = (status, Json(error)).into_response();
+        if unknown {
+            let way = header::HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, way);
+        }
+        response
     }
-    response
 }

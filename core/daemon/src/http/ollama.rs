@@ -4,19 +4,20 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Json};
 use drophammer_infer::template::CivilTime;
 use drophammer_infer::tools::{Choice, Tools};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Shared;
+use super::guard::{Caller, flow};
 use crate::ledger::Servable;
 use crate::moment::now;
 use crate::serving::{Answers, Ask, Prompt, Said, ServeError, Usage};
@@ -130,6 +131,7 @@ impl Options {
 
 async fn chat(
     State(daemon): State<Shared>,
+    caller: Option<Extension<Caller>>,
     body: Result<Json<ChatBody>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
@@ -138,6 +140,7 @@ async fn chat(
     let messages = body.messages.into_iter().map(openai_message).collect();
     let ask = Ask {
         tools: (!tools.list.is_empty()).then_some(tools),
+        flow: flow(caller),
         ..body.options.ask(Prompt::Chat { messages }, body.format)
     };
     give(&daemon, Kind::Chat, body.model, ask, body.stream.unwrap_or(true)).await
@@ -145,6 +148,7 @@ async fn chat(
 
 async fn generate(
     State(daemon): State<Shared>,
+    caller: Option<Extension<Caller>>,
     body: Result<Json<GenerateBody>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
@@ -155,7 +159,7 @@ async fn generate(
         let user = json!({"role": "user", "content": body.prompt});
         Prompt::Chat { messages: system.into_iter().chain([user]).collect() }
     };
-    let ask = body.options.ask(prompt, body.format);
+    let ask = Ask { flow: flow(caller), ..body.options.ask(prompt, body.format) };
     give(&daemon, Kind::Generate, body.model, ask, body.stream.unwrap_or(true)).await
 }
 

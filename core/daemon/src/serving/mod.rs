@@ -48,6 +48,8 @@ pub struct Ask {
     pub json_schema: Option<Value>,
     /// What the model may call; only in conversations.
     pub tools: Option<Tools>,
+    /// Who asks: requests of different flows take turns.
+    pub flow: u64,
 }
 
 impl Ask {
@@ -70,6 +72,7 @@ impl Ask {
             top_logprobs: None,
             json_schema: None,
             tools: None,
+            flow: 0,
         }
     }
 }

@@ -95,7 +95,7 @@ fn plain(message: &Json) -> Json {
                 if !content.is_empty() {
                     content.push('\n');
                 }
-                content.push_str(&format!("{OPEN}\n{call}\n{CLOSE}"));
+                content.extend([OPEN, "\n", &call.to_string(), "\n", CLOSE]);
             }
             json!({"role": "assistant", "content": content})
         }

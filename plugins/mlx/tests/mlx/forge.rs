@@ -236,7 +236,7 @@ fn weights_are_cut_into_shards_and_the_index_tells_where_each_lies() {
     let read = |name: &str| std::fs::read(staging.path().join(name)).unwrap();
     let index: serde_json::Value = serde_json::from_slice(&read(INDEX_NAME)).unwrap();
     let mut shards: Vec<&str> =
-        index["weight_map"].as_object().unwrap().values().flat_map(|v| v.as_str()).collect();
+        index["weight_map"].as_object().unwrap().values().filter_map(|v| v.as_str()).collect();
     shards.sort_unstable();
     shards.dedup();
     assert!(shards.len() >= 4, "{shards:?}");

@@ -6,16 +6,17 @@ mod refusal;
 mod request;
 mod responses;
 
-use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::{get, post};
+use axum::{Extension, Json};
 use drophammer_client::routes;
 use serde_json::{Value, json};
 
 use super::Shared;
-use crate::serving::Usage;
+use super::guard::{Caller, flow};
+use crate::serving::{Ask, Usage};
 use answer::Kind;
 use refusal::Refusal;
 pub(crate) use responses::Memory;
@@ -34,22 +35,24 @@ pub(super) fn router() -> axum::Router<Shared> {
 
 async fn chat(
     State(daemon): State<Shared>,
+    caller: Option<Extension<Caller>>,
     body: Result<Json<request::Chat>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
     let name = body.common.model.clone();
     let (ask, style) = body.ask()?;
-    answer::give(&daemon, Kind::Chat, name, ask, style).await
+    answer::give(&daemon, Kind::Chat, name, Ask { flow: flow(caller), ..ask }, style).await
 }
 
 async fn complete(
     State(daemon): State<Shared>,
+    caller: Option<Extension<Caller>>,
     body: Result<Json<request::Completion>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
     let name = body.common.model.clone();
     let (ask, style) = body.ask()?;
-    answer::give(&daemon, Kind::Text, name, ask, style).await
+    answer::give(&daemon, Kind::Text, name, Ask { flow: flow(caller), ..ask }, style).await
 }
 
 async fn models(State(daemon): State<Shared>) -> Json<Value> {

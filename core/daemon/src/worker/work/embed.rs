@@ -24,8 +24,8 @@ pub(super) struct Encoder {
 impl Encoder {
     /// Pools as the first of `places` that says how; the mean is usual.
     pub(super) fn new(session: Box<dyn Session>, tokenizer: Arc<Tokenizer>, places: &[PathBuf]) -> Self {
-        let told = places.iter().filter_map(|place| Checkpoint::open(place).ok());
-        let pooling = told.filter_map(|checkpoint| checkpoint.description().pooling).next();
+        let mut told = places.iter().filter_map(|place| Checkpoint::open(place).ok());
+        let pooling = told.find_map(|checkpoint| checkpoint.description().pooling);
         Self { session, tokenizer, pooling: pooling.unwrap_or(Pooling::Mean) }
     }
 
@@ -143,7 +143,9 @@ fn pool(hidden: &[f32], width: usize, pooling: Pooling) -> Vec<f32> {
 fn unit(mut vector: Vec<f32>) -> Vec<f32> {
     let length = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     if length > 0.0 {
-        vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+        for x in &mut vector {
+            *x = (f64::from(*x) / length) as f32;
+        }
     }
     vector
 }

@@ -177,6 +177,7 @@ impl Host {
             stop: ask.stop.clone(),
             constraint,
             choices: ask.choices,
+            flow: ask.flow,
             ..Request::new(prompt)
         })
     }

@@ -10,19 +10,20 @@ mod request;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
+use super::super::guard::{Caller, flow};
 use super::Shared;
 use super::refusal::Refusal;
 use crate::moment::now;
-use crate::serving::{Answers, Said, ServeError};
+use crate::serving::{Answers, Ask, Said, ServeError};
 pub(crate) use memory::Memory;
 
 use events::Teller;
@@ -32,6 +33,7 @@ pub(super) const ROUTE: &str = "/v1/responses";
 
 pub(super) async fn create(
     State(daemon): State<Shared>,
+    caller: Option<Extension<Caller>>,
     body: Result<Json<Body>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -47,6 +49,7 @@ pub(super) async fn create(
     let store = body.store;
     let document = body.document(&id, created as u64);
     let (conversation, ask) = body.ask(earlier)?;
+    let ask = Ask { flow: flow(caller), ..ask };
     let said = daemon.serving.ask(&id, ROUTE, &model, ask).await?;
     let teller = Teller::new(document);
     let keep = move |daemon: &Shared, document: &Value| {

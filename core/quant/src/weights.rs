@@ -25,6 +25,11 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// Whether all columns weigh alike.
+    pub(crate) fn are_even(&self) -> bool {
+        self.columns.is_none()
+    }
+
     /// Whether `elements` are rows of this width.
     pub(crate) fn fit(&self, elements: usize) -> bool {
         self.columns.is_none_or(|columns| elements.is_multiple_of(columns.len()))

@@ -56,6 +56,7 @@ const SHAPE: Shape = Shape {
     signs: Signs::None,
     shift: Shift::Point,
     ladder: TERNARY,
+    rehearsals: 0,
 };
 
 pub(crate) struct Iq1M;

@@ -50,6 +50,7 @@ const SHAPE: Shape = Shape {
     signs: Signs::None,
     shift: Shift::Scale,
     ladder: TERNARY,
+    rehearsals: 0,
 };
 
 pub(crate) struct Iq1S;

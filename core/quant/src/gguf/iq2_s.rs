@@ -46,6 +46,7 @@ const SHAPE: Shape = Shape {
     signs: Signs::Free,
     shift: Shift::None,
     ladder: COARSE,
+    rehearsals: 0,
 };
 
 pub(crate) struct Iq2S;

@@ -42,6 +42,7 @@ const SHAPE: Shape = Shape {
     signs: Signs::Even,
     shift: Shift::None,
     ladder: COARSE,
+    rehearsals: 1,
 };
 
 pub(crate) struct Iq2Xs;

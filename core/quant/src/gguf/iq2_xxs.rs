@@ -55,6 +55,7 @@ const SHAPE: Shape = Shape {
     signs: Signs::Even,
     shift: Shift::None,
     ladder: COARSE,
+    rehearsals: 1,
 };
 
 pub(crate) struct Iq2Xxs;

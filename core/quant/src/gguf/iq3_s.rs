@@ -46,6 +46,7 @@ const SHAPE: Shape = Shape {
     signs: Signs::Free,
     shift: Shift::None,
     ladder: FINE,
+    rehearsals: 1,
 };
 
 pub(crate) struct Iq3S;

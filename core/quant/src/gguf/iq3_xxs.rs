@@ -51,6 +51,7 @@ const SHAPE: Shape = Shape {
     signs: Signs::Even,
     shift: Shift::None,
     ladder: FINE,
+    rehearsals: 1,
 };
 
 pub(crate) struct Iq3Xxs;

@@ -11,6 +11,7 @@ use crate::codec::BlockFormat;
 use crate::grouped::ScaleType;
 use crate::half_float::Half;
 use crate::lanes::LANES;
+use crate::search::even;
 use crate::search::grid::Centred;
 use crate::search::symmetric::OwnScale;
 use crate::simd::{self, Level};
@@ -29,6 +30,16 @@ pub struct BlockQ4_0 {
     pub qs: [u8; N / 2],
 }
 
+impl BlockQ4_0 {
+    fn fill(&mut self, d: f32, codes: &[u8; N]) {
+        self.d = Half::from_f32(d);
+        let (low, high) = codes.split_at(N / 2);
+        for (q, (low, high)) in self.qs.iter_mut().zip(low.iter().zip(high)) {
+            *q = low | high << 4;
+        }
+    }
+}
+
 pub(crate) struct Q4_0;
 
 impl BlockFormat for Q4_0 {
@@ -36,18 +47,16 @@ impl BlockFormat for Q4_0 {
     type Block = BlockQ4_0;
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4_0]) {
+        if weights.are_even() {
+            return even::scaled(level, rows, 8.0, out, BlockQ4_0::fill);
+        }
         let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let d =
                 simd::run(level, OwnScale { tile: &mut tile, grid: Centred(8.0), stored: ScaleType::F16 });
-            let lines = tile.lines();
-            for (lane, block) in blocks.iter_mut().enumerate() {
-                block.d = Half::from_f32(d[lane]);
-                let (low, high) = lines[lane * N..(lane + 1) * N].split_at(N / 2);
-                for j in 0..N / 2 {
-                    block.qs[j] = low[j] | high[j] << 4;
-                }
+            for ((block, codes), d) in blocks.iter_mut().zip(tile.lines().as_chunks().0).zip(d) {
+                block.fill(d, codes);
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::grouped::ScaleType;
 use crate::half_float::Half;
 use crate::lanes::LANES;
 use crate::search::affine::OwnLine;
+use crate::search::even;
 use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
@@ -30,6 +31,16 @@ pub struct BlockQ4_1 {
     pub qs: [u8; N / 2],
 }
 
+impl BlockQ4_1 {
+    fn fill(&mut self, [d, m]: [f32; 2], codes: &[u8; N]) {
+        (self.d, self.m) = (Half::from_f32(d), Half::from_f32(m));
+        let (low, high) = codes.split_at(N / 2);
+        for (q, (low, high)) in self.qs.iter_mut().zip(low.iter().zip(high)) {
+            *q = low | high << 4;
+        }
+    }
+}
+
 pub(crate) struct Q4_1;
 
 impl BlockFormat for Q4_1 {
@@ -37,18 +48,15 @@ impl BlockFormat for Q4_1 {
     type Block = BlockQ4_1;
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4_1]) {
+        if weights.are_even() {
+            return even::offset(level, rows, 15.0, out, BlockQ4_1::fill);
+        }
         let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let line = simd::run(level, OwnLine { tile: &mut tile, top: 15.0, stored: ScaleType::F16 });
-            let lines = tile.lines();
-            for (lane, block) in blocks.iter_mut().enumerate() {
-                block.d = Half::from_f32(line.d[lane]);
-                block.m = Half::from_f32(line.m[lane]);
-                let (low, high) = lines[lane * N..(lane + 1) * N].split_at(N / 2);
-                for j in 0..N / 2 {
-                    block.qs[j] = low[j] | high[j] << 4;
-                }
+            for (lane, (block, codes)) in blocks.iter_mut().zip(tile.lines().as_chunks().0).enumerate() {
+                block.fill([line.d[lane], line.m[lane]], codes);
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::codec::BlockFormat;
 use crate::grouped::ScaleType;
 use crate::half_float::Half;
 use crate::lanes::LANES;
+use crate::search::even;
 use crate::search::grid::Centred;
 use crate::search::symmetric::OwnScale;
 use crate::simd::{self, Level};
@@ -32,6 +33,13 @@ pub struct BlockQ5_0 {
     pub qs: [u8; N / 2],
 }
 
+impl BlockQ5_0 {
+    fn fill(&mut self, d: f32, codes: &[u8; N]) {
+        self.d = Half::from_f32(d);
+        (self.qh, self.qs) = pack_fifth_bits(codes);
+    }
+}
+
 pub(crate) struct Q5_0;
 
 impl BlockFormat for Q5_0 {
@@ -39,15 +47,16 @@ impl BlockFormat for Q5_0 {
     type Block = BlockQ5_0;
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5_0]) {
+        if weights.are_even() {
+            return even::scaled(level, rows, 16.0, out, BlockQ5_0::fill);
+        }
         let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let d =
                 simd::run(level, OwnScale { tile: &mut tile, grid: Centred(16.0), stored: ScaleType::F16 });
-            let lines = tile.lines().as_chunks().0;
-            for (lane, block) in blocks.iter_mut().enumerate() {
-                block.d = Half::from_f32(d[lane]);
-                (block.qh, block.qs) = pack_fifth_bits(&lines[lane]);
+            for ((block, codes), d) in blocks.iter_mut().zip(tile.lines().as_chunks().0).zip(d) {
+                block.fill(d, codes);
             }
         }
     }

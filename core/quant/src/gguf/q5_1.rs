@@ -14,6 +14,7 @@ use crate::grouped::ScaleType;
 use crate::half_float::Half;
 use crate::lanes::LANES;
 use crate::search::affine::OwnLine;
+use crate::search::even;
 use crate::simd::{self, Level};
 use crate::weights::{Tile, Weights};
 
@@ -34,6 +35,13 @@ pub struct BlockQ5_1 {
     pub qs: [u8; N / 2],
 }
 
+impl BlockQ5_1 {
+    fn fill(&mut self, [d, m]: [f32; 2], codes: &[u8; N]) {
+        (self.d, self.m) = (Half::from_f32(d), Half::from_f32(m));
+        (self.qh, self.qs) = pack_fifth_bits(codes);
+    }
+}
+
 pub(crate) struct Q5_1;
 
 impl BlockFormat for Q5_1 {
@@ -41,15 +49,15 @@ impl BlockFormat for Q5_1 {
     type Block = BlockQ5_1;
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5_1]) {
+        if weights.are_even() {
+            return even::offset(level, rows, 31.0, out, BlockQ5_1::fill);
+        }
         let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let line = simd::run(level, OwnLine { tile: &mut tile, top: 31.0, stored: ScaleType::F16 });
-            let lines = tile.lines().as_chunks().0;
-            for (lane, block) in blocks.iter_mut().enumerate() {
-                block.d = Half::from_f32(line.d[lane]);
-                block.m = Half::from_f32(line.m[lane]);
-                (block.qh, block.qs) = pack_fifth_bits(&lines[lane]);
+            for (lane, (block, codes)) in blocks.iter_mut().zip(tile.lines().as_chunks().0).enumerate() {
+                block.fill([line.d[lane], line.m[lane]], codes);
             }
         }
     }

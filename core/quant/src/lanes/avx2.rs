@@ -7,6 +7,17 @@ use std::ops::{Add, Div, Mul, Sub};
 
 use super::{LANES, Lanes};
 
+/// Folds eight lanes to one, the upper half onto the lower one each time.
+macro_rules! by_halves {
+    ($eight:expr, $fold:ident) => {{
+        let eight = $eight;
+        let four = $fold(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let two = $fold(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32($fold(two, _mm_movehdup_ps(two)))
+    }};
+}
+pub(super) use by_halves;
+
 /// Two 256-bit registers, low lanes first.
 #[derive(Debug, Clone, Copy)]
 pub struct Avx2(__m256, __m256);
@@ -114,5 +125,17 @@ impl Lanes for Avx2 {
             _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
         }
         out
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: see above.
+        unsafe { by_halves!(_mm256_add_ps(self.0, self.1), _mm_add_ps) }
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe { by_halves!(_mm256_max_ps(self.0, self.1), _mm_max_ps) }
     }
 }

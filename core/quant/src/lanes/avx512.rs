@@ -5,6 +5,7 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
+use super::avx2::by_halves;
 use super::{LANES, Lanes};
 
 /// One 512-bit register.
@@ -99,5 +100,23 @@ impl Lanes for Avx512 {
             _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
         }
         out
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let (low, high) = (_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
+            by_halves!(_mm256_add_ps(low, high), _mm_add_ps)
+        }
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let (low, high) = (_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
+            by_halves!(_mm256_max_ps(low, high), _mm_max_ps)
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Lanes`] is the small vocabulary in which encoders are written. Each implementation performs exactly the same
 //! IEEE-754 single-precision operation per lane (round to nearest even, no fused multiply-add, no approximate
-//! reciprocal), and nothing here reduces across lanes. So a kernel gives the same bits at every level: that is what
+//! reciprocal), and reductions across lanes pair them in one fixed order. So a kernel gives the same bits at every level: that is what
 //! makes published files reproducible on any processor.
 
 #![allow(clippy::return_self_not_must_use)] // operators in all but form
@@ -99,6 +99,30 @@ pub trait Lanes:
     #[inline(always)]
     fn saturating_f16(self) -> Self {
         self.clamp(-65504.0, 65504.0).round_to_f16()
+    }
+
+    /// The sum of all lanes, by halves: lane `i` is added to lane `i + 8`, then to `i + 4`, `i + 2`, `i + 1`.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut lanes = self.to_array();
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+        }
+        lanes[0]
+    }
+
+    /// The largest lane, if none is NaN.
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let mut lanes = self.to_array();
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] = if lanes[i] > lanes[i + half] { lanes[i] } else { lanes[i + half] };
+            }
+        }
+        lanes[0]
     }
 
     /// The lanes as an array.

@@ -29,6 +29,7 @@ impl Kernel for AllOperations {
             a.recip_or_zero(),
         ];
         let mut bits: Vec<u32> = results.iter().flat_map(|v| v.to_array().map(canonical)).collect();
+        bits.extend([a.sum(), a.abs().largest(), (b - a).largest()].map(canonical));
         bits.extend(a.clamp(0.0, 255.0).round().to_bytes().map(u32::from));
         bits
     }

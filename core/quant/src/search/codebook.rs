@@ -4,6 +4,7 @@
 //! tuple, and then a point's cost is one sum of two table entries. Points that share their first half are searched together: of
 //! them the one with the cheapest second half is best. Sixteen blocks are searched at once, one per lane.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::gguf::iq_grids;
@@ -12,8 +13,8 @@ use crate::lanes::{LANES, Lanes};
 use crate::simd::{self, Kernel, Level};
 use crate::weights::Row;
 
-/// Entries of a half-table: four digits of three levels, or two of eight.
-const HALF: usize = 81;
+/// Entries of a half-table: four digits of three levels (81), or two of eight; a power of two, so that a masked place needs no check.
+const HALF: usize = 128;
 
 /// Most points a scale is shared by.
 const POINTS: usize = 8;
@@ -27,16 +28,18 @@ pub(crate) struct Codebook {
     points: Vec<[u8; 2]>,
     /// Points by their first half.
     groups: Vec<Group>,
+    /// Places of the second halves, group by group.
+    seconds: Vec<u8>,
+    /// The points' numbers in the same order.
+    numbers: Vec<u16>,
 }
 
 /// Points of a codebook that share their first half.
 struct Group {
     /// Its place in the half-table.
     first: u8,
-    /// Places of the second halves.
-    seconds: Vec<u8>,
-    /// The points' numbers.
-    numbers: Vec<u16>,
+    /// Where its second halves are.
+    members: Range<usize>,
 }
 
 impl Codebook {
@@ -50,16 +53,18 @@ impl Codebook {
         };
         let points: Vec<[u8; 2]> =
             points.iter().map(|&point| [place(point), place(point >> (bits * half))]).collect();
+        let mut order: Vec<u16> = (0..points.len() as u16).collect();
+        order.sort_by_key(|&number| points[usize::from(number)][0]);
         let mut groups: Vec<Group> = Vec::new();
-        for (number, &[first, second]) in (0..).zip(&points) {
-            let known = groups.iter().position(|group| group.first == first).unwrap_or_else(|| {
-                groups.push(Group { first, seconds: Vec::new(), numbers: Vec::new() });
-                groups.len() - 1
-            });
-            groups[known].seconds.push(second);
-            groups[known].numbers.push(number);
+        for (place, &number) in order.iter().enumerate() {
+            let first = points[usize::from(number)][0];
+            match groups.last_mut() {
+                Some(group) if group.first == first => group.members.end += 1,
+                _ => groups.push(Group { first, members: place..place + 1 }),
+            }
         }
-        Self { levels, half: half as usize, points, groups }
+        let seconds = order.iter().map(|&number| points[usize::from(number)][1]).collect();
+        Self { levels, half: half as usize, points, groups, seconds, numbers: order }
     }
 
     /// Weights in a point.
@@ -131,15 +136,17 @@ pub(crate) struct Shape {
     pub(crate) shift: Shift,
     /// Where candidates place the largest magnitude, relative to the largest level.
     pub(crate) ladder: &'static [f32],
+    /// How often points are searched only to learn which scale they wish for.
+    pub(crate) rehearsals: usize,
 }
 
-/// The ladder of types with many levels. Ladders only lead to a first scale, which is then fitted to what was
-/// chosen.
-pub(crate) const FINE: &[f32] = &[0.95, 1.2];
+/// The ladder of types with many levels. Ladders are climbed without the codebook and only lead to a first scale, which is
+/// then fitted to the points chosen: a search for points costs hundreds of times as much as a rung.
+pub(crate) const FINE: &[f32] = &[0.85, 0.95, 1.05, 1.2, 1.35];
 /// The ladder of types with three magnitudes.
-pub(crate) const COARSE: &[f32] = &[0.85, 1.1, 1.45];
+pub(crate) const COARSE: &[f32] = &[0.75, 0.85, 0.95, 1.05, 1.15, 1.3, 1.45, 1.7];
 /// The ladder of ternary types.
-pub(crate) const TERNARY: &[f32] = &[1.3, 1.8, 2.4];
+pub(crate) const TERNARY: &[f32] = &[1.2, 1.4, 1.6, 1.8, 2.1, 2.4, 2.8];
 
 /// A tile of coded sub-blocks, one per lane.
 pub(crate) struct Coded {
@@ -164,9 +171,6 @@ struct Choice {
 }
 
 impl Choice {
-    const WORST: Self =
-        Self { error: [f32::INFINITY; LANES], points: [[0; POINTS]; LANES], shifted: [0; LANES] };
-
     /// Takes over the lanes where `other` has the smaller error.
     fn improve(&mut self, other: &Self) {
         for lane in 0..LANES {
@@ -198,13 +202,12 @@ pub(crate) fn code(level: Level, shape: &Shape, x: &[Row], w: &[Row], subs: usiz
             largest[lane] = largest[lane].max(x[lane].abs());
         }
     }
-    let mut alone = Choice::WORST;
-    for &rung in shape.ladder {
-        alone.improve(&find(&largest.map(|largest| largest / (reach * rung))));
+    let loose = Loose { levels: book.levels, ladder: shape.ladder, reach, x: &x, w, largest: &largest };
+    let mut wish = simd::run(level, loose);
+    for _ in 0..shape.rehearsals {
+        let (xp, pp) = sums(book, shape.shift, &x, w, &find(&wish));
+        wish = std::array::from_fn(|lane| if pp[lane] > 0.0 { (xp[lane] / pp[lane]).max(0.0) } else { 0.0 });
     }
-    let (xp, pp) = sums(book, shape.shift, &x, w, &alone);
-    let wish: Row =
-        std::array::from_fn(|lane| if pp[lane] > 0.0 { (xp[lane] / pp[lane]).max(0.0) } else { 0.0 });
 
     let d = spread(&wish, subs, |lanes| lanes.iter().fold(0.0, |a, &b| if b > a { b } else { a }))
         .map(|largest| Half::from_f32(largest / multiple(highest)).to_f32());
@@ -296,6 +299,47 @@ fn search(level: Level, book: &Codebook, shift: Shift, x: &[Row], w: &[Row], sca
     Choice { shifted, ..up.total(0) }
 }
 
+/// The scale that suits weights which may take any level: where that of points of the codebook is looked for.
+struct Loose<'a> {
+    levels: &'a [f32],
+    ladder: &'a [f32],
+    reach: f32,
+    x: &'a [Row],
+    w: &'a [Row],
+    largest: &'a Row,
+}
+
+impl Kernel for Loose<'_> {
+    type Output = Row;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Row {
+        let Self { levels, ladder, reach, x, w, largest } = self;
+        let unit = L::load(largest).recip_or_zero();
+        let (mut best_up, mut best_pp) = (L::zero(), L::splat(1.0));
+        for rung in ladder {
+            let spread = unit * L::splat(reach * rung);
+            let (mut up, mut pp) = (L::zero(), L::zero());
+            for (x, w) in x.iter().zip(w) {
+                let (x, w) = (L::load(x), L::load(w));
+                let u = x * spread;
+                let mut level = L::splat(levels[0]);
+                for pair in levels.windows(2) {
+                    level =
+                        L::select(L::splat(f32::midpoint(pair[0], pair[1])).lt(u), L::splat(pair[1]), level);
+                }
+                let wp = w * level;
+                up = up + wp * (x * unit);
+                pp = pp + wp * level;
+            }
+            let better = (best_up * best_up * pp).lt(up * up * best_pp);
+            best_up = L::select(better, up, best_up);
+            best_pp = L::select(better, pp, best_pp);
+        }
+        (best_up / best_pp * L::load(largest)).max(L::zero()).to_array()
+    }
+}
+
 /// Points, and their errors point by point.
 struct Found {
     points: [[u16; POINTS]; LANES],
@@ -339,10 +383,10 @@ impl Kernel for Search<'_> {
             let (mut least, mut group_of) = (L::splat(f32::INFINITY), L::zero());
             for (i, group) in book.groups.iter().enumerate() {
                 let mut second = L::splat(f32::INFINITY);
-                for &place in &group.seconds {
-                    second = L::load(&tables[1][usize::from(place)]).min(second);
+                for &place in &book.seconds[group.members.clone()] {
+                    second = L::load(&tables[1][usize::from(place) % HALF]).min(second);
                 }
-                let cost = L::load(&tables[0][usize::from(group.first)]) + second;
+                let cost = L::load(&tables[0][usize::from(group.first) % HALF]) + second;
                 let better = cost.lt(least);
                 least = L::select(better, cost, least);
                 group_of = L::select(better, L::splat(i as f32), group_of);
@@ -350,10 +394,13 @@ impl Kernel for Search<'_> {
             let group_of = group_of.to_array();
             found.errors[k] = least.to_array();
             for lane in 0..LANES {
-                let group = &book.groups[group_of[lane] as usize];
-                let cost = |within: usize| tables[1][usize::from(group.seconds[within])][lane];
-                let cheapest = (1..group.seconds.len()).fold(0, |a, b| if cost(b) < cost(a) { b } else { a });
-                found.points[lane][k] = group.numbers[cheapest];
+                let members = &book.groups[group_of[lane] as usize].members;
+                let (mut cheapest, mut least) = (members.start, f32::INFINITY);
+                for (place, &second) in members.clone().zip(&book.seconds[members.clone()]) {
+                    let cost = tables[1][usize::from(second) % HALF][lane];
+                    (cheapest, least) = if cost < least { (place, cost) } else { (cheapest, least) };
+                }
+                found.points[lane][k] = book.numbers[cheapest];
             }
         }
         found

@@ -13,7 +13,7 @@ pub(crate) trait Grid: Copy {
     /// The code of the level nearest to `u`, a whole number from 0 to 255.
     fn code<L: Lanes>(self, u: L) -> L;
 
-    /// The candidates of the search, from likely to unlikely; a multiple of four. Where weights differ in importance, the value
+    /// The candidates of the search, from likely to unlikely; an even number of them. Where weights differ in importance, the value
     /// of largest magnitude may be one that hardly counts, and more clipping must be tried.
     fn rungs(self, weighted: bool) -> &'static [f32];
 
@@ -53,12 +53,11 @@ impl Grid for Centred {
         const EVEN: [f32; 8] = [0.2, 0.6, -0.2, -0.9, 0.9, 0.0, 0.4, -0.65];
         const UNEVEN: [f32; 16] =
             [0.2, 0.6, -0.2, -0.9, 0.9, 0.0, 0.4, -0.65, 1.2, 1.5, 1.9, 2.4, -0.4, 0.75, 3.0, 4.0];
-        if weighted {
-            &UNEVEN
-        } else if self.0 <= 16.0 {
-            &EVEN[..4]
-        } else {
-            &EVEN
+        match (weighted, self.0 <= 16.0) {
+            (true, true) => &UNEVEN,
+            (false, true) => &EVEN[..4],
+            // Clipping never pays where there are so many levels.
+            (_, false) => &EVEN,
         }
     }
 
@@ -146,10 +145,7 @@ impl Grid for NonLinear {
 
     #[inline(always)]
     fn rungs(self, _: bool) -> &'static [f32] {
-        &[
-            -118.0, -121.0, -124.0, -126.0, -128.0, -131.0, -134.0, -138.0, 108.0, 111.0, 113.5, 116.0,
-            119.0, 122.0, 126.0, -145.0,
-        ]
+        &[-118.0, -123.0, -127.0, -131.0, -136.0, 109.0, 114.0, 120.0]
     }
 
     #[inline(always)]

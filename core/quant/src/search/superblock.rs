@@ -128,7 +128,11 @@ impl<G: Grid> Kernel for WithoutOffsets<'_, G> {
     fn run<L: Lanes>(self) -> (Row, [u8; LANES]) {
         let Self { tile, grid, levels, subs } = self;
         let (x, w) = (vectors::<L>(&tile.x), vectors::<L>(&tile.w));
-        let found = symmetric(&x, &w, grid, levels, subs, tile.weighted);
+        let found = if tile.weighted {
+            symmetric(&x, &w, grid, levels, subs, true)
+        } else {
+            symmetric(&x, &w, grid, levels, subs, false)
+        };
         symmetric::write_codes(&x, grid, found.d * found.scale, &mut tile.codes);
         (found.d.to_array(), (found.scale + L::splat(levels)).to_bytes())
     }
@@ -258,13 +262,14 @@ fn symmetric<L: Lanes>(
     let mut best = Symmetric { d, scale: start };
     let mut next = best;
     let mut least = L::splat(f32::INFINITY);
-    let refits = if weighted { REFITS } else { 1 };
-    for round in 0..=refits {
+    // Least squares makes the nearest multiple almost always the best while weights count alike.
+    let tries: &[usize] = if weighted { &[1, 3, 3] } else { &[1, 1] };
+    for (round, &tries) in tries.iter().enumerate() {
         let (mut error, mut xq, mut qq) = (L::splat(f32::INFINITY), L::zero(), L::zero());
         let centre = next.scale;
-        for step in [0.0, -1.0, 1.0] {
+        for step in [0.0, -1.0, 1.0].into_iter().take(tries) {
             let scale = (centre + L::splat(step)).clamp(-levels, levels - 1.0);
-            let trial = symmetric::try_scale(x, w, grid, next.d * scale);
+            let trial = symmetric::try_scale(x, w, grid, next.d * scale, weighted);
             let better = trial.error.lt(error);
             error = L::select(better, trial.error, error);
             next.scale = L::select(better, scale, next.scale);
@@ -278,7 +283,7 @@ fn symmetric<L: Lanes>(
             d: L::select(better, next.d, best.d),
             scale: L::select(better, next.scale, best.scale),
         };
-        if round < refits {
+        if round == 0 || weighted {
             let (xq, qq) = (per_superblock(xq, subs, total), per_superblock(qq, subs, total));
             let refitted = (xq * qq.recip_or_zero()).saturating_f16();
             next.d = L::select(L::zero().lt(qq), refitted, next.d);

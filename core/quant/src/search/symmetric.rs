@@ -10,7 +10,7 @@ use crate::weights::{Row, Tile, vectors};
 pub(crate) const NEGLIGIBLE: f32 = 1e-15;
 
 /// Candidate scales tried together, so that their independent sums hide each other's latency.
-const ABREAST: usize = 4;
+const ABREAST: usize = 2;
 
 /// The element of largest magnitude in every lane, with its sign; 0 where all are negligible.
 #[inline(always)]
@@ -24,7 +24,8 @@ pub(crate) fn extreme<L: Lanes>(x: &[L]) -> L {
     extreme
 }
 
-/// The scale `d` that makes `Σ w (x - d·q)²` smallest over the grid's rungs, in every lane; 0 for zero blocks.
+/// The scale `d` that makes `Σ w (x - d·q)²` smallest over the grid's rungs, in every lane; 0 for zero blocks. Weights of one
+/// are not multiplied with where `weighted` is false: given as a literal, it makes a kernel of its own.
 #[inline(always)]
 pub(crate) fn fit<L: Lanes>(x: &[L], w: &[L], grid: impl Grid, weighted: bool) -> L {
     let reference = grid.reference(extreme(x));
@@ -37,7 +38,7 @@ pub(crate) fn fit<L: Lanes>(x: &[L], w: &[L], grid: impl Grid, weighted: bool) -
             let u = x[j] * unit;
             for (k, rung) in rungs.iter().enumerate() {
                 let q = grid.nearest(u * L::splat(grid.target(*rung)));
-                let wq = w[j] * q;
+                let wq = if weighted { w[j] * q } else { q };
                 uq[k] = uq[k] + wq * u;
                 qq[k] = qq[k] + wq * q;
             }
@@ -63,15 +64,15 @@ pub(crate) struct Trial<L> {
     pub(crate) qq: L,
 }
 
-/// Rounds every element to scale `d`.
+/// Rounds every element to scale `d`; `weighted` as in [`fit`].
 #[inline(always)]
-pub(crate) fn try_scale<L: Lanes>(x: &[L], w: &[L], grid: impl Grid, d: L) -> Trial<L> {
+pub(crate) fn try_scale<L: Lanes>(x: &[L], w: &[L], grid: impl Grid, d: L, weighted: bool) -> Trial<L> {
     let inverse = d.recip_or_zero();
     let mut trial = Trial { error: L::zero(), xq: L::zero(), qq: L::zero() };
     for j in 0..x.len() {
         let q = grid.nearest(x[j] * inverse);
         let miss = x[j] - d * q;
-        let (wq, wm) = (w[j] * q, w[j] * miss);
+        let (wq, wm) = if weighted { (w[j] * q, w[j] * miss) } else { (q, miss) };
         trial.error = trial.error + wm * miss;
         trial.xq = trial.xq + wq * x[j];
         trial.qq = trial.qq + wq * q;
@@ -100,7 +101,7 @@ impl<G: Grid> Kernel for OwnScale<'_, G> {
         let mut refitted = plain;
         for round in 0..if tile.weighted { 3 } else { 2 } {
             let d = stored.round_lanes(if round < 2 { candidates[round] } else { refitted });
-            let trial = try_scale(&x, &w, grid, d);
+            let trial = try_scale(&x, &w, grid, d, tile.weighted);
             let better = if round == 0 { L::zero().lt(L::splat(1.0)) } else { trial.error.lt(least) };
             best = L::select(better, d, best);
             least = L::select(better, trial.error, least);
@@ -129,7 +130,7 @@ impl<G: Grid> Kernel for AmongScales<'_, G> {
         let mut least = L::splat(f32::INFINITY);
         for (i, candidate) in candidates.iter().enumerate() {
             let d = L::load(candidate);
-            let error = try_scale(&x, &w, grid, d).error;
+            let error = try_scale(&x, &w, grid, d, true).error;
             let better = if i == 0 { L::zero().lt(L::splat(1.0)) } else { error.lt(least) };
             least = L::select(better, error, least);
             best = L::select(better, d, best);

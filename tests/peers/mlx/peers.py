@@ -6,11 +6,11 @@ python peers.py PEER --speed DIRECTORY [PROMPT COUNT]  prefill and decode, alter
 python peers.py PEER --convert SOURCE WORK             a large model to 4 bits, alternating
 
 PEER is the plugin's example: cargo build --release -p drophammer-mlx --example peer. SOURCE of --convert needs a tokenizer
-for mlx-lm's sake; --speed takes an mlx-lm directory with its tokenizer. Ours is on the disk when --convert stops its clock,
+for mlx-lm's sake. Ours is on the disk when --convert stops its clock,
 mlx-lm's in the system's memory.
 """
 
-import json, pathlib, random, shutil, struct, subprocess, sys, time
+import json, pathlib, random, shutil, statistics, struct, subprocess, sys, time
 
 import mlx.core as mx
 import numpy as np
@@ -141,24 +141,27 @@ def families(fixtures, work):
 
 
 def speed(directory, prompt=128, count=64):
-    from mlx_lm import load
-    from mlx_lm.generate import stream_generate
+    from mlx_lm.generate import generate_step
+    from mlx_lm.utils import load_model
 
-    model, tokenizer = load(str(directory))
-    vocabulary = min(2000, model.args.vocab_size)
-    ids = [(i * 37 + 11) % vocabulary for i in range(prompt)]
-    tokenizer._eos_token_ids = set()
+    model, _ = load_model(pathlib.Path(directory))
+    ids = [(i * 37 + 11) % min(2000, model.args.vocab_size) for i in range(prompt)]
 
     def measure():
-        for response in stream_generate(model, tokenizer, ids, max_tokens=count):
-            pass
-        return {"prefill": response.prompt_tps, "decode": response.generation_tps}
+        moments = [time.perf_counter()]
+        for _ in generate_step(mx.array(ids), model, max_tokens=count + 1):
+            moments.append(time.perf_counter())
+        usual = statistics.median(b - a for a, b in zip(moments[1:], moments[2:]))
+        return {"prefill": prompt / (moments[1] - moments[0]), "decode": 1 / usual}
 
     measure()
-    for _ in range(3):
+    rounds = []
+    for _ in range(5):
         a, b = peer("speed", directory, prompt, count), measure()
-        ratios = {key: round(a[key] / b[key], 3) for key in a}
-        print(json.dumps({"ours": a, "mlx-lm": {k: round(v, 2) for k, v in b.items()}, "ratio": ratios}), flush=True)
+        rounds.append({key: a[key] / b[key] for key in a})
+        print(json.dumps({"ours": a, "mlx-lm": {k: round(v, 2) for k, v in b.items()}}), flush=True)
+    middle = {key: round(statistics.median(ratios[key] for ratios in rounds), 3) for key in rounds[0]}
+    print(json.dumps({"median ratio": middle}))
 
 
 def conversion(source, work):

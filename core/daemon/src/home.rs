@@ -60,6 +60,7 @@ impl Home {
             runtimes: self.runtimes(),
             cache: self.cache().join(plugin),
             config: config.plugins.get(plugin).cloned().unwrap_or_default(),
+            ..HostInfo::default()
         }
     }
 

@@ -20,6 +20,8 @@ pub struct HostInfo {
     pub cache: PathBuf,
     /// The `[plugins.<id>]` table of the configuration.
     pub config: Options,
+    /// The directory that the plugin was opened from, for files it brings along. The host fills it in.
+    pub plugin: PathBuf,
 }
 
 /// Question to [`crate::Backend::probe`].

@@ -47,7 +47,8 @@ impl Plugin {
                 "rebuild the plugin against this host's drophammer-sdk, or install its missing libraries",
             )
         })?;
-        let document = print(host)?;
+        let place = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+        let document = print(&HostInfo { plugin: place, ..host.clone() })?;
         let backend = into_result(module.open()(document.as_rstr()))?;
         Ok(Self { manifest, backend })
     }

@@ -1,5 +1,6 @@
 //! `plugin.toml`: what a plugin says of itself before its code runs.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,9 @@ pub struct Manifest {
     /// Lower-case hexadecimal SHA-256 of the dylib; filled in when the plugin is packaged.
     #[serde(default)]
     pub sha256: String,
+    /// Files that the dylib needs beside it, and their SHA-256; filled in when the plugin is packaged.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub companions: BTreeMap<String, String>,
 }
 
 fn default_rank() -> i32 {
@@ -70,8 +74,12 @@ impl Manifest {
         if !is_id(&manifest.id) {
             return Err(invalid(format!("id {:?} must be lower-case letters, digits and '-'", manifest.id)));
         }
-        if Path::new(&manifest.library).file_name().is_none_or(|name| name != manifest.library.as_str()) {
+        let plain = |name: &str| Path::new(name).file_name().is_some_and(|file| file == name);
+        if !plain(&manifest.library) {
             return Err(invalid(format!("library {:?} must be a plain file name", manifest.library)));
+        }
+        if let Some(name) = manifest.companions.keys().find(|name| !plain(name)) {
+            return Err(invalid(format!("companion {name:?} must be a plain file name")));
         }
         if !compatible(&manifest.abi) {
             return Err(BackendError::new(
@@ -89,26 +97,28 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The dylib's path, after its digest was compared with the manifest's.
+    /// The dylib's path, after its digest and those of its companions were compared with the manifest's.
     ///
     /// # Errors
-    /// [`ErrorCode::InvalidInput`] when the file is missing or was changed.
+    /// [`ErrorCode::InvalidInput`] when a file is missing or was changed.
     pub fn verified_library(&self, directory: &Path) -> Result<PathBuf> {
-        let path = directory.join(&self.library);
-        let digest = sha256_file(&path).map_err(|error| {
-            BackendError::new(ErrorCode::InvalidInput, format!("{}: {error}", path.display()))
-                .with_help("install the plugin again")
-        })?;
-        if digest != self.sha256.to_ascii_lowercase() {
-            return Err(BackendError::new(
-                ErrorCode::InvalidInput,
-                format!("{} has SHA-256 {digest}, its plugin.toml says {:?}", path.display(), self.sha256),
-            )
-            .with_help(
-                "the file was changed or damaged: install the plugin again, or package your own build anew",
-            ));
+        for (name, due) in self.companions.iter().chain([(&self.library, &self.sha256)]) {
+            let path = directory.join(name);
+            let digest = sha256_file(&path).map_err(|error| {
+                BackendError::new(ErrorCode::InvalidInput, format!("{}: {error}", path.display()))
+                    .with_help("install the plugin again")
+            })?;
+            if digest != due.to_ascii_lowercase() {
+                return Err(BackendError::new(
+                    ErrorCode::InvalidInput,
+                    format!("{} has SHA-256 {digest}, its plugin.toml says {due:?}", path.display()),
+                )
+                .with_help(
+                    "the file was changed or damaged: install the plugin again, or package your own build anew",
+                ));
+            }
         }
-        Ok(path)
+        Ok(directory.join(&self.library))
     }
 }
 
@@ -136,14 +146,20 @@ fn compatible(version: &str) -> bool {
 /// # Errors
 /// When a file cannot be read or written, or the manifest is not valid.
 pub fn package(dylib: &Path, manifest: &Path, directory: &Path) -> Result<Manifest> {
-    package_into(dylib, manifest, |_| directory.to_owned())
+    package_into(dylib, manifest, &[], |_| directory.to_owned())
 }
 
-/// As [`package`], into a directory that is chosen once the plugin's id is known.
+/// As [`package`], into a directory that is chosen once the plugin's id is known, with files that the dylib needs beside it:
+/// these, and those beside the dylib that the manifest names already.
 ///
 /// # Errors
 /// As for [`package`].
-pub fn package_into(dylib: &Path, manifest: &Path, place: impl FnOnce(&str) -> PathBuf) -> Result<Manifest> {
+pub fn package_into(
+    dylib: &Path,
+    manifest: &Path,
+    companions: &[PathBuf],
+    place: impl FnOnce(&str) -> PathBuf,
+) -> Result<Manifest> {
     let failed = |path: &Path, error: &dyn std::fmt::Display| {
         BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
     };
@@ -155,17 +171,28 @@ pub fn package_into(dylib: &Path, manifest: &Path, place: impl FnOnce(&str) -> P
             &format!("id {:?} must be lower-case letters, digits and '-'", filled.id),
         ));
     }
-    let name = dylib.file_name().ok_or_else(|| failed(dylib, &"not a file"))?;
-    filled.library = name.to_string_lossy().into_owned();
+    let name = |path: &Path| match path.file_name() {
+        Some(name) => Ok(name.to_string_lossy().into_owned()),
+        None => Err(failed(path, &"not a file")),
+    };
+    let digest = |path: &Path| sha256_file(path).map_err(|error| failed(path, &error));
+    filled.library = name(dylib)?;
     filled.abi = drophammer_abi::ABI_VERSION.to_owned();
-    filled.sha256 = sha256_file(dylib).map_err(|error| failed(dylib, &error))?;
+    filled.sha256 = digest(dylib)?;
+    let named = std::mem::take(&mut filled.companions).into_keys();
+    let beside: Vec<PathBuf> = named.map(|name| dylib.with_file_name(name)).collect();
+    for companion in beside.iter().chain(companions) {
+        filled.companions.insert(name(companion)?, digest(companion)?);
+    }
     let directory = &place(&filled.id);
     std::fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
-    // Replace, never overwrite: a running worker may have the old dylib mapped.
-    let staged = directory.join(format!(".{}.new", filled.library));
-    let target = directory.join(&filled.library);
-    std::fs::copy(dylib, &staged).map_err(|error| failed(dylib, &error))?;
-    std::fs::rename(&staged, &target).map_err(|error| failed(&target, &error))?;
+    for file in beside.iter().chain(companions).map(PathBuf::as_path).chain([dylib]) {
+        // Replace, never overwrite: a running worker may have the old one mapped.
+        let target = directory.join(name(file)?);
+        let staged = directory.join(format!(".{}.new", name(file)?));
+        std::fs::copy(file, &staged).map_err(|error| failed(file, &error))?;
+        std::fs::rename(&staged, &target).map_err(|error| failed(&target, &error))?;
+    }
     let document = toml::to_string(&filled).map_err(|error| failed(manifest, &error))?;
     let path = directory.join(MANIFEST_FILE);
     std::fs::write(&path, document).map_err(|error| failed(&path, &error))?;
@@ -211,6 +238,30 @@ mod tests {
         let error = crate::host::Plugin::open(&out, &crate::HostInfo::default()).unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidInput);
         assert!(error.message.contains("SHA-256"), "{error}");
+    }
+
+    #[test]
+    fn companions_come_along_are_verified_and_are_found_again_beside_the_dylib() {
+        let home = packaged();
+        let kernels = home.path().join("libkernels.so");
+        std::fs::write(&kernels, b"not really kernels").unwrap();
+        let (first, second) = (home.path().join("first"), home.path().join("second"));
+        let (dylib, manifest) = (home.path().join("libsample.so"), home.path().join("source.toml"));
+        package_into(&dylib, &manifest, &[kernels], |_| first.clone()).unwrap();
+        package(&first.join("libsample.so"), &first.join(MANIFEST_FILE), &second).unwrap();
+        let manifest = Manifest::read(&second).unwrap();
+        assert_eq!(manifest.companions.keys().collect::<Vec<_>>(), ["libkernels.so"]);
+        manifest.verified_library(&second).unwrap();
+        let path = second.join(MANIFEST_FILE);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("\"libkernels.so\" = "), "{text}");
+        std::fs::write(&path, text.replace("\"libkernels.so\" = ", "\"../libkernels.so\" = ")).unwrap();
+        assert!(Manifest::read(&second).unwrap_err().message.contains("companion"));
+        std::fs::write(second.join("libkernels.so"), b"tampered").unwrap();
+        let error = manifest.verified_library(&second).unwrap_err();
+        assert!(error.message.contains("libkernels.so has SHA-256"), "{error}");
+        std::fs::remove_file(second.join("libkernels.so")).unwrap();
+        assert_eq!(manifest.verified_library(&second).unwrap_err().code, ErrorCode::InvalidInput);
     }
 
     #[test]

@@ -2,12 +2,17 @@
 //!
 //! `direct speed MODEL.gguf [-p 512] [-n 128] [-t 2] [-r 3]` prints tokens per second of each run;
 //! `direct greedy MODEL.gguf PROMPT [-n 64] [-t 2]` prints the most probable continuation.
+//!
+//! Built with the feature `dynamic`, it takes its kernels from the directory that `DROPHAMMER_KERNELS` names: with that of
+//! the packaged plugin there and in `LD_LIBRARY_PATH`, both run the very same libraries.
 #![allow(unsafe_code, clippy::expect_used, clippy::unwrap_used)]
 
 use std::ffi::{CString, c_char, c_void};
 use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
+
+type NewPool = unsafe extern "C" fn(*mut sys::ggml_threadpool_params) -> *mut sys::ggml_threadpool;
 
 unsafe extern "C" fn quiet(_: sys::ggml_log_level, _: *const c_char, _: *mut c_void) {}
 
@@ -44,6 +49,9 @@ impl Direct {
         // SAFETY: parameters are plain data, the path lives during the call; all is freed by the process's end.
         unsafe {
             sys::llama_log_set(Some(quiet), std::ptr::null_mut());
+            if let Ok(place) = std::env::var("DROPHAMMER_KERNELS") {
+                sys::ggml_backend_load_all_from_path(CString::new(place).unwrap().as_ptr());
+            }
             sys::llama_backend_init();
             let model = sys::llama_model_load_from_file(path.as_ptr(), sys::llama_model_default_params());
             assert!(!model.is_null(), "the model cannot be loaded");
@@ -54,7 +62,11 @@ impl Direct {
             assert!(!context.is_null(), "no context");
             // As llama-bench does.
             let mut pool = sys::ggml_threadpool_params_default(threads);
-            let pool = sys::ggml_threadpool_new(&raw mut pool);
+            let cpu = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU);
+            let kernels = sys::ggml_backend_dev_backend_reg(cpu);
+            let new = sys::ggml_backend_reg_get_proc_address(kernels, c"ggml_threadpool_new".as_ptr());
+            let new = std::mem::transmute::<*mut c_void, NewPool>(new);
+            let pool = new(&raw mut pool);
             sys::llama_attach_threadpool(context, pool, pool);
             Self { model, context }
         }

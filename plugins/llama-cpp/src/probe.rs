@@ -49,8 +49,9 @@ fn told(device: &Device, compiled: &[String]) -> Told {
     let name = match device.kind {
         Kind::Cpu => {
             let features = compiled.iter().find_map(|line| line.strip_prefix("CPU: "));
+            let kernels = ffi::kernels().map(|kind| format!(", kernels for {kind}")).unwrap_or_default();
             let features = features.map(|features| format!(" ({features})")).unwrap_or_default();
-            format!("{}{features}", device.description)
+            format!("{}{kernels}{features}", device.description)
         }
         _ => device.description.clone(),
     };

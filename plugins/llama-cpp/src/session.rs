@@ -25,6 +25,10 @@ const MOST_BATCH: u32 = 2048;
 /// Most sequences that libllama holds.
 const MOST_SEQUENCES: u32 = 256;
 
+/// What reference mode cannot change: ggml has no other products with quantized weights.
+const ROUNDED: &str = "llama.cpp rounds activations to eight bits where weights are quantized, in reference mode too; \
+                       the native backend does not";
+
 /// A model that libllama runs.
 pub(crate) struct LlamaSession {
     context: Context,
@@ -51,6 +55,9 @@ impl LlamaSession {
         let placement =
             fit::place(&checked.source, &per_layer, request.device.as_deref(), wishes.gpu_layers)?;
         job.log(LogLevel::Info, &format!("{}, {}", ffi::version(), placement.told));
+        if request.reference && checked.source.tensors().iter().any(|tensor| tensor.dtype.is_block()) {
+            job.log(LogLevel::Warning, ROUNDED);
+        }
         let total = checked.source.tensor_bytes();
         let mut progress = |share: f32| {
             job.progress("loading", "", (f64::from(share) * total as f64) as u64, total);

@@ -12,12 +12,23 @@ const LARGEST_GRAPH: u64 = 256 << 20;
 /// The graph's file: `path` itself, or what a directory's `genai_config.json` names, or its only one.
 ///
 /// # Errors
-/// [`ErrorCode::InvalidInput`] where there is none.
+/// [`ErrorCode::InvalidInput`] where there is none, or the directory's configuration cannot be read.
 pub(crate) fn file(path: &Path) -> Result<PathBuf> {
+    let directory = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { path };
+    let config = directory.join("genai_config.json");
+    let config = if config.exists() {
+        // A directory whose configuration is damaged is not whole, whatever the graph's file says.
+        Some(read_json(&config).map_err(|error| {
+            BackendError::new(ErrorCode::InvalidInput, error.to_string()).with_help(
+                "Make the directory again, or put the .onnx file and its data into one of their own.",
+            )
+        })?)
+    } else {
+        None
+    };
     if path.is_file() {
         return Ok(path.to_owned());
     }
-    let config = read_json(&path.join("genai_config.json")).ok();
     let named = config.as_ref().and_then(|config| config.pointer("/model/decoder/filename")?.as_str());
     let name = named.unwrap_or("model.onnx");
     let plain = Path::new(name).components().count() == 1 && !name.contains("..");

@@ -63,6 +63,7 @@ fn invalid(message: String) -> BackendError {
 impl OrtSession {
     /// Loads the graph at the request's path.
     pub(crate) fn load(host: &HostInfo, request: &LoadRequest, job: &dyn JobContext) -> Result<Self> {
+        job.check()?;
         if !request.adapters.is_empty() {
             let message = "adapters cannot be attached to an ONNX graph";
             return Err(BackendError::new(ErrorCode::UnsupportedInput, message)
@@ -104,7 +105,27 @@ impl OrtSession {
                 if request.reference { "in reference mode" } else { "in fast mode" }
             ),
         );
-        Self::describe(model, &file, request)
+        let session = Self::describe(model, &file, request)?;
+        session.check_memory(&file, job)?;
+        Ok(session)
+    }
+
+    /// Refuses a cache that could grow beyond what the job may use.
+    fn check_memory(&self, file: &Path, job: &dyn JobContext) -> Result<()> {
+        let token: u64 =
+            self.kept.iter().map(|kept| (kept.heads * kept.width * size_of::<f32>()) as u64).sum();
+        let (sequences, context) = (self.limits.max_sequences, self.limits.context);
+        let bytes = token.saturating_mul(u64::from(context)).saturating_mul(u64::from(sequences));
+        let allowed = job.budgets().memory_bytes;
+        if allowed == 0 || bytes <= allowed {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: a cache for {sequences} sequences of {context} tokens takes {bytes} bytes, more than the {allowed} this job may use",
+            file.display()
+        );
+        Err(BackendError::new(ErrorCode::OutOfResources, message)
+            .with_help("Ask for a shorter context or fewer sequences, or allow more memory."))
     }
 
     /// Sees from inputs and outputs what kind of model it is.

@@ -60,6 +60,20 @@ impl Outline {
         Self { text, context, vocabulary, wanted }
     }
 
+    /// Numbers that the graph's variables keep for each token of a sequence.
+    pub(crate) fn cached_per_token(&self) -> u64 {
+        let layers = self.text.split("<layer ").filter(|layer| layer.contains("type=\"ReadValue\""));
+        let shapes = layers.filter_map(|layer| {
+            let (_, rest) = layer.split_once("variable_shape=\"")?;
+            Some(rest.split_once('"')?.0)
+        });
+        // Dimensions that are not numbers are those of sequences and tokens.
+        let numbers = |shape: &str| -> u64 {
+            shape.split(',').filter_map(|size| size.trim().parse::<u64>().ok()).fold(1, u64::saturating_mul)
+        };
+        shapes.map(numbers).fold(0, u64::saturating_add)
+    }
+
     /// The graph with one more input, of shape `[rows]`: only these rows of the marked operation's output go on to what
     /// comes after it. `None` where no operation is marked.
     pub(crate) fn with_wanted_rows(&self, input: &str) -> Option<String> {
@@ -113,6 +127,7 @@ mod tests {
             <edge from-layer=\"1\" from-port=\"1\" to-layer=\"7\" to-port=\"0\"/></edges>\
             <rt_info><drophammer><wanted value=\"1\"/><one value=\"64\"/><context value=\"128\"/></drophammer></rt_info></net>";
         let outline = Outline::of(graph.to_owned());
+        assert_eq!(outline.cached_per_token(), 0);
         assert_eq!((outline.context, outline.vocabulary), (Some(128), None));
         let text = outline.with_wanted_rows("wanted").unwrap();
         for part in [
@@ -124,5 +139,21 @@ mod tests {
             assert!(text.contains(part), "{part} is not in {text}");
         }
         assert!(Outline::of(graph.replace("wanted", "other")).with_wanted_rows("wanted").is_none());
+    }
+
+    #[test]
+    fn what_is_cached_per_token_is_read_from_the_variables() {
+        let variable = |id: u32, shape: &str| {
+            format!(
+                "<layer id=\"{id}\" name=\"v\" type=\"ReadValue\" version=\"opset6\">\
+                 <data variable_id=\"v{id}\" variable_type=\"f32\" variable_shape=\"{shape}\"/></layer>"
+            )
+        };
+        let graph = format!(
+            "<net ><layers>{}{}<layer id=\"3\" type=\"Assign\"><data variable_id=\"v1\" variable_shape=\"?,4,?,64\"/></layer></layers></net>",
+            variable(1, "?,4,?,64"),
+            variable(2, "?,2,?,32")
+        );
+        assert_eq!(Outline::of(graph).cached_per_token(), 4 * 64 + 2 * 32);
     }
 }

@@ -81,6 +81,7 @@ fn unsupported(message: String, help: &str) -> BackendError {
 impl OpenVinoSession {
     /// Loads what lies at the request's path: a directory or the graph's file.
     pub(crate) fn load(host: &HostInfo, request: &LoadRequest, job: &dyn JobContext) -> Result<Self> {
+        job.check()?;
         if let Some(adapter) = request.adapters.first() {
             return Err(unsupported(
                 format!("{}: OpenVINO models take no adapters when they are loaded", adapter.display()),
@@ -95,6 +96,21 @@ impl OpenVinoSession {
         let device = request.device.clone().unwrap_or_else(|| "CPU".to_owned());
         let threads = job.budgets().threads;
         let properties = properties(host, request, threads);
+        let context =
+            request.context.unwrap_or(outline.context.unwrap_or(USUAL_CONTEXT).min(USUAL_CONTEXT)).max(1);
+        let sequences = request.max_sequences.max(1);
+        let tokens = u64::from(context) * u64::from(sequences);
+        let bits = outline.cached_per_token().saturating_mul(tokens).saturating_mul(cache_bits(&properties));
+        let bytes = bits / 8;
+        let allowed = job.budgets().memory_bytes;
+        if allowed > 0 && bytes > allowed {
+            let message = format!(
+                "{}: a cache for {sequences} sequences of {context} tokens takes {bytes} bytes, more than the {allowed} this job may use",
+                graph.display()
+            );
+            return Err(BackendError::new(ErrorCode::OutOfResources, message)
+                .with_help("Ask for a shorter context or fewer sequences, or allow more memory."));
+        }
         let shortened = shortened(host, &graph, &outline)?;
         let compiled = runtime.compile(&shortened, &weights, &device, &properties)?;
         let inputs = compiled.inputs()?;
@@ -115,9 +131,6 @@ impl OpenVinoSession {
             )
         })?;
         let decoder = inputs.iter().any(|name| name == "beam_idx");
-        let context =
-            request.context.unwrap_or(outline.context.unwrap_or(USUAL_CONTEXT).min(USUAL_CONTEXT)).max(1);
-        let sequences = request.max_sequences.max(1);
         job.log(
             LogLevel::Info,
             &format!(
@@ -311,6 +324,17 @@ fn shortened(host: &HostInfo, graph: &Path, outline: &Outline) -> Result<PathBuf
     std::fs::write(&staged, text).map_err(failed)?;
     std::fs::rename(&staged, &path).map_err(failed)?;
     Ok(path)
+}
+
+/// Bits that the runtime takes for a cached number: eight unless a property says otherwise.
+fn cache_bits(properties: &[(String, String)]) -> u64 {
+    let told = properties.iter().find(|(key, _)| key == "KV_CACHE_PRECISION");
+    match told.map(|(_, value)| value.to_lowercase()).as_deref() {
+        Some("f32") => 32,
+        Some("f16" | "bf16") => 16,
+        Some("u4") => 4,
+        _ => 8,
+    }
 }
 
 /// How the runtime is to work. Options in capitals are properties of the runtime and have the last word.

@@ -16,7 +16,7 @@ struct Options {
     /// The plugin's source folder, where `conformance.toml` may lie.
     #[arg(long)]
     source: PathBuf,
-    /// Directory with installed runtimes.
+    /// Directory with installed runtimes. Where it is given, a plugin without its runtime fails; else it is skipped.
     #[arg(long, env = "DROPHAMMER_RUNTIMES")]
     runtimes: Option<PathBuf>,
     /// Only these cases.
@@ -52,7 +52,10 @@ fn run(options: &Options) -> Result<bool> {
     for name in &options.case {
         ensure!(CASES.iter().any(|case| case.name == name), "there is no case {name:?}; --list names them");
     }
-    let subject = Subject::open(&options.plugin, &options.source, options.runtimes.as_deref())?;
+    let Some(subject) = Subject::open(&options.plugin, &options.source, options.runtimes.as_deref())? else {
+        println!("{} skipped: its runtime is missing", options.plugin.display());
+        return Ok(true);
+    };
     if let Some(path) = &options.load {
         load_once(&subject, path)?;
         return Ok(true);

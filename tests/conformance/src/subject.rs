@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use drophammer_sdk::host::Plugin;
 use drophammer_sdk::{
     Backend, BackendError, Batch, Budgets, ForgeRequest, FormatSupport, Goal, HostInfo, JobContext,
@@ -82,12 +82,12 @@ impl JobContext for Silent {
 }
 
 impl Subject {
-    /// Opens the plugin packaged in `directory`, whose source is `folder`. `None` where its runtime is missing here: the
-    /// plugin said so, with the remedy.
+    /// Opens the plugin packaged in `directory`, whose source is `folder`. `None` where its runtime is missing and no
+    /// directory with runtimes was given: the plugin said so, with the remedy.
     ///
     /// # Errors
     /// When it cannot be opened, or offers no format that it also runs.
-    pub fn open(directory: &Path, folder: &Path, runtimes: Option<&Path>) -> Result<Self> {
+    pub fn open(directory: &Path, folder: &Path, runtimes: Option<&Path>) -> Result<Option<Self>> {
         let host = HostInfo {
             version: env!("CARGO_PKG_VERSION").into(),
             runtimes: runtimes.unwrap_or(Path::new("")).to_owned(),
@@ -99,13 +99,14 @@ impl Subject {
         for problem in &report.problems {
             eprintln!("{}: {}", problem.message, problem.help);
         }
-        let (format, scheme) = report
-            .formats
-            .iter()
-            .filter(|format| format.make && format.run)
-            .find_map(|format| Some((format.format.clone(), plain(format)?)))
-            .context("the plugin offers no format that it both makes and runs at plain precision")?;
-        Ok(Self { plugin, exceptions: Exceptions::read(folder)?, format, scheme })
+        let mut both = report.formats.iter().filter(|format| format.make && format.run);
+        let Some((format, scheme)) = both.find_map(|format| Some((format.format.clone(), plain(format)?)))
+        else {
+            let missing = runtimes.is_none() && !report.problems.is_empty();
+            ensure!(missing, "the plugin offers no format that it both makes and runs at plain precision");
+            return Ok(None);
+        };
+        Ok(Some(Self { plugin, exceptions: Exceptions::read(folder)?, format, scheme }))
     }
 
     /// The manifest's id.

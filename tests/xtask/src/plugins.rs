@@ -6,10 +6,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use drophammer_sdk::manifest::{MANIFEST_FILE, package};
+use drophammer_sdk::manifest::{MANIFEST_FILE, package_into};
+use serde_json::Value;
 
 use crate::runtimes;
-use crate::shell::{self, cargo, root, target};
+use crate::shell::{self, cargo, equipped_cargo, root, target};
 
 /// Options of the task.
 #[derive(clap::Args)]
@@ -17,17 +18,27 @@ pub(crate) struct Options {
     /// Optimized.
     #[arg(long)]
     release: bool,
+    /// llama.cpp with kernels for every kind of processor, the best chosen when it is opened. Takes long to compile, and no
+    /// test covers it yet.
+    #[arg(long)]
+    every_processor: bool,
     /// Only these plugins, by folder name; all by default.
     names: Vec<String>,
 }
 
 /// The task.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    build(options.release, &options.names)
+    let features = if options.every_processor { &["drophammer-llama-cpp/dynamic"][..] } else { &[] };
+    build_with(options.release, features, &options.names)
 }
 
 /// Builds the `drophammer` binary and the plugins (all, where no names are given), and packages the plugins.
 pub(crate) fn build(release: bool, names: &[String]) -> Result<()> {
+    build_with(release, &[], names)
+}
+
+/// The same with features of the plugins' crates.
+fn build_with(release: bool, features: &[&str], names: &[String]) -> Result<()> {
     let sources = sources(names)?;
     // Its session half is built against the runtime's headers. Without them it is built all the same, and says so.
     if sources.iter().any(|source| source.ends_with("plugins/mlx"))
@@ -35,25 +46,52 @@ pub(crate) fn build(release: bool, names: &[String]) -> Result<()> {
     {
         eprintln!("the MLX plugin will run no models: {error:#}");
     }
-    let mut build = cargo(&["build", "--package", "drophammer-cli"]);
+    let arguments = ["build", "--message-format", "json-render-diagnostics", "--package", "drophammer-cli"];
+    let llama = sources.iter().any(|source| source.ends_with("plugins/llama-cpp"));
+    let mut build = if llama { equipped_cargo(&arguments) } else { cargo(&arguments) };
     for source in &sources {
         build.args(["--package", &crate_name(source)?]);
     }
     if release {
         build.arg("--release");
     }
-    shell::run(&mut build)?;
+    for feature in features {
+        build.args(["--features", feature]);
+    }
+    let messages = shell::read(&mut build)?;
     let built = target().join(if release { "release" } else { "debug" });
     for source in &sources {
         let place = if source.starts_with(root().join("plugins")) { "plugins" } else { "test-plugins" };
         let name = source.file_name().context("a plugin's folder has a name")?;
         let dylib = built.join(library_name(&crate_name(source)?));
         let directory = built.join(place).join(name);
-        let manifest = package(&dylib, &source.join(MANIFEST_FILE), &directory)
+        let companions = companions(&messages, &crate_name(source)?)?;
+        let manifest = package_into(&dylib, &source.join(MANIFEST_FILE), &companions, |_| directory.clone())
             .with_context(|| format!("packaging {}", source.display()))?;
         println!("{} {} → {}", manifest.id, manifest.version, directory.display());
     }
     Ok(())
+}
+
+/// Files that a crate's build script left in `companions` of its directory, among cargo's messages: they go beside the dylib.
+fn companions(messages: &str, package: &str) -> Result<Vec<PathBuf>> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let out = messages.filter(|message| message["reason"] == "build-script-executed").find(|message| {
+        message["package_id"].as_str().is_some_and(|id| id.contains(&format!("#{package}@")))
+    });
+    let Some(out) = out.as_ref().and_then(|message| message["out_dir"].as_str()) else {
+        return Ok(Vec::new());
+    };
+    let directory = Path::new(out).join("companions");
+    if !directory.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
+        files.push(entry?.path());
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Folders that hold a plugin's crate.

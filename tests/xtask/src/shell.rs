@@ -1,7 +1,7 @@
 //! Running commands: shown before they run, failing loudly.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -16,10 +16,16 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// A cargo command in the repository's root, told where the tools are that builds need.
+/// A cargo command in the repository's root.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
+    command
+}
+
+/// The same, told where the tools are that compiling llama.cpp needs: they are fetched where they are missing.
+pub(crate) fn equipped_cargo(arguments: &[&str]) -> Command {
+    let mut command = cargo(arguments);
     command.envs(crate::toolchain::environment().iter().map(|(name, value)| (name, value)));
     command
 }
@@ -36,6 +42,21 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("`{line}` ended with {status}");
     }
     Ok(())
+}
+
+/// Runs a command to its end and gives what it printed.
+///
+/// # Errors
+/// As [`run`], and when it prints no text.
+pub(crate) fn read(command: &mut Command) -> Result<String> {
+    let line = describe(command);
+    eprintln!("\n$ {line}");
+    let output =
+        command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{line}`"))?;
+    if !output.status.success() {
+        bail!("`{line}` ended with {}", output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("the output of `{line}`"))
 }
 
 /// Whether a command answers `--version`.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::shell::{self, available, cargo};
+use crate::shell::{self, available, cargo, equipped_cargo};
 use crate::{clients, fetch, plugins, runtimes};
 
 /// Options of the task.
@@ -18,14 +18,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     shell::run(&mut cargo(&["fmt", "--all", "--check"]))?;
     // First, since plugins are built against the headers of some.
     let runtimes = if options.quick { None } else { Some(runtimes::provide()?) };
-    shell::run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    shell::run(&mut equipped_cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     // End-to-end tests run the binary and load the plugins packaged beside it.
     plugins::build(false, &[])?;
     let nextest = available(&mut cargo(&["nextest", "--version"]));
     let mut tests = if nextest {
-        cargo(&["nextest", "run", "--workspace", "--no-fail-fast"])
+        equipped_cargo(&["nextest", "run", "--workspace", "--no-fail-fast"])
     } else {
-        cargo(&["test", "--workspace", "--lib", "--bins", "--tests"])
+        equipped_cargo(&["test", "--workspace", "--lib", "--bins", "--tests"])
     };
     if let Some(runtimes) = runtimes {
         // Tests that need what is fetched here are ignored otherwise.
@@ -39,8 +39,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.quick {
         return Ok(());
     }
-    shell::run(&mut cargo(&["test", "--workspace", "--doc"]))?;
-    shell::run(cargo(&["doc", "--workspace", "--no-deps"]).env(
+    shell::run(&mut equipped_cargo(&["test", "--workspace", "--doc"]))?;
+    shell::run(equipped_cargo(&["doc", "--workspace", "--no-deps"]).env(
         "RUSTDOCFLAGS",
         "-D warnings -A rustdoc::private-intra-doc-links -A rustdoc::redundant-explicit-links",
     ))?;

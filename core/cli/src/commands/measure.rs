@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use drophammer_client::api::{BenchArtifact, BenchReport, EvalPosition, EvalReport, EvalTensor};
+use drophammer_daemon::library::Published;
 use drophammer_daemon::worker::protocol::{BenchOrder, LogitsOrder, MeasureOrder, Outcome, Work};
 use drophammer_formats::Source;
 use drophammer_infer::measure::PositionMean;
 use drophammer_models::Checkpoint;
 use drophammer_models::rope::RopeLayout;
 use drophammer_quant::metrics::ErrorSums;
+use drophammer_quant::presets::PRESETS;
 use drophammer_sdk::{ForgeReport, LoadRequest};
 
 use super::table::{columns, maybe, size};
@@ -202,8 +204,10 @@ pub(super) async fn bench(arguments: Bench) -> Result<()> {
             prefill_tps: benched.bench.prefill.median_tps,
             decode_tps: benched.bench.decode.median_tps,
             peak_memory_bytes: finished.peak_memory_bytes.unwrap_or(0),
+            ..BenchArtifact::default()
         });
     }
+    compare(&mut report.artifacts);
     answer(arguments.output.json, &report, |report| {
         let row = |artifact: &BenchArtifact| {
             vec![
@@ -216,6 +220,8 @@ pub(super) async fn bench(arguments: Bench) -> Result<()> {
                 format!("{:.1}", artifact.prefill_tps),
                 format!("{:.1}", artifact.decode_tps),
                 size(artifact.peak_memory_bytes),
+                times(artifact.prefill_speedup),
+                times(artifact.decode_speedup),
             ]
         };
         let rows: Vec<_> = report.artifacts.iter().map(row).collect();
@@ -230,6 +236,8 @@ pub(super) async fn bench(arguments: Bench) -> Result<()> {
                 "prefill t/s",
                 "decode t/s",
                 "memory",
+                "prefill/F16",
+                "decode/F16",
             ],
             &rows,
         )
@@ -261,9 +269,38 @@ fn unexpected() -> Failure {
     Failure::new(Exit::Failed, "the worker answered with something else than was asked for", "report this")
 }
 
-/// How most of an artifact's weights are stored.
+/// Speeds beside those of the artifact at F16 that the same backend ran, if one of them is that.
+fn compare(artifacts: &mut [BenchArtifact]) {
+    let plain: Vec<BenchArtifact> = artifacts
+        .iter()
+        .filter(|artifact| matches!(artifact.scheme.as_str(), "f16" | "fp16"))
+        .cloned()
+        .collect();
+    for artifact in artifacts {
+        let Some(plain) = plain.iter().find(|plain| plain.backend == artifact.backend) else { continue };
+        let ratio = |ours: f64, theirs: f64| (theirs > 0.0).then(|| ours / theirs);
+        artifact.prefill_speedup = ratio(artifact.prefill_tps, plain.prefill_tps);
+        artifact.decode_speedup = ratio(artifact.decode_tps, plain.decode_tps);
+    }
+}
+
+/// A multiple, `1.98×`.
+fn times(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| maybe(None, 2), |ratio| format!("{ratio:.2}×"))
+}
+
+/// An artifact's scheme: what its manifest in the library says, or what a GGUF file says of itself, or how most of its
+/// weights are stored.
 fn scheme(path: &Path) -> Option<String> {
+    let directory = if path.is_dir() { path } else { path.parent()? };
+    if let Ok(published) = Published::read(directory.to_owned()) {
+        return Some(published.manifest.target.scheme);
+    }
     let source = Source::open(path).ok()?;
+    let told = source.metadata().u64("general.file_type");
+    if let Some(preset) = PRESETS.iter().find(|preset| Some(u64::from(preset.file_type)) == told) {
+        return Some(preset.name.to_owned());
+    }
     let mut weights: BTreeMap<String, u64> = BTreeMap::new();
     for tensor in source.tensors() {
         *weights.entry(tensor.dtype.to_string()).or_default() += tensor.elements();
@@ -279,4 +316,32 @@ fn bytes(path: &Path) -> u64 {
     }
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     entries.map(|entry| bytes(&entry.path())).fold(0, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speeds_are_told_beside_f16_of_the_same_backend_and_only_beside_that() {
+        let artifact = |backend: &str, scheme: &str, tps: f64| BenchArtifact {
+            backend: backend.into(),
+            scheme: scheme.into(),
+            prefill_tps: 10.0 * tps,
+            decode_tps: tps,
+            ..BenchArtifact::default()
+        };
+        let mut artifacts = [
+            artifact("a", "q4_0", 30.0),
+            artifact("a", "f16", 10.0),
+            artifact("b", "int4", 7.0),
+            artifact("b", "fp16", 0.0),
+            artifact("c", "f16", 5.0),
+        ];
+        compare(&mut artifacts);
+        let decode: Vec<_> = artifacts.iter().map(|artifact| artifact.decode_speedup).collect();
+        assert_eq!(decode, [Some(3.0), Some(1.0), None, None, Some(1.0)]);
+        assert_eq!(artifacts[0].prefill_speedup, Some(3.0));
+        assert_eq!((times(decode[0]), times(decode[2])), ("3.00×".into(), "–".into()));
+    }
 }

@@ -59,7 +59,7 @@ async fn probed(shop: &Workshop, mut plugin: Installed) -> Plugin {
 pub(super) fn install(dylib: &Path, manifest: &Path, into: Option<PathBuf>) -> Result<()> {
     let root = drophammer_daemon::home::find()?;
     let place = into.unwrap_or_else(|| root.join("plugins"));
-    let installed = package_into(dylib, manifest, |id| place.join(id)).map_err(|error| {
+    let installed = package_into(dylib, manifest, &[], |id| place.join(id)).map_err(|error| {
         let help = "name the built dylib, and its plugin.toml with --manifest";
         Failure::new(
             Exit::Failed,

@@ -127,6 +127,13 @@ pub struct BenchArtifact {
     pub decode_tps: f64,
     /// Peak resident memory.
     pub peak_memory_bytes: u64,
+    /// Prompt tokens per second as a multiple of what the artifact at F16 reaches on the same backend, where one of those
+    /// measured is that.
+    #[serde(default)]
+    pub prefill_speedup: Option<f64>,
+    /// The same for generated tokens.
+    #[serde(default)]
+    pub decode_speedup: Option<f64>,
 }
 
 /// Answer of `devices`: every device some plugin reaches, once per plugin.

@@ -49,7 +49,7 @@ fn documents_carry_the_fields_the_command_line_promises() {
     check::<EvalTensor>("name dtype elements rmse relative largest");
     check::<BenchReport>("artifacts");
     check::<BenchArtifact>(
-        "path backend scheme bytes threads load_seconds prefill_tps decode_tps peak_memory_bytes",
+        "path backend scheme bytes threads load_seconds prefill_tps decode_tps peak_memory_bytes prefill_speedup decode_speedup",
     );
     check::<Models>("models");
     check::<ModelEntry>("name state artifacts");

@@ -1,6 +1,6 @@
 //! A model at work: its cache, its threads, its outputs.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
 use drophammer_sdk::{BackendError, Batch, ErrorCode, JobContext, Result};
@@ -190,7 +190,8 @@ impl Context {
         // SAFETY: parameters are plain data; pool and context are freed in order when this is dropped.
         unsafe {
             let mut parameters = sys::ggml_threadpool_params_default(self.settings.threads as i32);
-            self.pool = sys::ggml_threadpool_new(&raw mut parameters);
+            let Some(new) = pools::<NewPool>(c"ggml_threadpool_new") else { return };
+            self.pool = new(&raw mut parameters);
             if !self.pool.is_null() {
                 sys::llama_attach_threadpool(self.pointer, self.pool, self.pool);
             }
@@ -354,10 +355,31 @@ impl Drop for Context {
         // SAFETY: the context goes before its threads, its adapters and its model.
         unsafe {
             sys::llama_free(self.pointer);
-            if !self.pool.is_null() {
-                sys::ggml_threadpool_free(self.pool);
+            if let Some(free) = pools::<FreePool>(c"ggml_threadpool_free").filter(|_| !self.pool.is_null()) {
+                free(self.pool);
             }
         }
+    }
+}
+
+type NewPool = unsafe extern "C" fn(*mut sys::ggml_threadpool_params) -> *mut sys::ggml_threadpool;
+type FreePool = unsafe extern "C" fn(*mut sys::ggml_threadpool);
+
+/// A function of the processor's kernels by its name: they may lie in a library that was chosen when the program started.
+///
+/// # Safety
+/// `F` is the type of the function of this name.
+unsafe fn pools<F: Copy>(name: &CStr) -> Option<F> {
+    // SAFETY: the device and its backend live as long as the program; the address is that of a function of type `F`, as
+    // the caller says, or null. A function's address is as large as a pointer.
+    unsafe {
+        let device = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU);
+        if device.is_null() {
+            return None;
+        }
+        let backend = sys::ggml_backend_dev_backend_reg(device);
+        let address = sys::ggml_backend_reg_get_proc_address(backend, name.as_ptr());
+        (!address.is_null()).then(|| std::mem::transmute_copy(&address))
     }
 }
 

@@ -51,6 +51,18 @@ pub(super) fn aside<T>(call: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Runs a call and gives what the library said meanwhile.
+pub(super) fn kept(call: impl FnOnce()) -> Vec<String> {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let keep = Arc::clone(&lines);
+    let listener = state().listener.replace(Arc::new(move |_, line: &str| {
+        keep.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
+    }));
+    call();
+    state().listener = listener;
+    std::mem::take(&mut *lines.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
 /// Forgets earlier errors: what follows is about a new call.
 pub(crate) fn clear_errors() {
     state().errors.clear();

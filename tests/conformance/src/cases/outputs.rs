@@ -19,23 +19,38 @@ pub(super) fn trained_model(subject: &Subject) -> Result<String> {
 
 /// How one fixture went.
 enum Fixture {
-    Equal(f32),
+    /// Largest difference, and the share of rows with the same largest output.
+    Equal(f32, f32),
     Unsupported(String),
     Wrong(String),
+}
+
+impl std::fmt::Display for Fixture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Equal(largest, top1) => {
+                write!(f, "equal, largest difference {largest:.1e}, top-1 {:.1}%", top1 * 100.0)
+            }
+            Self::Unsupported(why) => write!(f, "unsupported: {why}"),
+            Self::Wrong(why) => f.write_str(why),
+        }
+    }
 }
 
 pub(super) fn architectures(subject: &Subject) -> Result<String> {
     let (mut equal, mut worst, mut problems) = (0, (0.0, String::new()), Vec::new());
     for (name, directory) in fixtures()? {
         let excepted = subject.exceptions.models.get(&name);
-        match (one(subject, &name, &directory)?, excepted) {
-            (Fixture::Equal(found), None) => {
+        let fixture = one(subject, &name, &directory)?;
+        eprintln!("{name:<28} {fixture}");
+        match (fixture, excepted) {
+            (Fixture::Equal(found, _), None) => {
                 equal += 1;
                 if found > worst.0 {
                     worst = (found, name);
                 }
             }
-            (Fixture::Equal(_), Some(_)) => problems.push(format!("{name}: works, so it is no exception")),
+            (Fixture::Equal(..), Some(_)) => problems.push(format!("{name}: works, so it is no exception")),
             (Fixture::Unsupported(why) | Fixture::Wrong(why), None) => {
                 problems.push(format!("{name}: {why}"));
             }
@@ -71,10 +86,18 @@ fn one(subject: &Subject, name: &str, directory: &std::path::Path) -> Result<Fix
     let found = difference(&rows, &reference.due);
     let tolerance = subject.exceptions.tolerance_of(name);
     Ok(if found <= tolerance {
-        Fixture::Equal(found)
+        Fixture::Equal(found, same_best(&rows, &reference.due))
     } else {
-        Fixture::Wrong(format!("largest difference {found}, more than {tolerance}"))
+        let same = same_best(&rows, &reference.due) * 100.0;
+        Fixture::Wrong(format!("largest difference {found}, more than {tolerance}; top-1 {same:.1}%"))
     })
+}
+
+/// The share of rows whose largest value is at the same place.
+fn same_best(found: &[Vec<f32>], due: &[Vec<f32>]) -> f32 {
+    let best = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]));
+    let same = found.iter().zip(due).filter(|(found, due)| best(found) == best(due)).count();
+    same as f32 / due.len().max(1) as f32
 }
 
 pub(super) fn adapters(subject: &Subject) -> Result<String> {

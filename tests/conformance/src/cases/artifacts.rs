@@ -102,7 +102,8 @@ pub(super) fn bad_input(subject: &Subject) -> Result<String> {
             let told = bytes.trim_ascii_end();
             with(format!("{name} without its last byte"), &told[..told.len() - 1])?;
             // Files of nothing but numbers begin with numbers: zeros are as good as others.
-            if !name.ends_with(".bin") && !name.ends_with(".data") {
+            let numbers = file.extension().is_some_and(|kind| kind == "bin" || kind == "data");
+            if !numbers {
                 with(format!("{name} with its beginning zeroed"), &[&[0; 64], &bytes[64..]].concat())?;
             }
         }

@@ -9,6 +9,7 @@ use std::path::Path;
 use drophammer_formats::layout::Layout;
 use drophammer_formats::{DType, TensorDecl, gguf};
 use drophammer_models::export::gguf::GgufExport;
+use drophammer_quant::compensate::{Collected, Compensator};
 use drophammer_quant::importance::{Importance as Statistics, ImportanceError};
 use drophammer_quant::pass::{self, Importance, Item};
 use drophammer_quant::presets::{self, Choice, Override, Preset, Tensor};
@@ -32,6 +33,8 @@ pub struct Plan {
     pub notes: Vec<String>,
     export: GgufExport,
     tensors: Vec<TensorDecl>,
+    /// Whether rounding errors are made up for.
+    compensate: bool,
 }
 
 /// Names of all schemes, largest first.
@@ -58,7 +61,8 @@ pub fn plan(request: &ForgeRequest) -> Result<Plan> {
                 .with_help(fault.help())
         })?;
     let notes = fallbacks(&export, preset, informed, &overrides, &tensors);
-    Ok(Plan { preset, layout, notes, export, tensors })
+    let compensate = compensates(&request.goal)?;
+    Ok(Plan { preset, layout, notes, export, tensors, compensate })
 }
 
 /// The preset that a goal names.
@@ -82,6 +86,14 @@ pub fn preset_of(goal: &Goal) -> Result<&'static Preset> {
             format!("Choose one of: {}.", schemes().collect::<Vec<_>>().join(", ")),
         ),
     }
+}
+
+/// `compensate`: rounding errors are made up for, by products of activations that lie beside the importance matrix.
+fn compensates(goal: &Goal) -> Result<bool> {
+    let Some(value) = goal.options.get("compensate") else { return Ok(false) };
+    value.as_bool().ok_or_else(|| {
+        BackendError::new(ErrorCode::InvalidRequest, "option `compensate` is neither true nor false")
+    })
 }
 
 /// `overrides`: a list of `PATTERN=TYPE`.
@@ -133,9 +145,25 @@ impl Plan {
     /// # Errors
     /// For importance of another model, and types that weights are not written in.
     pub fn items(&self, importance: &BTreeMap<String, Importance>) -> Result<Vec<Item<'_>>> {
+        self.compensated_items(importance, |_| None)
+    }
+
+    fn compensated_items(
+        &self,
+        importance: &BTreeMap<String, Importance>,
+        compensator: impl Fn(&TensorDecl) -> Option<Compensator>,
+    ) -> Result<Vec<Item<'_>>> {
         self.export
-            .items(&self.tensors, |name| importance.get(name).cloned())
+            .compensated_items(&self.tensors, |name| importance.get(name).cloned(), compensator)
             .map_err(|error| failure::of_pass(&error))
+    }
+
+    /// The work as it is estimated, before there are products: only its size is right.
+    fn estimated_items(&self) -> Result<Vec<Item<'_>>> {
+        self.compensated_items(&BTreeMap::new(), |tensor| {
+            let columns = tensor.shape.last().filter(|_| self.compensate && tensor.shape.len() == 2)?;
+            Some(Compensator::new(usize::try_from(*columns).ok()?, || Err("this is an estimate".into())))
+        })
     }
 }
 
@@ -165,8 +193,14 @@ pub fn quantize(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeRep
         Some(path) => importance_of(path, &plan.export)?,
         None => BTreeMap::new(),
     };
-    let items = plan.items(&importance)?;
+    let collected = plan.compensate.then(|| collected(request)).transpose()?;
+    let items = plan.compensated_items(&importance, |tensor| {
+        // Experts would need products of their own.
+        let columns = tensor.shape.last().filter(|_| tensor.shape.len() == 2)?;
+        collected.as_ref()?.of(&tensor.name, *columns)
+    })?;
     let recipe = Recipe::new("gguf", env!("CARGO_PKG_VERSION"), plan.preset.name)
+        .with_option("compensate", if plan.compensate { "yes" } else { "no" })
         .with_source(plan.export.checkpoint().source())?
         .with_files(request.adapters.iter().chain(&request.imatrix))?;
     crate::run(&request.staging, &plan.layout, &items, &recipe, job)?;
@@ -200,7 +234,7 @@ pub fn estimate(source: &Path, goal: &Goal) -> Result<Estimate> {
 }
 
 fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
-    let items = plan.items(&BTreeMap::new())?;
+    let items = plan.estimated_items()?;
     let options = pass::Options::default();
     let work = pass::estimate(&items, &options).map_err(|error| failure::of_pass(&error))?;
     let mut notes = plan.notes.clone();
@@ -211,6 +245,9 @@ fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
     estimate.reason = (!notes.is_empty()).then(|| notes.join("; "));
     let how = if plan.preset.base.is_block() { "as" } else { "in" };
     estimate.steps = vec![format!("read each tensor and write it {how} {} in one pass", plan.preset.name)];
+    if plan.compensate {
+        estimate.steps.push("choose codes column by column, so that later ones make up for errors".into());
+    }
     estimate.bytes = plan.layout.total_bytes();
     estimate.peak_memory_bytes = work.peak_bytes + WORKER_BYTES;
     let rate = weights_per_second(plan.preset.base) * work.threads as f64;
@@ -227,6 +264,18 @@ fn weights_per_second(dtype: DType) -> f64 {
         DType::Q2K | DType::Q3K | DType::Q4K | DType::Q5K | DType::Q6K => 40e6,
         _ => 6e6,
     }
+}
+
+/// The products of activations that a request brings.
+fn collected(request: &ForgeRequest) -> Result<Collected> {
+    let missing = |what: String| {
+        BackendError::new(ErrorCode::InvalidRequest, what)
+            .with_help("Collect them with `drophammer imatrix --products` and name the file as --imatrix.")
+    };
+    let path = request.imatrix.as_ref().ok_or_else(|| {
+        missing("making up for rounding errors needs products of activations, and there is no imatrix".into())
+    })?;
+    Collected::open(path).map_err(|error| missing(format!("{}: {error}", path.display())))
 }
 
 /// Activation statistics in llama.cpp's form, whatever model they are of.

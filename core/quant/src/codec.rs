@@ -32,6 +32,17 @@ pub trait Codec: Send + Sync {
     /// If the lengths do not fit together. [`dequantize`] checks them first.
     fn decode(&self, blocks: &[u8], out: &mut [f32]);
 
+    /// The largest code of a type whose weights are `low + step · code`, low and step being those of its block; 0 for other types.
+    fn top_code(&self) -> u8 {
+        0
+    }
+
+    /// Replaces the codes of encoded blocks (one per weight, at most [`Codec::top_code`]); scales and offsets stay. Types without
+    /// such codes stay as they are.
+    fn recode(&self, blocks: &mut [u8], codes: &[u8]) {
+        let _ = (blocks, codes);
+    }
+
     /// [`Codec::encode`] with the instructions of a given level; the bytes are the same at every level.
     fn encode_at(&self, level: Level, rows: &[f32], importance: Option<&[f32]>, out: &mut [u8]);
 
@@ -178,6 +189,14 @@ pub(crate) trait BlockFormat: Send + Sync + 'static {
     /// Its block: plain bytes of alignment 1.
     type Block: bytemuck::Pod;
 
+    /// See [`Codec::top_code`].
+    const TOP: u8 = 0;
+
+    /// Replaces the codes of a block.
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        let _ = (block, codes);
+    }
+
     /// Encodes `rows`, as many blocks as `out` holds, with the instructions of `level`.
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [Self::Block]);
 
@@ -215,6 +234,17 @@ impl<F: BlockFormat> Codec for BlockCodec<F> {
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
         self.decode_at(simd::level(), blocks, out);
+    }
+
+    fn top_code(&self) -> u8 {
+        F::TOP
+    }
+
+    fn recode(&self, blocks: &mut [u8], codes: &[u8]) {
+        let blocks: &mut [F::Block] = bytemuck::cast_slice_mut(blocks);
+        for (block, codes) in blocks.iter_mut().zip(codes.chunks_exact(F::DTYPE.block_elements())) {
+            F::recode(block, codes);
+        }
     }
 
     fn encode_at(&self, level: Level, rows: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {

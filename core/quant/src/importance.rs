@@ -10,7 +10,7 @@ use drophammer_formats::gguf::{self, Metadata};
 use drophammer_formats::{DType, Source, TensorDecl};
 use thiserror::Error;
 
-use crate::pass;
+use crate::{compensate, pass};
 
 /// Statistics of one matrix.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -75,6 +75,9 @@ pub enum ImportanceError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// The file holds no products of activations.
+    #[error("it holds no products of activations, which making up for errors needs")]
+    NoProducts,
     /// The statistics are of a model of another shape.
     #[error(
         "importance of {name} has {given} columns where the model has {expected}: it belongs to another model"
@@ -150,6 +153,14 @@ impl Importance {
     /// # Errors
     /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), ImportanceError> {
+        self.write_with(path, &[])
+    }
+
+    /// Writes it with the [products](crate::compensate) of matrices, little-endian floats.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_with(&self, path: &Path, products: &[(&str, &[u8])]) -> Result<(), ImportanceError> {
         let mut metadata = Metadata::new();
         metadata.set("general.type", "imatrix".to_owned());
         metadata.set("imatrix.datasets", self.datasets.clone());
@@ -166,8 +177,12 @@ impl Importance {
                 data.push((TensorDecl::new(format!("{name}.{suffix}"), DType::F32, shape), bytes));
             }
         }
-        let tensors: Vec<(TensorDecl, &[u8])> =
+        let mut tensors: Vec<(TensorDecl, &[u8])> =
             data.iter().map(|(decl, bytes)| (decl.clone(), &bytes[..])).collect();
+        tensors.extend(products.iter().map(|&(name, bytes)| {
+            let shape = vec![bytes.len() as u64 / 4];
+            (TensorDecl::new(format!("{name}{}", compensate::SUFFIX), DType::F32, shape), bytes)
+        }));
         Ok(gguf::write(path, &metadata, &tensors)?)
     }
 

@@ -16,6 +16,7 @@
 
 pub mod budget;
 pub mod codec;
+pub mod compensate;
 pub mod gguf;
 pub mod grouped;
 mod half_float;

@@ -34,6 +34,25 @@ pub trait Calibrate: Send + Sync {
     /// When the session cannot.
     fn observe(&self, on: bool) -> Result<()>;
 
+    /// From now on inputs of all matrices are counted (from zero), and for these the products of columns besides.
+    ///
+    /// # Errors
+    /// [`ErrorCode::UnsupportedInput`] when the session cannot.
+    fn observe_products(&self, matrices: &[String]) -> Result<()> {
+        let _ = matrices;
+        Err(no_products())
+    }
+
+    /// `Σ x·xᵀ` over the inputs of a matrix: for windows of 256 columns (the last may be narrower), window after window, each row
+    /// by row. What lies left of the diagonal need not be there. Empty for a matrix that met no input.
+    ///
+    /// # Errors
+    /// [`ErrorCode::UnsupportedInput`] when the session cannot.
+    fn products(&self, matrix: &str) -> Result<Vec<f32>> {
+        let _ = matrix;
+        Err(no_products())
+    }
+
     /// What was counted, one entry per matrix that met an input.
     ///
     /// # Errors
@@ -54,9 +73,22 @@ pub trait Calibrate: Send + Sync {
     fn restore(&self) -> Result<()>;
 }
 
+fn no_products() -> BackendError {
+    BackendError::new(ErrorCode::UnsupportedInput, "this backend's sessions sum no products of activations")
+        .with_help("Use a backend that does, such as the native one: --backend native.")
+}
+
 #[derive(Serialize, Deserialize)]
 struct Observe {
     on: bool,
+    /// Matrices whose products are summed.
+    #[serde(default)]
+    products: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OfMatrix {
+    matrix: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -88,7 +120,16 @@ struct Exported<T>(T);
 impl<T: Calibrate> Extension for Exported<T> {
     fn call(&self, method: &str, payload: &[u8]) -> Result<Vec<u8>> {
         match method {
-            "observe" => self.0.observe(unpack::<Observe>(payload)?.0.on)?,
+            "observe" => match unpack(payload)?.0 {
+                Observe { on: true, products } if !products.is_empty() => {
+                    self.0.observe_products(&products)?
+                }
+                Observe { on, .. } => self.0.observe(on)?,
+            },
+            "products" => {
+                let sums = self.0.products(&unpack::<OfMatrix>(payload)?.0.matrix)?;
+                return pack(&(), &sums);
+            }
             "restore" => self.0.restore()?,
             "replace" => {
                 let (Replace { matrix, dtype }, importance) = unpack(payload)?;
@@ -117,7 +158,16 @@ struct Imported(Box<dyn Extension>);
 
 impl Calibrate for Imported {
     fn observe(&self, on: bool) -> Result<()> {
-        self.0.call("observe", &pack(&Observe { on }, &[])?).map(drop)
+        self.0.call("observe", &pack(&Observe { on, products: Vec::new() }, &[])?).map(drop)
+    }
+
+    fn observe_products(&self, matrices: &[String]) -> Result<()> {
+        self.0.call("observe", &pack(&Observe { on: true, products: matrices.to_vec() }, &[])?).map(drop)
+    }
+
+    fn products(&self, matrix: &str) -> Result<Vec<f32>> {
+        let asked = OfMatrix { matrix: matrix.to_owned() };
+        unpack::<()>(&self.0.call("products", &pack(&asked, &[])?)?).map(|((), sums)| sums)
     }
 
     fn usage(&self) -> Result<Vec<Usage>> {
@@ -185,6 +235,15 @@ mod tests {
             Ok(())
         }
 
+        fn observe_products(&self, matrices: &[String]) -> Result<()> {
+            self.0.lock().unwrap().push(format!("products of {matrices:?}"));
+            Ok(())
+        }
+
+        fn products(&self, matrix: &str) -> Result<Vec<f32>> {
+            Ok(vec![matrix.len() as f32, 0.5])
+        }
+
         fn usage(&self) -> Result<Vec<Usage>> {
             let plain = Usage { name: "a".into(), counts: vec![3.0], sums: vec![1.0, 2.0] };
             let stacked = Usage { name: "b".into(), counts: vec![1.0, 0.0], sums: vec![5.0, 6.0, 0.0, 0.0] };
@@ -212,7 +271,10 @@ mod tests {
         asked.observe(true).unwrap();
         asked.replace("a", "q4_k", &[0.5, 2.0]).unwrap();
         asked.restore().unwrap();
-        assert_eq!(*bench.0.lock().unwrap(), ["observe true", "a as q4_k by [0.5, 2.0]", "restore"]);
+        asked.observe_products(&["a".into()]).unwrap();
+        let due = ["observe true", "a as q4_k by [0.5, 2.0]", "restore", "products of [\"a\"]"];
+        assert_eq!(*bench.0.lock().unwrap(), due);
+        assert_eq!(asked.products("abc").unwrap(), [3.0, 0.5]);
         assert_eq!(asked.usage().unwrap(), (&bench).usage().unwrap());
         assert_eq!(asked.replace("none", "q4_k", &[]).unwrap_err().message, "no matrix none");
     }

@@ -13,6 +13,7 @@ use drophammer_formats::DType;
 use drophammer_models::export::gguf::GgufExport;
 use drophammer_models::weight::{Role, WeightId};
 use drophammer_models::{Checkpoint, Error};
+use drophammer_quant::compensate::Products;
 use drophammer_sdk::calibration::{Calibrate, Usage};
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
@@ -23,15 +24,19 @@ use crate::model::record::MatrixRef;
 /// Sums over the inputs of each matrix, by its number.
 pub(crate) struct Observer(Vec<Mutex<Sums>>);
 
-#[derive(Default, Clone)]
+#[derive(Default)]
 struct Sums {
     rows: u64,
     squares: Vec<f64>,
+    /// Sums of products, where they are asked for.
+    products: Option<Vec<f32>>,
 }
 
 impl Observer {
-    fn new(matrices: usize) -> Self {
-        Self((0..matrices).map(|_| Mutex::default()).collect())
+    fn new(matrices: usize, products: &[usize]) -> Self {
+        let sums =
+            |number: usize| Sums { products: products.contains(&number).then(Vec::new), ..Sums::default() };
+        Self((0..matrices).map(|number| Mutex::new(sums(number))).collect())
     }
 
     /// Counts one input row of a matrix.
@@ -41,6 +46,9 @@ impl Observer {
         sums.squares.resize(row.len(), 0.0);
         for (sum, &x) in sums.squares.iter_mut().zip(row) {
             *sum += f64::from(x) * f64::from(x);
+        }
+        if let Some(products) = &mut sums.products {
+            Products::count(products, row);
         }
     }
 }
@@ -123,6 +131,17 @@ impl Calibration {
         Ok(names)
     }
 
+    /// Number of the matrix whose inputs a tensor's are; none where experts have their own or the tensor is only looked up.
+    fn input(&self, names: &Names, tensor: &str) -> Result<Option<usize>> {
+        let found = names.iter().find(|(name, _)| name == tensor).and_then(|(_, ids)| ids.first());
+        let first = found.ok_or_else(|| {
+            BackendError::new(ErrorCode::InvalidRequest, format!("this model has no matrix {tensor:?}"))
+        })?;
+        let mut numbers = self.numbers(&[*first]);
+        numbers.retain(|(_, reference)| !reference.table && reference.expert.is_none());
+        Ok(numbers.first().map(|(number, _)| *number))
+    }
+
     /// A matrix as it would be if stored as `dtype`.
     fn stored(&self, reference: &MatrixRef, dtype: DType, importance: Option<&[f32]>) -> Result<Matrix> {
         let weight = self.checkpoint.weight(reference.weight);
@@ -169,8 +188,27 @@ pub(crate) struct Asked(pub(crate) Arc<Calibration>);
 
 impl Calibrate for Asked {
     fn observe(&self, on: bool) -> Result<()> {
-        lock(&self.0.state).observer = on.then(|| Arc::new(Observer::new(self.0.references.len())));
+        lock(&self.0.state).observer = on.then(|| Arc::new(Observer::new(self.0.references.len(), &[])));
         Ok(())
+    }
+
+    fn observe_products(&self, matrices: &[String]) -> Result<()> {
+        let names = self.0.names()?;
+        let mut numbers = Vec::new();
+        for matrix in matrices {
+            numbers.extend(self.0.input(&names, matrix)?);
+        }
+        let observer = Observer::new(self.0.references.len(), &numbers);
+        lock(&self.0.state).observer = Some(Arc::new(observer));
+        Ok(())
+    }
+
+    fn products(&self, matrix: &str) -> Result<Vec<f32>> {
+        let number = self.0.input(&self.0.names()?, matrix)?;
+        let observer = lock(&self.0.state).observer.clone();
+        let (Some(number), Some(observer)) = (number, observer) else { return Ok(Vec::new()) };
+        let products = lock(&observer.0[number]).products.clone();
+        Ok(products.unwrap_or_default())
     }
 
     fn usage(&self) -> Result<Vec<Usage>> {
@@ -185,7 +223,7 @@ impl Calibrate for Asked {
             numbers.retain(|(_, reference)| !reference.table);
             numbers.sort_by_key(|(_, reference)| reference.expert);
             for (number, reference) in numbers {
-                let sums = lock(&observer.0[number]).clone();
+                let sums = lock(&observer.0[number]);
                 usage.counts.push(sums.rows as f32);
                 usage.sums.extend(sums.squares.iter().map(|&sum| sum as f32));
                 usage.sums.resize(usage.counts.len() * reference.columns, 0.0);

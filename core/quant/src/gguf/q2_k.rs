@@ -46,7 +46,7 @@ pub(super) fn in_order(tile: &Tile) -> [u8; 256] {
 }
 
 /// Packs 256 quants of two bits: each byte takes one weight from each of the four rows of its half.
-pub(super) fn pack_two_bits(quants: &[u8; 256]) -> [u8; 64] {
+pub(super) fn pack_two_bits(quants: &[u8]) -> [u8; 64] {
     let mut out = [0; 64];
     for (bytes, q) in out.chunks_exact_mut(32).zip(quants.chunks_exact(128)) {
         for j in 0..32 {
@@ -60,6 +60,12 @@ impl BlockFormat for Q2K {
     const DTYPE: DType = DType::Q2K;
     type Block = BlockQ2K;
 
+    const TOP: u8 = 3;
+
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        block.qs = pack_two_bits(codes);
+    }
+
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ2K]) {
         let mut tile = Tile::new(N);
         for (i, block) in out.iter_mut().enumerate() {
@@ -68,7 +74,7 @@ impl BlockFormat for Q2K {
             block.d = Half::from_f32(found.d[0]);
             block.dmin = Half::from_f32(found.dmin[0]);
             block.scales = std::array::from_fn(|b| found.scale[b] | found.min[b] << 4);
-            block.qs = pack_two_bits(&in_order(&tile));
+            Self::recode(block, &in_order(&tile));
         }
     }
 

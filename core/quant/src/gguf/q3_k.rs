@@ -53,29 +53,35 @@ impl BlockFormat for Q3K {
     const DTYPE: DType = DType::Q3K;
     type Block = BlockQ3K;
 
+    const TOP: u8 = 7;
+
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        block.hmask = [0; 32];
+        for (row, q) in codes.chunks_exact(32).enumerate() {
+            for j in 0..32 {
+                block.hmask[j] |= (q[j] >> 2) << row;
+            }
+        }
+        let mut low = [0; N * SUBS];
+        for (low, code) in low.iter_mut().zip(codes) {
+            *low = code & 3;
+        }
+        block.qs = pack_two_bits(&low);
+    }
+
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ3K]) {
         let mut tile = Tile::new(N);
         for (i, block) in out.iter_mut().enumerate() {
             tile.load(rows, weights, i * N * SUBS);
             let search = WithoutOffsets { tile: &mut tile, grid: Centred(4.0), levels: 32.0, subs: SUBS };
             let (d, scales) = simd::run(level, search);
-            let mut quants = in_order(&tile);
             block.d = Half::from_f32(d[0]);
             block.scales = [0; 12];
             for (b, scale) in scales.into_iter().enumerate() {
                 block.scales[b % 8] |= (scale & 0x0f) << (4 * (b / 8));
                 block.scales[8 + b % 4] |= (scale >> 4) << (2 * (b / 4));
             }
-            block.hmask = [0; 32];
-            for (row, q) in quants.chunks_exact(32).enumerate() {
-                for j in 0..32 {
-                    block.hmask[j] |= (q[j] >> 2) << row;
-                }
-            }
-            for q in &mut quants {
-                *q &= 3;
-            }
-            block.qs = pack_two_bits(&quants);
+            Self::recode(block, &in_order(&tile));
         }
     }
 

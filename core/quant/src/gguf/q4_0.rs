@@ -33,10 +33,7 @@ pub struct BlockQ4_0 {
 impl BlockQ4_0 {
     fn fill(&mut self, d: f32, codes: &[u8; N]) {
         self.d = Half::from_f32(d);
-        let (low, high) = codes.split_at(N / 2);
-        for (q, (low, high)) in self.qs.iter_mut().zip(low.iter().zip(high)) {
-            *q = low | high << 4;
-        }
+        Q4_0::recode(self, codes);
     }
 }
 
@@ -45,6 +42,15 @@ pub(crate) struct Q4_0;
 impl BlockFormat for Q4_0 {
     const DTYPE: DType = DType::Q4_0;
     type Block = BlockQ4_0;
+
+    const TOP: u8 = 15;
+
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        let (low, high) = codes.split_at(N / 2);
+        for (q, (low, high)) in block.qs.iter_mut().zip(low.iter().zip(high)) {
+            *q = low | high << 4;
+        }
+    }
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4_0]) {
         if weights.are_even() {

@@ -34,10 +34,7 @@ pub struct BlockQ4_1 {
 impl BlockQ4_1 {
     fn fill(&mut self, [d, m]: [f32; 2], codes: &[u8; N]) {
         (self.d, self.m) = (Half::from_f32(d), Half::from_f32(m));
-        let (low, high) = codes.split_at(N / 2);
-        for (q, (low, high)) in self.qs.iter_mut().zip(low.iter().zip(high)) {
-            *q = low | high << 4;
-        }
+        Q4_1::recode(self, codes);
     }
 }
 
@@ -46,6 +43,15 @@ pub(crate) struct Q4_1;
 impl BlockFormat for Q4_1 {
     const DTYPE: DType = DType::Q4_1;
     type Block = BlockQ4_1;
+
+    const TOP: u8 = 15;
+
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        let (low, high) = codes.split_at(N / 2);
+        for (q, (low, high)) in block.qs.iter_mut().zip(low.iter().zip(high)) {
+            *q = low | high << 4;
+        }
+    }
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4_1]) {
         if weights.are_even() {

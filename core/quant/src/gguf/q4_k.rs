@@ -70,6 +70,17 @@ impl BlockFormat for Q4K {
     const DTYPE: DType = DType::Q4K;
     type Block = BlockQ4K;
 
+    const TOP: u8 = 15;
+
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        for (bytes, codes) in block.qs.chunks_exact_mut(N).zip(codes.chunks_exact(2 * N)) {
+            let (low, high) = codes.split_at(N);
+            for j in 0..N {
+                bytes[j] = low[j] | high[j] << 4;
+            }
+        }
+    }
+
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4K]) {
         let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
@@ -82,13 +93,7 @@ impl BlockFormat for Q4K {
                 block.d = Half::from_f32(found.d[first]);
                 block.dmin = Half::from_f32(found.dmin[first]);
                 block.scales = pack_scales_k4(&found.scale[first..], &found.min[first..]);
-                for (c, bytes) in block.qs.chunks_exact_mut(N).enumerate() {
-                    let lane = first + 2 * c;
-                    let (low, high) = lines[lane * N..(lane + 2) * N].split_at(N);
-                    for j in 0..N {
-                        bytes[j] = low[j] | high[j] << 4;
-                    }
-                }
+                Self::recode(block, &lines[first * N..(first + SUBS) * N]);
             }
         }
     }

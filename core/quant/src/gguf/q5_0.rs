@@ -36,7 +36,7 @@ pub struct BlockQ5_0 {
 impl BlockQ5_0 {
     fn fill(&mut self, d: f32, codes: &[u8; N]) {
         self.d = Half::from_f32(d);
-        (self.qh, self.qs) = pack_fifth_bits(codes);
+        Q5_0::recode(self, codes);
     }
 }
 
@@ -45,6 +45,12 @@ pub(crate) struct Q5_0;
 impl BlockFormat for Q5_0 {
     const DTYPE: DType = DType::Q5_0;
     type Block = BlockQ5_0;
+
+    const TOP: u8 = 31;
+
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        (block.qh, block.qs) = pack_fifth_bits(codes);
+    }
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5_0]) {
         if weights.are_even() {
@@ -76,7 +82,7 @@ impl BlockFormat for Q5_0 {
 }
 
 /// The fifth-bit word and the nibbles of 5-bit quants.
-pub(super) fn pack_fifth_bits(quants: &[u8; N]) -> ([u8; 4], [u8; N / 2]) {
+pub(super) fn pack_fifth_bits(quants: &[u8]) -> ([u8; 4], [u8; N / 2]) {
     let mut high_bits = 0u32;
     let mut nibbles = [0u8; N / 2];
     for j in 0..N / 2 {

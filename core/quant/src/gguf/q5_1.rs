@@ -38,7 +38,7 @@ pub struct BlockQ5_1 {
 impl BlockQ5_1 {
     fn fill(&mut self, [d, m]: [f32; 2], codes: &[u8; N]) {
         (self.d, self.m) = (Half::from_f32(d), Half::from_f32(m));
-        (self.qh, self.qs) = pack_fifth_bits(codes);
+        Q5_1::recode(self, codes);
     }
 }
 
@@ -47,6 +47,12 @@ pub(crate) struct Q5_1;
 impl BlockFormat for Q5_1 {
     const DTYPE: DType = DType::Q5_1;
     type Block = BlockQ5_1;
+
+    const TOP: u8 = 31;
+
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        (block.qh, block.qs) = pack_fifth_bits(codes);
+    }
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5_1]) {
         if weights.are_even() {

@@ -44,6 +44,20 @@ impl BlockFormat for Q5K {
     const DTYPE: DType = DType::Q5K;
     type Block = BlockQ5K;
 
+    const TOP: u8 = 31;
+
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        block.qh = [0; 32];
+        let parts = block.qs.chunks_exact_mut(N).zip(codes.chunks_exact(2 * N));
+        for (c, (bytes, codes)) in parts.enumerate() {
+            let (low, high) = codes.split_at(N);
+            for j in 0..N {
+                bytes[j] = (low[j] & 0x0f) | high[j] << 4;
+                block.qh[j] |= ((low[j] >> 4) | (high[j] >> 4) << 1) << (2 * c);
+            }
+        }
+    }
+
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5K]) {
         let mut tile = Tile::new(N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
@@ -56,15 +70,7 @@ impl BlockFormat for Q5K {
                 block.d = Half::from_f32(found.d[first]);
                 block.dmin = Half::from_f32(found.dmin[first]);
                 block.scales = pack_scales_k4(&found.scale[first..], &found.min[first..]);
-                block.qh = [0; 32];
-                for (c, bytes) in block.qs.chunks_exact_mut(N).enumerate() {
-                    let lane = first + 2 * c;
-                    let (low, high) = lines[lane * N..(lane + 2) * N].split_at(N);
-                    for j in 0..N {
-                        bytes[j] = (low[j] & 0x0f) | high[j] << 4;
-                        block.qh[j] |= ((low[j] >> 4) | (high[j] >> 4) << 1) << (2 * c);
-                    }
-                }
+                Self::recode(block, &lines[first * N..(first + SUBS) * N]);
             }
         }
     }

@@ -42,24 +42,29 @@ impl BlockFormat for Q6K {
     const DTYPE: DType = DType::Q6K;
     type Block = BlockQ6K;
 
+    const TOP: u8 = 63;
+
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        let halves = block.ql.chunks_exact_mut(64).zip(block.qh.chunks_exact_mut(32));
+        for ((low, high), q) in halves.zip(codes.chunks_exact(128)) {
+            for j in 0..32 {
+                let row = [q[j], q[j + 32], q[j + 64], q[j + 96]];
+                low[j] = (row[0] & 0x0f) | row[2] << 4;
+                low[j + 32] = (row[1] & 0x0f) | row[3] << 4;
+                high[j] = (row[0] >> 4) | (row[1] >> 4) << 2 | (row[2] >> 4) << 4 | (row[3] >> 4) << 6;
+            }
+        }
+    }
+
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ6K]) {
         let mut tile = Tile::new(N);
         for (i, block) in out.iter_mut().enumerate() {
             tile.load(rows, weights, i * N * SUBS);
             let search = WithoutOffsets { tile: &mut tile, grid: Centred(32.0), levels: 128.0, subs: SUBS };
             let (d, scales) = simd::run(level, search);
-            let quants = in_order(&tile);
             block.d = Half::from_f32(d[0]);
             block.scales = scales.map(|s| (s ^ 0x80) as i8);
-            let halves = block.ql.chunks_exact_mut(64).zip(block.qh.chunks_exact_mut(32));
-            for ((low, high), q) in halves.zip(quants.chunks_exact(128)) {
-                for j in 0..32 {
-                    let row = [q[j], q[j + 32], q[j + 64], q[j + 96]];
-                    low[j] = (row[0] & 0x0f) | row[2] << 4;
-                    low[j + 32] = (row[1] & 0x0f) | row[3] << 4;
-                    high[j] = (row[0] >> 4) | (row[1] >> 4) << 2 | (row[2] >> 4) << 4 | (row[3] >> 4) << 6;
-                }
-            }
+            Self::recode(block, &in_order(&tile));
         }
     }
 

@@ -68,6 +68,14 @@ impl BlockFormat for Q8_0 {
     const DTYPE: DType = DType::Q8_0;
     type Block = BlockQ8_0;
 
+    const TOP: u8 = 254;
+
+    fn recode(block: &mut Self::Block, codes: &[u8]) {
+        for (q, code) in block.qs.iter_mut().zip(codes) {
+            *q = (i16::from(*code) - 127) as i8;
+        }
+    }
+
     /// With 127 steps to each side no scale does measurably better than the plain one; but rounding to the
     /// *stored* scale, not to the one before it was halved, does.
     fn encode(level: Level, rows: &[f32], _: Weights<'_>, out: &mut [BlockQ8_0]) {

@@ -27,18 +27,21 @@ pub struct Estimate {
 /// # Errors
 /// [`PassError::Memory`] when one row of some tensor on one thread needs more than the budget.
 pub fn estimate(items: &[Item<'_>], options: &Options) -> Result<Estimate, PassError> {
-    let mut largest_chunk = 0;
+    let (mut largest_chunk, mut largest_encoder) = (0, 0);
     let mut output_bytes = 0u64;
     for item in items {
         let rows = chunk_rows(item, options.memory_budget)?;
         largest_chunk = largest_chunk.max(item.chunk_memory(rows.min(item.rows)));
+        largest_encoder = largest_encoder.max(item.encoder_memory());
         for &output in &item.outputs {
             output_bytes = output_bytes.saturating_add(item.output_bytes(output).unwrap_or(u64::MAX));
         }
     }
-    let affordable = options.memory_budget.map_or(u64::MAX, |budget| budget / largest_chunk.max(1));
+    // Every thread may be at work on another tensor.
+    let each = largest_chunk.saturating_add(largest_encoder);
+    let affordable = options.memory_budget.map_or(u64::MAX, |budget| budget / each.max(1));
     let threads = (options.threads.max(1) as u64).min(affordable.max(1)) as usize;
-    Ok(Estimate { threads, peak_bytes: largest_chunk.saturating_mul(threads as u64), output_bytes })
+    Ok(Estimate { threads, peak_bytes: each.saturating_mul(threads as u64), output_bytes })
 }
 
 /// Rows of one chunk of an item: as many as make up the usual chunk, or, where the budget is smaller than that,

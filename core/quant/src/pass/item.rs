@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use drophammer_formats::TensorDecl;
 
 use super::error::PassError;
 use crate::codec::Codec;
+use crate::compensate::Compensator;
 
 /// An error of a source or an encoder.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -64,6 +66,11 @@ pub trait Encoder: Send + Sync {
         1
     }
 
+    /// Bytes that it holds while its rows are being encoded.
+    fn memory(&self) -> u64 {
+        0
+    }
+
     /// Encodes `rows` (finite values; rows × columns) that begin at `first_row`, into one slice per output.
     ///
     /// # Errors
@@ -107,6 +114,20 @@ impl<'a> Item<'a> {
         source: impl RowSource + 'a,
         importance: Option<Importance>,
     ) -> Result<Self, PassError> {
+        Self::quantize_compensated(tensor, decl, source, importance, None)
+    }
+
+    /// [`Item::quantize`] with rounding errors made up for, where somebody can.
+    ///
+    /// # Errors
+    /// As for [`Item::quantize`]; [`PassError::Importance`] also for a compensator of other columns.
+    pub fn quantize_compensated(
+        tensor: usize,
+        decl: &TensorDecl,
+        source: impl RowSource + 'a,
+        importance: Option<Importance>,
+        compensator: Option<Compensator>,
+    ) -> Result<Self, PassError> {
         let unsupported = || PassError::Unsupported { tensor: decl.name.clone(), dtype: decl.dtype };
         let codec = crate::codec(decl.dtype).ok_or_else(unsupported)?;
         decl.byte_len()?;
@@ -116,7 +137,13 @@ impl<'a> Item<'a> {
             importance.check(&decl.name, rows, columns)?;
         }
         let group_bytes = decl.dtype.bytes_for(columns).ok_or_else(unsupported)?;
-        let encoder = CodecEncoder { codec, columns, rows, importance };
+        let compensator = compensator.filter(|_| codec.top_code() > 0);
+        if let Some(other) = compensator.as_ref().filter(|it| it.columns() as u64 != columns) {
+            let problem = format!("products of {} columns do not fit {columns}", other.columns());
+            return Err(PassError::Importance { tensor: decl.name.clone(), problem });
+        }
+        let left = AtomicU64::new(rows);
+        let encoder = CodecEncoder { codec, columns, rows, importance, compensator, left };
         let outputs = vec![Output { tensor, group_bytes }];
         Ok(Self::encode(&decl.name, [rows, columns], source, encoder, outputs))
     }
@@ -169,6 +196,14 @@ impl<'a> Item<'a> {
         outputs.fold(floats, u64::saturating_add)
     }
 
+    /// Bytes that the encoder holds while its rows are being encoded.
+    pub(super) fn encoder_memory(&self) -> u64 {
+        match &self.work {
+            Work::Copy(_) => 0,
+            Work::Encode { encoder, .. } => encoder.memory(),
+        }
+    }
+
     /// Bytes of one output.
     pub(super) fn output_bytes(&self, output: Output) -> Option<u64> {
         self.rows.div_ceil(self.row_group()).checked_mul(output.group_bytes)
@@ -205,20 +240,41 @@ pub struct CodecEncoder {
     columns: u64,
     rows: u64,
     importance: Option<Importance>,
+    compensator: Option<Compensator>,
+    /// Rows that have not come yet.
+    left: AtomicU64,
 }
 
 impl Encoder for CodecEncoder {
+    fn memory(&self) -> u64 {
+        self.compensator.as_ref().map_or(0, Compensator::memory)
+    }
+
     fn encode(&self, first_row: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
         let [out] = outputs else { return Err("a codec fills one output".into()) };
+        self.encode_plainly(first_row, rows, out);
+        if let Some(compensator) = &self.compensator {
+            compensator.improve(self.codec, rows, out)?;
+            let count = rows.len() as u64 / self.columns.max(1);
+            if self.left.fetch_sub(count, Ordering::Relaxed) == count {
+                compensator.rest();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl CodecEncoder {
+    fn encode_plainly(&self, first_row: u64, rows: &[f32], out: &mut [u8]) {
         let Some(Importance(importance)) = &self.importance else {
             self.codec.encode(rows, None, out);
-            return Ok(());
+            return;
         };
         let columns = self.columns as usize;
         let matrices = importance.len() / columns;
         let rows_per_matrix = (self.rows as usize / matrices).max(1);
         let row_bytes = out.len() / (rows.len() / columns).max(1);
-        let (mut row, mut rest, mut out) = (first_row as usize, rows, &mut **out);
+        let (mut row, mut rest, mut out) = (first_row as usize, rows, out);
         while !rest.is_empty() {
             let until_next = rows_per_matrix - row % rows_per_matrix;
             let count = until_next.min(rest.len() / columns);
@@ -228,6 +284,5 @@ impl Encoder for CodecEncoder {
             self.codec.encode(now, Some(&importance[matrix * columns..(matrix + 1) * columns]), bytes);
             (row, rest, out) = (row + count, later, bytes_later);
         }
-        Ok(())
     }
 }

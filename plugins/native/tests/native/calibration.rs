@@ -30,6 +30,27 @@ fn inputs_are_counted_for_every_matrix_and_those_that_share_one_agree() {
 }
 
 #[test]
+fn products_have_the_squares_on_their_diagonal_and_are_summed_for_those_asked() {
+    let mut session = load(&fixture("shakespeare-llama"), true, 1);
+    let bench = calibration::of(session.as_ref()).unwrap();
+    let (down, query) = ("blk.1.ffn_down.weight".to_owned(), "blk.1.attn_q.weight".to_owned());
+    bench.observe_products(std::slice::from_ref(&down)).unwrap();
+    forward(session.as_mut(), &tokens());
+    let usage = bench.usage().unwrap();
+    let squares = &usage.iter().find(|usage| usage.name == down).unwrap().sums;
+    let products = bench.products(&down).unwrap();
+    assert_eq!((squares.len(), products.len()), (768, 3 * 256 * 256));
+    for (column, square) in squares.iter().enumerate() {
+        let (window, within) = (column / 256, column % 256);
+        let found = products[window * 256 * 256 + within * 257];
+        assert!((found - square).abs() <= 1e-4 * square, "{column}: {found} {square}");
+    }
+    assert!(products[1] != 0.0, "columns are not independent");
+    assert!(bench.products(&query).unwrap().is_empty(), "nobody asked");
+    assert_eq!(bench.products("blk.9.ffn_down.weight").unwrap_err().code, ErrorCode::InvalidRequest);
+}
+
+#[test]
 fn a_normalized_input_has_the_squares_that_its_norm_gives() {
     // The first layer's queries read RMS-normalized embeddings times the norm's gain: known without running the model.
     let checkpoint = Checkpoint::open(fixture("shakespeare-llama")).unwrap();

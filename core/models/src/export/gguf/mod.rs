@@ -25,6 +25,7 @@ mod told;
 
 use drophammer_formats::gguf::Metadata;
 use drophammer_formats::{DType, TensorDecl};
+use drophammer_quant::compensate::Compensator;
 use drophammer_quant::pass::{Importance, Item, PassError, RowSource};
 use drophammer_quant::presets::{self, ModelFacts, Override, Preset, Tensor};
 
@@ -147,12 +148,26 @@ impl GgufExport {
         tensors: &[TensorDecl],
         importance: impl Fn(&str) -> Option<Importance>,
     ) -> Result<Vec<Item<'_>>, PassError> {
+        self.compensated_items(tensors, importance, |_| None)
+    }
+
+    /// [`GgufExport::items`], with rounding errors made up for in the tensors for which there is a compensator.
+    ///
+    /// # Errors
+    /// As for [`GgufExport::items`].
+    pub fn compensated_items(
+        &self,
+        tensors: &[TensorDecl],
+        importance: impl Fn(&str) -> Option<Importance>,
+        compensator: impl Fn(&TensorDecl) -> Option<Compensator>,
+    ) -> Result<Vec<Item<'_>>, PassError> {
         let pairs = self.tensors.iter().zip(tensors).enumerate();
         pairs
             .map(|(index, (tensor, decl))| match tensor.content.copy(&self.checkpoint, decl.dtype) {
                 Some(bytes) => Item::copy(index, decl, bytes),
                 None => {
-                    Item::quantize(index, decl, tensor.content.rows(&self.checkpoint), importance(&decl.name))
+                    let rows = tensor.content.rows(&self.checkpoint);
+                    Item::quantize_compensated(index, decl, rows, importance(&decl.name), compensator(decl))
                 }
             })
             .collect()

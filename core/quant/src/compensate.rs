@@ -1,0 +1,441 @@
+//! Rounding that makes up for its own errors, as in GPTQ.
+//!
+//! What a matrix computes suffers less if each weight's rounding error is made up for by the weights after it that meet similar
+//! activations. How similar, say the products of activations summed over a calibration text: [`Products`]. They are kept for
+//! windows of [`WINDOW`] columns, which is as many as share scales anyway, so memory grows with columns and not with their
+//! square. Scales and offsets are those of the plain encoder, found with all weights in sight; only codes are chosen anew, column
+//! by column, by the rows of the Cholesky factor of the inverse of a window's products (Frantar et al., 2023, section 3).
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use drophammer_formats::{DType, Source};
+
+use crate::codec::Codec;
+use crate::importance::ImportanceError;
+use crate::lanes::{LANES, Lanes};
+use crate::pass::BoxError;
+use crate::simd::{self, Kernel};
+use crate::weights::Row;
+
+/// Columns whose errors are made up for among each other.
+pub const WINDOW: usize = 256;
+
+/// What is added to the diagonal, of its mean: columns that were never met must not divide by zero.
+const DAMPING: f64 = 0.01;
+
+/// Sums over tokens of `x·xᵀ` in windows of [`WINDOW`] columns (the last may be narrower), window after window, each
+/// row by row.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Products {
+    columns: usize,
+    sums: Vec<f32>,
+}
+
+/// Widths of the windows of so many columns.
+fn windows(columns: usize) -> impl Iterator<Item = usize> {
+    (0..columns).step_by(WINDOW).map(move |first| WINDOW.min(columns - first))
+}
+
+impl Products {
+    /// How many sums so many columns have.
+    pub fn len(columns: usize) -> usize {
+        windows(columns).map(|width| width * width).sum()
+    }
+
+    /// Sums for `columns` columns; `None` if there are not as many as they have, or one is not finite.
+    pub fn new(columns: usize, sums: Vec<f32>) -> Option<Self> {
+        let whole = sums.len() == Self::len(columns) && sums.iter().all(|sum| sum.is_finite());
+        whole.then_some(Self { columns, sums })
+    }
+
+    /// Columns of the matrix.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The sums.
+    pub fn sums(&self) -> &[f32] {
+        &self.sums
+    }
+
+    /// Columns that have so many sums.
+    fn columns_of(len: usize) -> Option<usize> {
+        let columns = len / (WINDOW * WINDOW) * WINDOW + (len % (WINDOW * WINDOW)).isqrt();
+        (Self::len(columns) == len).then_some(columns)
+    }
+
+    /// Adds one row of activations to `sums`. Products are symmetric: only those to the right of the diagonal are asked for, and
+    /// some of the others stay zero.
+    pub fn count(sums: &mut Vec<f32>, row: &[f32]) {
+        sums.resize(Self::len(row.len()), 0.0);
+        simd::run(simd::level(), Count { sums, row });
+    }
+
+    /// How much of a column's error each later column of its window takes over: row `i` of a window holds those of column `i`.
+    fn shares(&self) -> Vec<f32> {
+        let mut out = Vec::with_capacity(self.sums.len());
+        let mut rest = self.sums.as_slice();
+        for n in windows(self.columns) {
+            let (window, later) = rest.split_at(n * n);
+            out.extend(window_shares(window, n));
+            rest = later;
+        }
+        out
+    }
+}
+
+/// Adds one row of activations to sums of products.
+struct Count<'a> {
+    sums: &'a mut [f32],
+    row: &'a [f32],
+}
+
+impl Kernel for Count<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { sums, row } = self;
+        let mut rest = sums;
+        for part in row.chunks(WINDOW) {
+            let n = part.len();
+            let (window, later) = std::mem::take(&mut rest).split_at_mut(n * n);
+            rest = later;
+            for (i, sums) in window.chunks_exact_mut(n).enumerate() {
+                let x = L::splat(part[i]);
+                let first = i / LANES * LANES;
+                let (sums, last_sums) = sums[first..].as_chunks_mut::<LANES>();
+                let (others, last) = part[first..].as_chunks::<LANES>();
+                for (sum, other) in sums.iter_mut().zip(others) {
+                    (L::load(sum) + x * L::load(other)).store(sum);
+                }
+                for (sum, other) in last_sums.iter_mut().zip(last) {
+                    *sum += part[i] * other;
+                }
+            }
+        }
+    }
+}
+
+/// [`Products::shares`] of a window. With `H = R·Rᵀ`, `R` upper triangular, the inverse of `H` is `Uᵀ·U` with `U = R⁻¹`, and row
+/// `i` of `U` over its diagonal says how column `i`'s error spreads.
+fn window_shares(sums: &[f32], n: usize) -> Vec<f32> {
+    let mean = (0..n).map(|i| f64::from(sums[i * n + i])).sum::<f64>() / n as f64;
+    let damping = if mean > 0.0 { mean * DAMPING } else { 1.0 };
+    let mut r = vec![0.0f64; n * n];
+    for j in (0..n).rev() {
+        for i in (0..=j).rev() {
+            let (upper, lower) = (&r[i * n..(i + 1) * n], &r[j * n..(j + 1) * n]);
+            let inner: f64 = upper[j + 1..].iter().zip(&lower[j + 1..]).map(|(a, b)| a * b).sum();
+            let value = f64::from(sums[i * n + j]) - inner;
+            // Rounding of the sums may leave less than nothing: damping is the least a diagonal can be.
+            r[i * n + j] = if i == j { (value + damping).max(damping).sqrt() } else { value / r[j * n + j] };
+        }
+    }
+    let mut u = vec![0.0f64; n * n];
+    for i in (0..n).rev() {
+        let inverse = 1.0 / r[i * n + i];
+        u[i * n + i] = inverse;
+        // Row i of U is minus row i of R times the rows of U below.
+        let (above, below) = u.split_at_mut((i + 1) * n);
+        let row = &mut above[i * n..];
+        for k in i + 1..n {
+            let factor = r[i * n + k] * inverse;
+            for (out, below) in row[k..].iter_mut().zip(&below[(k - i - 1) * n + k..(k - i) * n]) {
+                *out -= factor * below;
+            }
+        }
+    }
+    let mut out = Vec::with_capacity(n * n);
+    for i in 0..n {
+        out.extend(u[i * n..(i + 1) * n].iter().map(|value| (value / u[i * n + i]) as f32));
+    }
+    out
+}
+
+/// Products that were collected, in a file beside the [importance](crate::importance) of columns: `NAME.in_products` of each
+/// matrix.
+pub struct Collected(Arc<Source>);
+
+impl Collected {
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// [`ImportanceError::File`] for what cannot be read, [`ImportanceError::NoProducts`] where there are none.
+    pub fn open(path: &Path) -> Result<Self, ImportanceError> {
+        let source = Source::open(path)?;
+        if !source.tensors().iter().any(|tensor| tensor.name.ends_with(SUFFIX)) {
+            return Err(ImportanceError::NoProducts);
+        }
+        Ok(Self(Arc::new(source)))
+    }
+
+    /// The compensator of a matrix, if its products are here and of as many columns. They are read when work begins.
+    pub fn of(&self, matrix: &str, columns: u64) -> Option<Compensator> {
+        let name = format!("{matrix}{SUFFIX}");
+        let tensor = self.0.tensor(&name).filter(|tensor| tensor.dtype == DType::F32)?;
+        let found = Products::columns_of(self.0.bytes(tensor).len() / 4)?;
+        let source = Arc::clone(&self.0);
+        let load = move || {
+            let tensor = source.tensor(&name).ok_or("the products are gone")?;
+            let (floats, _) = source.bytes(tensor).as_chunks();
+            let sums = floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            let products = Products::new(found, sums);
+            products
+                .ok_or_else(|| format!("{name} holds a value that is not finite: collect it again").into())
+        };
+        (found as u64 == columns).then(|| Compensator::new(found, load))
+    }
+}
+
+/// What is added to a matrix's name.
+pub(crate) const SUFFIX: &str = ".in_products";
+
+type Load = Box<dyn Fn() -> Result<Products, BoxError> + Send + Sync>;
+
+/// Encodes rows of one matrix so that errors are made up for. Holds shares as large as the products while it is at work.
+pub struct Compensator {
+    columns: usize,
+    load: Load,
+    shares: Mutex<Option<Arc<Vec<f32>>>>,
+}
+
+impl Compensator {
+    /// A compensator for a matrix of so many columns, whose products are asked for when work begins.
+    pub fn new(
+        columns: usize,
+        load: impl Fn() -> Result<Products, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { columns, load: Box::new(load), shares: Mutex::new(None) }
+    }
+
+    /// Columns of the matrix.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Bytes that it holds at work.
+    pub fn memory(&self) -> u64 {
+        Products::len(self.columns) as u64 * 4
+    }
+
+    fn shares(&self) -> Result<Arc<Vec<f32>>, BoxError> {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shares) = shares.as_ref() {
+            return Ok(Arc::clone(shares));
+        }
+        let products = (self.load)()?;
+        if products.columns != self.columns {
+            return Err(format!("products of {} columns, not {}", products.columns, self.columns).into());
+        }
+        Ok(Arc::clone(shares.insert(Arc::new(products.shares()))))
+    }
+
+    /// Lets the shares go: no more rows will come soon.
+    pub fn rest(&self) {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Chooses the codes of encoded `rows` anew. Types whose codes are no steps of one size stay as they are.
+    ///
+    /// # Errors
+    /// Whatever keeps the products from being read.
+    pub fn improve(&self, codec: &dyn Codec, rows: &[f32], out: &mut [u8]) -> Result<(), BoxError> {
+        let (columns, top) = (self.columns, codec.top_code());
+        if top == 0 || columns == 0 || rows.is_empty() || !rows.len().is_multiple_of(columns) {
+            return Ok(());
+        }
+        let shares = self.shares()?;
+        let row_bytes = out.len() / (rows.len() / columns);
+        let mut room = Room::new(columns);
+        for (rows, out) in rows.chunks(LANES * columns).zip(out.chunks_mut(LANES * row_bytes)) {
+            room.improve(codec, rows, &shares, f32::from(top), out);
+        }
+        Ok(())
+    }
+}
+
+/// Room for up to sixteen rows, one per lane.
+struct Room {
+    columns: usize,
+    x: Vec<Row>,
+    low: Vec<Row>,
+    step: Vec<Row>,
+    codes: Vec<[u8; LANES]>,
+}
+
+impl Room {
+    fn new(columns: usize) -> Self {
+        let rows = || vec![[0.0; LANES]; columns];
+        Self { columns, x: rows(), low: rows(), step: rows(), codes: vec![[0; LANES]; columns] }
+    }
+
+    fn improve(&mut self, codec: &dyn Codec, rows: &[f32], shares: &[f32], top: f32, out: &mut [u8]) {
+        // The levels of a block are those it decodes to with all codes 0, and with all codes 1.
+        let mut blocks = out.to_vec();
+        let (mut low, mut next) = (vec![0.0; rows.len()], vec![0.0; rows.len()]);
+        codec.recode(&mut blocks, &vec![0; rows.len()]);
+        codec.decode(&blocks, &mut low);
+        codec.recode(&mut blocks, &vec![1; rows.len()]);
+        codec.decode(&blocks, &mut next);
+        for lane in 0..rows.len() / self.columns {
+            let of = lane * self.columns..(lane + 1) * self.columns;
+            let values = rows[of.clone()].iter().zip(&low[of.clone()]).zip(&next[of]);
+            for (j, ((x, low), next)) in values.enumerate() {
+                self.x[j][lane] = *x;
+                self.low[j][lane] = *low;
+                self.step[j][lane] = next - low;
+            }
+        }
+        let mut rest = shares;
+        for first in (0..self.columns).step_by(WINDOW) {
+            let window = first..(first + WINDOW).min(self.columns);
+            let (shares, later) = rest.split_at(window.len() * window.len());
+            rest = later;
+            let kernel = Window {
+                x: &mut self.x[window.clone()],
+                low: &self.low[window.clone()],
+                step: &self.step[window.clone()],
+                codes: &mut self.codes[window],
+                shares,
+                top,
+            };
+            simd::run(simd::level(), kernel);
+        }
+        let lanes = 0..rows.len() / self.columns;
+        let codes: Vec<u8> = lanes.flat_map(|lane| self.codes.iter().map(move |codes| codes[lane])).collect();
+        codec.recode(out, &codes);
+    }
+}
+
+/// Chooses the codes of a window, column by column; what a column misses goes to the later ones.
+struct Window<'a> {
+    x: &'a mut [Row],
+    low: &'a [Row],
+    step: &'a [Row],
+    codes: &'a mut [[u8; LANES]],
+    shares: &'a [f32],
+    top: f32,
+}
+
+impl Kernel for Window<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { x, low, step, codes, shares, top } = self;
+        let n = x.len();
+        for i in 0..n {
+            let (value, low, step) = (L::load(&x[i]), L::load(&low[i]), L::load(&step[i]));
+            let code = ((value - low) * step.recip_or_zero()).clamp(-1.0, 256.0).round().clamp(0.0, top);
+            codes[i] = code.to_bytes();
+            let miss = value - (low + step * code);
+            for (x, share) in x[i + 1..].iter_mut().zip(&shares[i * n + i + 1..(i + 1) * n]) {
+                (L::load(x) - miss * L::splat(*share)).store(x);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::bell;
+
+    /// Activations in which neighbouring columns are alike.
+    fn activations(columns: usize, rows: usize) -> Vec<f32> {
+        let noise = bell(11, columns * rows);
+        let mut out = noise.clone();
+        for row in out.chunks_exact_mut(columns) {
+            for j in 1..columns {
+                row[j] = 0.9 * row[j - 1] + 0.3 * row[j];
+            }
+        }
+        out
+    }
+
+    /// Squared error of what a matrix computes.
+    fn output_error(x: &[f32], back: &[f32], activations: &[f32], columns: usize) -> f64 {
+        let mut sum = 0.0;
+        for a in activations.chunks_exact(columns) {
+            for (x, back) in x.chunks_exact(columns).zip(back.chunks_exact(columns)) {
+                let miss: f64 =
+                    x.iter().zip(back).zip(a).map(|((x, y), a)| f64::from(x - y) * f64::from(*a)).sum();
+                sum += miss * miss;
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn what_a_matrix_computes_is_nearer_for_every_type_of_steps() {
+        for columns in [256, 576 - 64] {
+            let (a, x) = (activations(columns, 600), bell(3, columns * 19));
+            let mut sums = Vec::new();
+            for row in a.chunks_exact(columns) {
+                Products::count(&mut sums, row);
+            }
+            let products = Products::new(columns, sums).unwrap();
+            let compensator = Compensator::new(columns, move || Ok(products.clone()));
+            for dtype in DType::ALL.iter().copied().filter(|dtype| dtype.is_block()) {
+                let codec = crate::codec(dtype).unwrap();
+                let mut bytes = vec![0; dtype.bytes_for(x.len() as u64).unwrap() as usize];
+                codec.encode(&x, None, &mut bytes);
+                let (mut plain, mut better) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+                codec.decode(&bytes, &mut plain);
+                let before = bytes.clone();
+                compensator.improve(codec, &x, &mut bytes).unwrap();
+                codec.decode(&bytes, &mut better);
+                let [before_error, after_error] =
+                    [&plain, &better].map(|back| output_error(&x, back, &a, columns));
+                if codec.top_code() == 0 {
+                    assert!(bytes == before, "{dtype}");
+                } else {
+                    assert!(after_error < 0.5 * before_error, "{dtype}: {after_error} of {before_error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_do_not_depend_on_their_neighbours_and_columns_never_met_do_no_harm() {
+        let columns = 320;
+        let mut a = activations(columns, 50);
+        for row in a.chunks_exact_mut(columns) {
+            row[7] = 0.0;
+            row[300..].fill(0.0);
+        }
+        let mut sums = Vec::new();
+        for row in a.chunks_exact(columns) {
+            Products::count(&mut sums, row);
+        }
+        let products = Products::new(columns, sums).unwrap();
+        let compensator = Compensator::new(columns, move || Ok(products.clone()));
+        let codec = crate::codec(DType::Q4_0).unwrap();
+        let x = bell(5, columns * 21);
+        let mut together = vec![0; x.len() / 32 * 18];
+        codec.encode(&x, None, &mut together);
+        let mut apart = together.clone();
+        compensator.improve(codec, &x, &mut together).unwrap();
+        for (x, out) in x.chunks_exact(columns).zip(apart.chunks_exact_mut(columns / 32 * 18)) {
+            compensator.improve(codec, x, out).unwrap();
+        }
+        assert!(together == apart);
+        let mut back = vec![0.0; x.len()];
+        codec.decode(&together, &mut back);
+        assert!(back.iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
+    fn sums_of_another_width_or_not_finite_are_no_products() {
+        assert_eq!(Products::len(300), 256 * 256 + 44 * 44);
+        assert!(Products::new(300, vec![0.0; Products::len(300)]).is_some());
+        assert!(Products::new(300, vec![0.0; 5]).is_none());
+        assert!(Products::new(2, vec![f32::NAN; 4]).is_none());
+        for columns in [1, 32, 256, 300, 576, 1536] {
+            assert_eq!(Products::columns_of(Products::len(columns)), Some(columns));
+        }
+        assert_eq!(Products::columns_of(3), None);
+    }
+}

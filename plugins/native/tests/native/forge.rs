@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use drophammer_quant::importance::{Columns, Importance};
+use drophammer_sdk::calibration::{self, Calibrate};
 use drophammer_sdk::{
     Backend, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, JobContext, LogLevel, ProbeRequest,
 };
@@ -147,4 +148,81 @@ fn statistics_are_used_and_those_of_another_model_are_refused_by_name_and_shape(
     }
     let error = with(&fixture("shakespeare-llama/model.safetensors")).unwrap_err();
     assert!(error.message.contains("not an importance matrix"), "{}", error.message);
+}
+
+#[test]
+fn a_file_is_split_and_tensors_are_stored_as_the_user_says() {
+    let staging = tempfile::tempdir().unwrap();
+    let mut request = request("q8_0", staging.path());
+    request.goal.options.insert("max_file_bytes".into(), 1_000_000.into());
+    request.goal.options.insert("overrides".into(), vec!["ffn_up=q4_k".to_owned()].into());
+    let report = native().quantize(&request, &Job).unwrap();
+    assert!(report.files.len() > 3, "{:?}", report.files);
+    for file in &report.files {
+        assert!(std::fs::metadata(staging.path().join(file)).unwrap().len() <= 1_000_000);
+    }
+    assert_eq!(report.types["q4_k"], 4);
+    let (rows, due) = reference(&fixture("shakespeare-llama"));
+    let mut session = load(&staging.path().join(&report.files[0]), true, 1);
+    assert!(relative_error(&forward(session.as_mut(), &rows), &due) < 0.1);
+    for (option, value) in
+        [("max_file_bytes", serde_json::json!("large")), ("overrides", serde_json::json!(["x=q9"]))]
+    {
+        request.goal.options.insert(option.into(), value);
+        assert_eq!(native().quantize(&request, &Job).unwrap_err().code, ErrorCode::InvalidRequest);
+        request.goal.options.remove(option);
+    }
+}
+
+#[test]
+fn rounding_that_makes_up_for_errors_comes_nearer_and_says_what_it_needs() {
+    let (rows, due) = reference(&fixture("shakespeare-llama"));
+    let staging = tempfile::tempdir().unwrap();
+    let forge = |imatrix: Option<&Path>, compensate: bool| {
+        let mut request =
+            ForgeRequest { imatrix: imatrix.map(Into::into), ..request("q4_0", staging.path()) };
+        request.goal.options.insert("compensate".into(), compensate.into());
+        native().quantize(&request, &Job)
+    };
+    let error = forge(None, true).unwrap_err();
+    assert!(error.code == ErrorCode::InvalidRequest && error.help.contains("--products"), "{error:?}");
+    let plain = statistics(&[("blk.0.ffn_up.weight", 256)]);
+    let error = forge(Some(plain.path()), true).unwrap_err();
+    assert!(error.code == ErrorCode::InvalidRequest && error.message.contains("products"), "{error:?}");
+
+    // Statistics of the text that answers are compared on.
+    let mut session = load(&fixture("shakespeare-llama"), true, rows.len() as u32);
+    let bench = calibration::of(session.as_ref()).unwrap();
+    bench.observe(true).unwrap();
+    forward(session.as_mut(), &rows);
+    let usage = bench.usage().unwrap();
+    let names: Vec<String> = usage.iter().map(|usage| usage.name.clone()).collect();
+    bench.observe_products(&names).unwrap();
+    rows.iter().enumerate().for_each(|(sequence, _)| session.remove(sequence as u32, 0, u32::MAX).unwrap());
+    forward(session.as_mut(), &rows);
+    let products: Vec<(String, Vec<u8>)> = names
+        .into_iter()
+        .map(|name| {
+            let sums = bench.products(&name).unwrap();
+            (name, sums.iter().flat_map(|sum| sum.to_le_bytes()).collect())
+        })
+        .collect();
+    let matrices = usage.into_iter().map(|usage| {
+        let columns = Columns { sums: usage.sums, counts: usage.counts };
+        (usage.name, columns)
+    });
+    let importance = Importance { matrices: matrices.collect(), ..Importance::default() };
+    let own = tempfile::NamedTempFile::with_suffix(".gguf").unwrap();
+    let parts: Vec<(&str, &[u8])> =
+        products.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
+    importance.write_with(own.path(), &parts).unwrap();
+    assert_eq!(Importance::read(own.path()).unwrap(), importance);
+
+    let mut error = |compensate: bool| {
+        let report = forge(Some(own.path()), compensate).unwrap();
+        let mut session = load(&staging.path().join(&report.files[0]), true, rows.len() as u32);
+        relative_error(&forward(session.as_mut(), &rows), &due)
+    };
+    let (plain, better) = (error(false), error(true));
+    assert!(better < 0.9 * plain, "{better} of {plain}");
 }

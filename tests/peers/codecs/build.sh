@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: build.sh OUT — builds the program `owner` and the library OUT.so from ggml's C sources in the crate llama-cpp-sys-2 (fetched if absent), with
+# usage: build.sh OUT — builds the program OUT, the library OUT.so and the program OUT-imatrix (llama.cpp's reader of importance matrices) from ggml's C sources in the crate llama-cpp-sys-2 (fetched if absent), with
 # the flags its own release build gives that file: -O3, baseline processor.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,3 +14,12 @@ fi
 ggml=$(find_sources)
 "${CC:-cc}" -O3 -DNDEBUG -I"$ggml/include" -I"$ggml/src" "$here/owner.c" "$ggml/src/ggml-quants.c" -lm -o "$out"
 "${CC:-cc}" -O3 -DNDEBUG -fPIC -shared -I"$ggml/include" -I"$ggml/src" "$here/owner.c" "$ggml/src/ggml-quants.c" -lm -o "$out.so"
+scratch=$(mktemp -d)
+printf '#define GGML_VERSION "0"\n#define GGML_COMMIT "0"\n' > "$scratch/ggml-version.h" # as cmake would
+includes=(-I"$scratch" -I"$ggml/include" -I"$ggml/src" -I"$ggml/../common" -I"$ggml/../include" -I"$ggml/../vendor")
+for file in ggml.c ggml-alloc.c ggml-quants.c; do
+    "${CC:-cc}" -O1 -DNDEBUG -D_GNU_SOURCE "${includes[@]}" -c "$ggml/src/$file" -o "$scratch/$file.o"
+done
+"${CXX:-c++}" -std=c++17 -O1 -DNDEBUG "${includes[@]}" "$here/imatrix.cpp" "$ggml/../common/imatrix-loader.cpp" \
+    "$ggml"/src/{gguf,ggml,ggml-backend,ggml-backend-meta,ggml-threading}.cpp "$scratch"/*.o -lm -lpthread -o "$out-imatrix"
+rm -r "$scratch"

@@ -236,16 +236,30 @@ impl<'a> Weight<'a> {
         Some(Blocks { source: self.source, located, dtype, row_bytes })
     }
 
-    /// Gives the memory pages that reading these rows has mapped back to the system, where they lie together.
+    /// Gives the memory pages that reading these rows has mapped back to the system. What lies between them goes too: orders
+    /// move rows within a head, and pages that are needed again are mapped again.
     pub fn release_rows(&self, rows: Range<u64>) {
-        let [piece] = self.located.pieces.as_slice() else { return };
-        if let Some(tensor) = piece.stored.plain()
-            && self.located.orders.is_empty()
-            && piece.rows.block == self.located.rows
-            && let Some(row_bytes) = tensor.dtype.bytes_for(self.located.columns)
-        {
-            let first = piece.matrix * piece.stored.extent()[1] + piece.rows.offset;
-            self.source.release(tensor, (first + rows.start) * row_bytes..(first + rows.end) * row_bytes);
+        let unit = self.columns() / self.located.columns.max(1);
+        let mut covers: Vec<Option<Range<u64>>> = vec![None; self.located.pieces.len()];
+        for row in rows.start * unit..rows.end * unit {
+            let (piece, at) = self.located.source_row(row);
+            let cover = covers[piece].get_or_insert(at..at + 1);
+            *cover = cover.start.min(at)..cover.end.max(at + 1);
+        }
+        for (piece, cover) in self.located.pieces.iter().zip(covers) {
+            let Some(cover) = cover else { continue };
+            let plain = piece.stored.plain().filter(|_| !piece.stored.is_column_major());
+            let row_bytes = plain.and_then(|tensor| tensor.dtype.bytes_for(self.located.columns));
+            if let (Some(tensor), Some(row_bytes)) = (plain, row_bytes) {
+                let first = piece.matrix * piece.stored.extent()[1];
+                let bytes = (first + cover.start) * row_bytes..(first + cover.end) * row_bytes;
+                self.source.release(tensor, bytes);
+            } else {
+                // Rows of other forms are spread over all of their tensors.
+                for tensor in piece.stored.tensors() {
+                    self.source.release(tensor, 0..tensor.byte_len());
+                }
+            }
         }
     }
 

@@ -74,10 +74,30 @@ impl RowSource for Rows<'_> {
     }
 
     fn release(&self, rows: Range<u64>) {
-        if let Content::Rows { id, skip } = self.content
-            && let Ok(weight) = self.checkpoint.weight(*id)
-        {
-            weight.release_rows(rows.start + skip..rows.end + skip);
+        match self.content {
+            Content::Rows { id, skip } => {
+                if let Ok(weight) = self.checkpoint.weight(*id) {
+                    weight.release_rows(rows.start + skip..rows.end + skip);
+                }
+            }
+            Content::Joined { ids, vector: false } => {
+                let mut first = 0;
+                for weight in ids.iter().filter_map(|id| self.checkpoint.weight(*id).ok()) {
+                    let end = first + weight.rows();
+                    let (from, to) = (rows.start.max(first), rows.end.min(end));
+                    if from < to {
+                        weight.release_rows(from - first..to - first);
+                    }
+                    first = end;
+                }
+            }
+            Content::Transposed { id, plain } => {
+                if let Ok(weight) = self.checkpoint.weight(*id) {
+                    let columns = weight.columns().max(1);
+                    weight.release_rows(rows.start / columns * plain..rows.end.div_ceil(columns) * plain);
+                }
+            }
+            Content::Joined { vector: true, .. } | Content::Values(_) => {}
         }
     }
 }

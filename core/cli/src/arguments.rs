@@ -346,9 +346,6 @@ pub(crate) struct Mixture {
     /// Store tensors whose name matches a pattern as this type, such as attn_v=q8_0; may be given several times.
     #[arg(long = "tensor", value_name = "PATTERN=TYPE")]
     pub(crate) tensors: Vec<String>,
-    /// Round column by column, later ones making up for the errors of earlier ones; needs an --imatrix with --products.
-    #[arg(long)]
-    pub(crate) compensate: bool,
     /// Cut the result into files of at most so much tensor data each.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) split: Option<u64>,
@@ -371,9 +368,6 @@ pub(crate) struct Imatrix {
     /// The most tokens to read.
     #[arg(long, value_name = "N", default_value_t = 1 << 17)]
     pub(crate) tokens: usize,
-    /// Sum products of activations too, for `quantize --compensate`; the file becomes about as large as half the model.
-    #[arg(long)]
-    pub(crate) products: bool,
     #[command(flatten)]
     pub(crate) budget: Budget,
 }

@@ -270,7 +270,7 @@ fn weights_per_second(dtype: DType) -> f64 {
 fn collected(request: &ForgeRequest) -> Result<Collected> {
     let missing = |what: String| {
         BackendError::new(ErrorCode::InvalidRequest, what)
-            .with_help("Collect them with `drophammer imatrix --products` and name the file as --imatrix.")
+            .with_help("Give an importance matrix that was collected with products of activations.")
     };
     let path = request.imatrix.as_ref().ok_or_else(|| {
         missing("making up for rounding errors needs products of activations, and there is no imatrix".into())

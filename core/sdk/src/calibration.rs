@@ -122,7 +122,7 @@ impl<T: Calibrate> Extension for Exported<T> {
         match method {
             "observe" => match unpack(payload)?.0 {
                 Observe { on: true, products } if !products.is_empty() => {
-                    self.0.observe_products(&products)?
+                    self.0.observe_products(&products)?;
                 }
                 Observe { on, .. } => self.0.observe(on)?,
             },

@@ -33,7 +33,6 @@ pub(super) async fn imatrix(arguments: Imatrix) -> Result<()> {
         text: arguments.text.as_deref().map(absolute).transpose()?,
         most_tokens: arguments.tokens,
         imatrix: None,
-        products: arguments.products,
         types: None,
         staging: staging.path().to_path_buf(),
     };
@@ -110,7 +109,6 @@ pub(super) async fn choose(shop: &Workshop, arguments: &Quantize) -> Result<Chos
         text: mixture.text.as_deref().map(absolute).transpose()?,
         most_tokens: TOKENS,
         imatrix: arguments.making.imatrix.as_deref().map(absolute).transpose()?,
-        products: false,
         types: Some(mixture.types.clone()),
         staging: place.path().to_path_buf(),
     };

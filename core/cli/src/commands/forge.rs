@@ -45,9 +45,6 @@ pub(super) async fn quantize(arguments: Quantize) -> Result<()> {
     if !overrides.is_empty() {
         options.insert("overrides".to_owned(), overrides.into());
     }
-    if mixture.compensate {
-        options.insert("compensate".to_owned(), true.into());
-    }
     if let Some(bytes) = mixture.split {
         options.insert("max_file_bytes".to_owned(), bytes.into());
     }

@@ -187,7 +187,10 @@ fn rounding_that_makes_up_for_errors_comes_nearer_and_says_what_it_needs() {
         native().quantize(&request, &Job)
     };
     let error = forge(None, true).unwrap_err();
-    assert!(error.code == ErrorCode::InvalidRequest && error.help.contains("--products"), "{error:?}");
+    assert!(
+        error.code == ErrorCode::InvalidRequest && error.help.contains("products of activations"),
+        "{error:?}"
+    );
     let plain = statistics(&[("blk.0.ffn_up.weight", 256)]);
     let error = forge(Some(plain.path()), true).unwrap_err();
     assert!(error.code == ErrorCode::InvalidRequest && error.message.contains("products"), "{error:?}");

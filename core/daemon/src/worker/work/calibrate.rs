@@ -2,14 +2,12 @@
 
 use std::path::Path;
 
-use drophammer_formats::mapped::MappedFile;
 use drophammer_formats::{DType, digest};
 use drophammer_infer::measure::{
     CALIBRATION_TEXT, LogitSource, MeasureError, Protocol, SessionSource, measure,
 };
 use drophammer_models::Checkpoint;
 use drophammer_models::export::gguf::GgufExport;
-use drophammer_quant::compensate::Products;
 use drophammer_quant::importance::{Columns, Importance};
 use drophammer_quant::pass::RowSource;
 use drophammer_quant::presets;
@@ -29,10 +27,6 @@ const CHUNK: usize = 256;
 const PROBE_TOKENS: std::ops::RangeInclusive<u64> = 64..=512;
 /// Tokens times parameters that one probe may cost.
 const PROBE_WORK: u64 = 8_600_000_000;
-/// Products of activations that are summed at a time, bytes: the text is read again for the next ones.
-const PRODUCTS_AT_ONCE: u64 = 256 << 20;
-/// File they wait in until all are there.
-const PRODUCTS_FILE: &str = "products";
 /// Logits kept to compare probes with, bytes.
 const KEPT_LOGITS: u64 = 256 << 20;
 
@@ -62,15 +56,7 @@ pub(super) fn calibrate(plugin: &Plugin, order: &CalibrateOrder, job: &WorkerJob
         Importance { matrices, datasets: vec![dataset], chunks: chunks as u32, chunk_tokens: chunk as u32 }
     };
     let place = order.staging.join(IMATRIX_FILE);
-    if order.products {
-        let products = collect(session.as_mut(), &bench, order, &tokens[..chunks * chunk], chunk, job)?;
-        let products: Vec<(&str, &[u8])> = products.parts().collect::<Option<_>>().ok_or_else(|| {
-            BackendError::new(ErrorCode::Failed, "the file of products changed while it was read")
-        })?;
-        importance.write_with(&place, &products).map_err(|error| invalid(&place, &error))?;
-    } else {
-        importance.write(&place).map_err(|error| invalid(&place, &error))?;
-    }
+    importance.write(&place).map_err(|error| invalid(&place, &error))?;
     let weighed = match &order.types {
         None => None,
         Some(types) => {
@@ -100,69 +86,6 @@ fn types_of(names: &[String]) -> Result<Vec<DType>> {
     names.iter().map(known).collect()
 }
 
-/// Products that wait on the disk.
-struct Waiting {
-    file: MappedFile,
-    /// Name, place and bytes.
-    parts: Vec<(String, u64, u64)>,
-}
-
-impl Waiting {
-    fn parts(&self) -> impl Iterator<Item = Option<(&str, &[u8])>> {
-        let part =
-            |(name, begin, len): &(String, u64, u64)| Some((name.as_str(), self.file.slice(*begin, *len)?));
-        self.parts.iter().map(part)
-    }
-}
-
-/// Sums the products of activations of every matrix, as many matrices at a time as fit into memory.
-fn collect(
-    session: &mut dyn Session,
-    bench: &dyn Calibrate,
-    order: &CalibrateOrder,
-    whole: &[u32],
-    chunk: usize,
-    job: &WorkerJob,
-) -> Result<Waiting> {
-    let source = &order.load.path;
-    let checkpoint = Checkpoint::open(source).map_err(|error| invalid(source, &error))?;
-    let export = GgufExport::new(checkpoint).map_err(|error| invalid(source, &error))?;
-    let wanted = export.matrices().filter(|(name, shape, _)| {
-        shape.len() == 2 && !name.starts_with("token_embd") && !presets::stays_unquantized(name, shape)
-    });
-    let wanted: Vec<(String, u64)> = wanted
-        .map(|(name, shape, _)| (name.to_owned(), 4 * Products::len(shape[1] as usize) as u64))
-        .collect();
-    let place = order.staging.join(PRODUCTS_FILE);
-    let mut file = std::fs::File::create(&place).map_err(|error| super::io(&place, &error))?;
-    let (mut parts, mut end) = (Vec::new(), 0);
-    let mut rest = wanted.as_slice();
-    while !rest.is_empty() {
-        let mut taken = 0;
-        let fits = |(_, bytes): &&(String, u64)| {
-            taken += bytes;
-            taken <= PRODUCTS_AT_ONCE
-        };
-        let count = rest.iter().take_while(fits).count().max(1);
-        let (now, later) = rest.split_at(count);
-        rest = later;
-        let names: Vec<String> = now.iter().map(|(name, _)| name.clone()).collect();
-        bench.observe_products(&names)?;
-        read(session, whole, chunk, job)?;
-        for name in names {
-            let sums = bench.products(&name)?;
-            let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
-            std::io::Write::write_all(&mut file, &bytes).map_err(|error| super::io(&place, &error))?;
-            if !bytes.is_empty() {
-                parts.push((name, end, bytes.len() as u64));
-                end += bytes.len() as u64;
-            }
-        }
-    }
-    bench.observe(false)?;
-    Ok(Waiting { file: MappedFile::open(&place).map_err(format)?, parts })
-}
-
 /// Runs the text through the session while it counts.
 fn observe(
     session: &mut dyn Session,
@@ -172,16 +95,6 @@ fn observe(
     job: &WorkerJob,
 ) -> Result<std::collections::BTreeMap<String, Columns>> {
     bench.observe(true)?;
-    read(session, whole, chunk, job)?;
-    let usage = bench.usage()?;
-    bench.observe(false)?;
-    let columns =
-        |usage: calibration::Usage| (usage.name, Columns { sums: usage.sums, counts: usage.counts });
-    Ok(usage.into_iter().map(columns).collect())
-}
-
-/// Runs the text through the session.
-fn read(session: &mut dyn Session, whole: &[u32], chunk: usize, job: &WorkerJob) -> Result<()> {
     let limits = session.limits();
     let width = limits.output_width as usize;
     // An encoder sees a chunk at once; a decoder reads as many rows as are convenient to hold.
@@ -204,7 +117,11 @@ fn read(session: &mut dyn Session, whole: &[u32], chunk: usize, job: &WorkerJob)
             session.forward(batch, &mut rows[..tokens.len() * width])?;
         }
     }
-    Ok(())
+    let usage = bench.usage()?;
+    bench.observe(false)?;
+    let columns =
+        |usage: calibration::Usage| (usage.name, Columns { sums: usage.sums, counts: usage.counts });
+    Ok(usage.into_iter().map(columns).collect())
 }
 
 /// The logits that probes are compared with, chunk after chunk.

@@ -163,12 +163,12 @@ impl GgufExport {
     ) -> Result<Vec<Item<'_>>, PassError> {
         let pairs = self.tensors.iter().zip(tensors).enumerate();
         pairs
-            .map(|(index, (tensor, decl))| match tensor.content.copy(&self.checkpoint, decl.dtype) {
-                Some(bytes) => Item::copy(index, decl, bytes),
-                None => {
-                    let rows = tensor.content.rows(&self.checkpoint);
-                    Item::quantize_compensated(index, decl, rows, importance(&decl.name), compensator(decl))
+            .map(|(index, (tensor, decl))| {
+                if let Some(bytes) = tensor.content.copy(&self.checkpoint, decl.dtype) {
+                    return Item::copy(index, decl, bytes);
                 }
+                let rows = tensor.content.rows(&self.checkpoint);
+                Item::quantize_compensated(index, decl, rows, importance(&decl.name), compensator(decl))
             })
             .collect()
     }

@@ -446,6 +446,41 @@ array* dh_rope(
   });
 }
 
+// Radians per position of each pair, as `fast::rope` has them on processors.
+array* dh_turns(const array* wavelengths, float base, int pairs) {
+  return guard([&] {
+    if (wavelengths) return mx::reciprocal(*wavelengths);
+    return mx::exp(mx::multiply(mx::arange(0, -pairs, -1, mx::float32), array(std::log(base) / pairs)));
+  });
+}
+
+// Cosines and sines, `[positions, pairs]`.
+int dh_waves(const array* turns, const array* positions, int type, array** parts) {
+  return attempt([&] {
+    auto angles = mx::multiply(mx::expand_dims(*positions, 1), *turns);
+    parts[0] = new array(mx::astype(mx::cos(angles), type_of(type)));
+    parts[1] = new array(mx::astype(mx::sin(angles), type_of(type)));
+  });
+}
+
+// Rotates the first `width` numbers of the last axis, whose halves are the pairs, by known cosines and sines.
+array* dh_rotate(const array* x, const array* cosines, const array* sines, int width) {
+  return guard([&] {
+    auto part = [&](int begin, int end) {
+      mx::Shape start(x->ndim(), 0), stop = x->shape(), strides(x->ndim(), 1);
+      start.back() = begin;
+      stop.back() = end;
+      return mx::slice(*x, start, stop, strides);
+    };
+    auto a = part(0, width / 2), b = part(width / 2, width);
+    std::vector<array> parts = {
+        mx::subtract(mx::multiply(a, *cosines), mx::multiply(b, *sines)),
+        mx::add(mx::multiply(a, *sines), mx::multiply(b, *cosines))};
+    if (width < x->shape(-1)) parts.push_back(part(width, x->shape(-1)));
+    return mx::concatenate(std::move(parts), -1);
+  });
+}
+
 // `mask`: an array of truth values, or `causal` for the last queries of the keys, or neither.
 array* dh_attention(
     const array* q, const array* k, const array* v, float scale, int causal, const array* mask, const array* sinks) {

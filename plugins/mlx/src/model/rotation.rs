@@ -3,7 +3,7 @@
 use drophammer_models::rope::{Rope, RopeLayout, RopeScaling};
 use drophammer_sdk::Result;
 
-use crate::runtime::{Array, Arrays};
+use crate::runtime::{Array, Arrays, Type};
 
 /// One of a model's rotations, for sequences of some length.
 pub(crate) struct Rotation {
@@ -39,7 +39,7 @@ impl Rotation {
             _ => {
                 let table = rope.table(length);
                 let waves: Vec<f32> = table.frequencies.iter().map(|frequency| 1.0 / frequency).collect();
-                let kind = crate::runtime::Type::F32;
+                let kind = Type::F32;
                 rotation.wavelengths = Some(arrays.floats(&waves, &[waves.len() as i32], kind)?);
                 rotation.magnitude = table.magnitude;
             }
@@ -50,6 +50,13 @@ impl Rotation {
     /// Whether it holds for sequences of `length` tokens too.
     pub(crate) fn fits(&self, length: u32) -> bool {
         self.threshold.is_none_or(|threshold| self.length == length || self.length.max(length) <= threshold)
+    }
+
+    /// Cosines and sines at some positions, for rotations of halves.
+    pub(crate) fn waves(&self, arrays: Arrays, positions: &[u32], kind: Type) -> Result<[Array; 2]> {
+        let turns = arrays.turns(self.wavelengths.as_ref(), self.base, self.width / 2)?;
+        let scaled: Vec<f32> = positions.iter().map(|position| *position as f32 * self.scale).collect();
+        turns.waves(&arrays.floats(&scaled, &[scaled.len() as i32], Type::F32)?, kind)
     }
 
     /// As [`Array::rope`] takes it.

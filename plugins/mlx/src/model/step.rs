@@ -41,6 +41,8 @@ pub(crate) struct Step<'a> {
     /// The position of the first row, where rows are consecutive positions.
     consecutive: Option<i32>,
     position_array: Option<Array>,
+    /// Cosines and sines of this step's positions, by rotation: a processor's `rope` makes them anew for every layer.
+    waves: Vec<Option<[Array; 2]>>,
     /// Rows whose outputs are wanted; `None` = all.
     outputs: Option<Vec<i32>>,
     /// Which keys a sequence's queries see, by segment and window.
@@ -101,6 +103,7 @@ impl<'a> Step<'a> {
             positions: tokens.positions.to_vec(),
             consecutive: run(tokens.positions),
             position_array: None,
+            waves: Vec::new(),
             outputs: (!all).then(|| tokens.outputs.iter().map(|row| *row as i32).collect()),
             masks: Vec::new(),
         })
@@ -303,15 +306,28 @@ impl Graph for Step<'_> {
         let Some(rotation) = &self.rotations[spec.index] else {
             return Err(BackendError::new(ErrorCode::Failed, "a rotation was lost"));
         };
+        let waves = if self.ahead && !rotation.pairs {
+            if self.waves.len() <= spec.index {
+                self.waves.resize(spec.index + 1, None);
+            }
+            if self.waves[spec.index].is_none() {
+                let waves = rotation.waves(self.arrays, &self.positions, self.weights.kind)?;
+                self.waves[spec.index] = Some(waves);
+            }
+            self.waves[spec.index].as_ref()
+        } else {
+            None
+        };
         let (start, width, all) = (spec.start as i32, rotation.width, spec.head_width as i32);
         // Only what lies before the rotated numbers is cut off: libmlx leaves those behind them alone.
         let turned = if start > 0 { x.slice(3, start, all)? } else { x.clone() };
         let turned = magnify(self.arrays, &turned, rotation, all - start)?;
         let speed = rotation.speed();
-        let turned = match (self.consecutive, &self.position_array) {
-            (Some(first), _) => turned.rope(width, rotation.pairs, speed, first, None)?,
+        let turned = match (waves, self.consecutive, &self.position_array) {
+            (Some(waves), ..) => turned.rotate(waves, width)?,
+            (None, Some(first), _) => turned.rope(width, rotation.pairs, speed, first, None)?,
             // One token after another as a batch, each with its own position.
-            (None, positions) => turned
+            (None, None, positions) => turned
                 .transpose(&[2, 1, 0, 3])?
                 .rope(width, rotation.pairs, speed, 0, positions.as_ref())?
                 .transpose(&[2, 1, 0, 3])?,

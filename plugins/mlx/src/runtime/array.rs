@@ -111,6 +111,12 @@ impl Arrays {
         if kind == Type::F32 { Ok(array) } else { array.astype(kind) }
     }
 
+    /// Radians per position of each of `pairs` pairs of a rotation: see [`Array::rope`].
+    pub(crate) fn turns(self, wavelengths: Option<&Array>, base: f32, pairs: i32) -> Result<Array> {
+        // SAFETY: a live array or none.
+        made(self.api, unsafe { (self.api.turns)(maybe(wavelengths), base, pairs) })
+    }
+
     /// Truth values.
     pub(crate) fn booleans(self, values: impl Iterator<Item = bool>, dims: &[i32]) -> Result<Array> {
         self.filled(dims, Type::Bool, |bytes| {

@@ -89,6 +89,9 @@ api! {
     rms_norm(In, In, f32) -> Out;
     layer_norm(In, In, In, f32) -> Out;
     rope(In, c_int, c_int, f32, f32, In, c_int, In) -> Out;
+    turns(In, f32, c_int) -> Out;
+    waves(In, In, c_int, *mut Out) -> c_int;
+    rotate(In, In, In, c_int) -> Out;
     attention(In, In, In, f32, c_int, In, In) -> Out;
 }
 

@@ -214,6 +214,23 @@ impl Array {
         })
     }
 
+    /// Cosines and sines of these radians per position at `positions`.
+    pub(crate) fn waves(&self, positions: &Array, kind: Type) -> Result<[Array; 2]> {
+        let mut parts = [std::ptr::null_mut(); 2];
+        // SAFETY: see above; two arrays are written where it succeeds.
+        self.api().check(unsafe {
+            (self.api().waves)(self.raw(), positions.raw(), kind as c_int, parts.as_mut_ptr())
+        })?;
+        let [cosines, sines] = parts;
+        Ok([self.make(cosines)?, self.make(sines)?])
+    }
+
+    /// What [`Array::rope`] gives on a processor for pairs of halves, from cosines and sines that are made once.
+    pub(crate) fn rotate(&self, [cosines, sines]: &[Array; 2], width: i32) -> Result<Array> {
+        // SAFETY: see above.
+        self.make(unsafe { (self.api().rotate)(self.raw(), cosines.raw(), sines.raw(), width) })
+    }
+
     /// Softmax attention of queries over keys and values, all `[1, heads, tokens, width]`.
     pub(crate) fn attention(
         &self,

@@ -91,7 +91,10 @@ fn has_libclang() -> bool {
         let names = std::fs::read_dir(directory).into_iter().flatten().flatten();
         names.into_iter().any(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();
-            name == "libclang.so" || name.starts_with("libclang-") || name == "libclang.dylib"
+            // `libclang-cpp` is another library.
+            let versioned =
+                name.strip_prefix("libclang-").is_some_and(|rest| rest.starts_with(char::is_numeric));
+            name == "libclang.so" || versioned || name == "libclang.dylib"
         })
     };
     let versions = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();

@@ -54,7 +54,14 @@ pub(crate) fn all() -> Vec<Device> {
                 pointer,
             }
         };
-        (0..count).map(device).collect()
+        // Libraries with kernels that are found twice (beside the plugin, and where the library looks itself) count once.
+        let mut devices: Vec<Device> = Vec::new();
+        for device in (0..count).map(device) {
+            if !devices.iter().any(|known| known.id == device.id) {
+                devices.push(device);
+            }
+        }
+        devices
     }
 }
 

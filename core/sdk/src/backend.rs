@@ -65,6 +65,20 @@ pub struct Limits {
     pub output_kind: OutputKind,
 }
 
+impl Limits {
+    /// Checks the id of a sequence.
+    ///
+    /// # Errors
+    /// [`crate::ErrorCode::InvalidRequest`] for one that the session does not hold.
+    pub fn check_sequence(&self, sequence: u32) -> Result<()> {
+        if sequence < self.max_sequences {
+            return Ok(());
+        }
+        let message = format!("sequence {sequence}; this session holds {}", self.max_sequences);
+        Err(BackendError::new(crate::ErrorCode::InvalidRequest, message))
+    }
+}
+
 /// Tokens to push through a model in one call; `tokens`, `positions` and `sequences` have equal length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch<'a> {
@@ -99,9 +113,7 @@ impl Batch<'_> {
         if let Some(p) = self.positions.iter().find(|&&p| p >= limits.context) {
             return bad(format!("position {p} is beyond the context of {} tokens", limits.context));
         }
-        if let Some(s) = self.sequences.iter().find(|&&s| s >= limits.max_sequences) {
-            return bad(format!("sequence {s}; this session holds {}", limits.max_sequences));
-        }
+        self.sequences.iter().try_for_each(|&sequence| limits.check_sequence(sequence))?;
         if !self.outputs.windows(2).all(|w| w[0] < w[1])
             || self.outputs.last().is_some_and(|&i| i as usize >= n)
         {
@@ -112,6 +124,17 @@ impl Batch<'_> {
             return bad(format!("output buffer holds {output_len} floats, {expected} are due"));
         }
         Ok(())
+    }
+
+    /// Checks that the model knows every token.
+    ///
+    /// # Errors
+    /// [`crate::ErrorCode::InvalidRequest`] naming the first one it does not know.
+    pub fn check_vocabulary(&self, vocabulary: u32) -> Result<()> {
+        let Some(id) = self.tokens.iter().find(|&&id| id >= vocabulary) else { return Ok(()) };
+        let message = format!("token {id}; this model's vocabulary has {vocabulary}");
+        Err(BackendError::new(crate::ErrorCode::InvalidRequest, message)
+            .with_help("The tokenizer belongs to another model: use the one beside the weights."))
     }
 }
 

@@ -34,6 +34,21 @@ pub struct ProbeRequest {
     pub goals: Vec<Goal>,
 }
 
+impl ProbeRequest {
+    /// The goals to plan for: the request's own, or else these schemes of a format.
+    pub fn goals_or(&self, format: &str, offered: &[&str]) -> Vec<Goal> {
+        if !self.goals.is_empty() {
+            return self.goals.clone();
+        }
+        let goal = |scheme: &&str| Goal {
+            format: format.to_owned(),
+            scheme: (*scheme).to_owned(),
+            ..Goal::default()
+        };
+        offered.iter().map(goal).collect()
+    }
+}
+
 /// One thing a backend could make from a source.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -11,7 +11,6 @@
 
 mod adapter;
 mod check;
-mod convert;
 mod ffi;
 mod fit;
 mod probe;
@@ -72,7 +71,8 @@ impl Backend for LlamaCpp {
     }
 
     fn convert(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
-        convert::convert(request, job)
+        // With our own writer: llama.cpp's converter is a Python program.
+        drophammer_forge::gguf::convert(request, job)
     }
 
     fn quantize(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {

@@ -34,11 +34,7 @@ pub(crate) fn report(request: &ProbeRequest) -> Result<ProbeReport> {
         ..ProbeReport::default()
     };
     if let Some(source) = &request.source {
-        let offered: Vec<Goal> = OFFERED
-            .iter()
-            .map(|scheme| Goal { format: "gguf".into(), scheme: (*scheme).into(), ..Goal::default() })
-            .collect();
-        let goals = if request.goals.is_empty() { &offered } else { &request.goals };
+        let goals = request.goals_or("gguf", &OFFERED);
         report.estimates = goals.iter().map(|goal| estimate(source, goal)).collect::<Result<_>>()?;
     }
     Ok(report)

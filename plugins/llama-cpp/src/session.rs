@@ -83,14 +83,6 @@ impl LlamaSession {
         };
         Ok(Self { vocabulary: context.model().vocabulary(), context, limits })
     }
-
-    fn check_sequence(&self, sequence: u32) -> Result<()> {
-        if sequence < self.limits.max_sequences {
-            return Ok(());
-        }
-        let message = format!("sequence {sequence}; this session holds {}", self.limits.max_sequences);
-        Err(BackendError::new(ErrorCode::InvalidRequest, message))
-    }
 }
 
 /// Sends the library's messages to the job's log for as long as somebody holds the job.
@@ -229,30 +221,24 @@ impl Session for LlamaSession {
 
     fn forward(&mut self, batch: Batch<'_>, output: &mut [f32]) -> Result<()> {
         batch.validate(&self.limits, output.len())?;
-        if let Some(id) = batch.tokens.iter().find(|&&id| id >= self.vocabulary) {
-            let message = format!("token {id}; this model's vocabulary has {}", self.vocabulary);
-            return Err(invalid(
-                message,
-                "The tokenizer belongs to another model: use the one beside the weights.",
-            ));
-        }
+        batch.check_vocabulary(self.vocabulary)?;
         self.context.run(batch, output)
     }
 
     fn keep(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
-        self.check_sequence(sequence)?;
+        self.limits.check_sequence(sequence)?;
         self.context.remove(sequence, to, u32::MAX)?;
         self.context.remove(sequence, 0, from)
     }
 
     fn remove(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
-        self.check_sequence(sequence)?;
+        self.limits.check_sequence(sequence)?;
         self.context.remove(sequence, from, to)
     }
 
     fn copy(&mut self, source: u32, target: u32, from: u32, to: u32) -> Result<()> {
-        self.check_sequence(source)?;
-        self.check_sequence(target)?;
+        self.limits.check_sequence(source)?;
+        self.limits.check_sequence(target)?;
         self.context.copy(source, target, from, to)
     }
 }

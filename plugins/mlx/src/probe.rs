@@ -2,7 +2,7 @@
 
 use drophammer_formats::SourceKind;
 use drophammer_models::export::mlx;
-use drophammer_sdk::{Device, FormatSupport, Goal, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
+use drophammer_sdk::{Device, FormatSupport, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
 
 use crate::forge;
 use crate::runtime::{self, Runtime};
@@ -37,11 +37,7 @@ pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeRep
         },
     ];
     if let Some(source) = &request.source {
-        let offered: Vec<Goal> = OFFERED
-            .iter()
-            .map(|scheme| Goal { format: "mlx".into(), scheme: (*scheme).into(), ..Goal::default() })
-            .collect();
-        let goals = if request.goals.is_empty() { &offered } else { &request.goals };
+        let goals = request.goals_or("mlx", &OFFERED);
         report.estimates = goals.iter().map(|goal| forge::estimate(source, goal)).collect::<Result<_>>()?;
     }
     Ok(report)

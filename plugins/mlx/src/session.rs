@@ -138,13 +138,8 @@ impl MlxSession {
     }
 
     fn sequence(&mut self, number: u32) -> Result<&mut Sequence> {
-        let most = self.limits.max_sequences;
-        self.sequences.get_mut(number as usize).ok_or_else(|| {
-            BackendError::new(
-                ErrorCode::InvalidRequest,
-                format!("sequence {number}; this session holds {most}"),
-            )
-        })
+        self.limits.check_sequence(number)?;
+        Ok(&mut self.sequences[number as usize])
     }
 }
 
@@ -211,11 +206,7 @@ impl Session for MlxSession {
 
     fn forward(&mut self, batch: Batch<'_>, output: &mut [f32]) -> Result<()> {
         batch.validate(&self.limits, output.len())?;
-        if let Some(id) = batch.tokens.iter().find(|&&id| id >= self.description.vocabulary) {
-            let message = format!("token {id}; this model's vocabulary has {}", self.description.vocabulary);
-            return Err(BackendError::new(ErrorCode::InvalidRequest, message)
-                .with_help("The tokenizer belongs to another model: use the one beside the weights."));
-        }
+        batch.check_vocabulary(self.description.vocabulary)?;
         let turn = self.stream.enter()?;
         // An encoder's tokens all see each other: a call is one step.
         let chunk = if self.is_encoder() { batch.tokens.len() } else { CHUNK };

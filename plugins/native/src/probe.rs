@@ -2,7 +2,7 @@
 
 use drophammer_forge::gguf;
 use drophammer_formats::SourceKind;
-use drophammer_sdk::{Device, FormatSupport, Goal, ProbeReport, ProbeRequest, Result};
+use drophammer_sdk::{Device, FormatSupport, ProbeReport, ProbeRequest, Result};
 
 use crate::kernels::Path;
 
@@ -36,11 +36,7 @@ pub(crate) fn report(request: &ProbeRequest) -> Result<ProbeReport> {
         ..ProbeReport::default()
     };
     if let Some(source) = &request.source {
-        let offered: Vec<Goal> = OFFERED
-            .iter()
-            .map(|scheme| Goal { format: "gguf".into(), scheme: (*scheme).into(), ..Goal::default() })
-            .collect();
-        let goals = if request.goals.is_empty() { &offered } else { &request.goals };
+        let goals = request.goals_or("gguf", &OFFERED);
         report.estimates = goals.iter().map(|goal| gguf::estimate(source, goal)).collect::<Result<_>>()?;
     }
     Ok(report)

@@ -105,14 +105,6 @@ impl NativeSession {
             tokens: Vec::with_capacity(max_batch as usize),
         })
     }
-
-    fn check_sequence(&self, sequence: u32) -> Result<()> {
-        if sequence < self.limits.max_sequences {
-            return Ok(());
-        }
-        let message = format!("sequence {sequence}; this session holds {}", self.limits.max_sequences);
-        Err(BackendError::new(ErrorCode::InvalidRequest, message))
-    }
 }
 
 /// The longest sequence of a session. A wish beyond what the model was made for is granted where positions are computed
@@ -139,11 +131,7 @@ impl Session for NativeSession {
 
     fn forward(&mut self, batch: Batch<'_>, output: &mut [f32]) -> Result<()> {
         batch.validate(&self.limits, output.len())?;
-        if let Some(id) = batch.tokens.iter().find(|&&id| id >= self.vocabulary) {
-            let message = format!("token {id}; this model's vocabulary has {}", self.vocabulary);
-            return Err(BackendError::new(ErrorCode::InvalidRequest, message)
-                .with_help("The tokenizer belongs to another model: use the one beside the weights."));
-        }
+        batch.check_vocabulary(self.vocabulary)?;
         self.calibration.prepare(&mut self.engine);
         self.tokens.clear();
         self.tokens.extend(
@@ -172,20 +160,20 @@ impl Session for NativeSession {
     }
 
     fn keep(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
-        self.check_sequence(sequence)?;
+        self.limits.check_sequence(sequence)?;
         self.engine.cache.keep(sequence, from, to);
         Ok(())
     }
 
     fn remove(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
-        self.check_sequence(sequence)?;
+        self.limits.check_sequence(sequence)?;
         self.engine.cache.remove(sequence, from, to);
         Ok(())
     }
 
     fn copy(&mut self, source: u32, target: u32, from: u32, to: u32) -> Result<()> {
-        self.check_sequence(source)?;
-        self.check_sequence(target)?;
+        self.limits.check_sequence(source)?;
+        self.limits.check_sequence(target)?;
         self.engine.cache.copy(source, target, from, to);
         Ok(())
     }

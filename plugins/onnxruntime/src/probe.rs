@@ -1,7 +1,7 @@
 //! What this backend can do here, and what a goal would take.
 
 use drophammer_models::export::onnx::SCHEMES;
-use drophammer_sdk::{Device, FormatSupport, Goal, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
+use drophammer_sdk::{Device, FormatSupport, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
 
 use crate::{forge, runtime};
 
@@ -37,11 +37,7 @@ pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeRep
         Err(error) => report.problems.push(Problem { message: error.message, help: error.help }),
     }
     if let Some(source) = &request.source {
-        let offered: Vec<Goal> = OFFERED
-            .iter()
-            .map(|scheme| Goal { format: "onnx".into(), scheme: (*scheme).into(), ..Goal::default() })
-            .collect();
-        let goals = if request.goals.is_empty() { &offered } else { &request.goals };
+        let goals = request.goals_or("onnx", &OFFERED);
         report.estimates = goals.iter().map(|goal| forge::estimate(source, goal)).collect::<Result<_>>()?;
     }
     Ok(report)

@@ -191,9 +191,8 @@ impl OrtSession {
     }
 
     fn sequence(&self, sequence: u32) -> Result<&Sequence> {
-        self.sequences.get(sequence as usize).ok_or_else(|| {
-            invalid(format!("sequence {sequence}; this session holds {}", self.limits.max_sequences))
-        })
+        self.limits.check_sequence(sequence)?;
+        Ok(&self.sequences[sequence as usize])
     }
 
     /// Runs tokens of one sequence; gives every token's output row to `take`.
@@ -300,11 +299,8 @@ impl Session for OrtSession {
 
     fn forward(&mut self, batch: Batch<'_>, output: &mut [f32]) -> Result<()> {
         batch.validate(&self.limits, output.len())?;
-        if let Some(vocabulary) = self.vocabulary
-            && let Some(id) = batch.tokens.iter().find(|&&id| id >= vocabulary)
-        {
-            return Err(invalid(format!("token {id}; this model's vocabulary has {vocabulary}"))
-                .with_help("The tokenizer belongs to another model: use the one beside the weights."));
+        if let Some(vocabulary) = self.vocabulary {
+            batch.check_vocabulary(vocabulary)?;
         }
         let width = self.limits.output_width as usize;
         let chunk = if self.encoder { usize::MAX } else { (CHUNK_OUTPUTS / width).clamp(1, CHUNK) };

@@ -1,6 +1,6 @@
 //! What this backend can do here, and what a goal would take.
 
-use drophammer_sdk::{Device, FormatSupport, Goal, HostInfo, ProbeReport, ProbeRequest, Result};
+use drophammer_sdk::{Device, FormatSupport, HostInfo, ProbeReport, ProbeRequest, Result};
 
 use crate::runtime::Runtime;
 use crate::{forge, scheme};
@@ -27,11 +27,7 @@ pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeRep
     report.formats =
         vec![FormatSupport { format: "openvino".into(), schemes: scheme::names(), make: true, run }];
     if let Some(source) = &request.source {
-        let offered: Vec<Goal> = OFFERED
-            .iter()
-            .map(|scheme| Goal { format: "openvino".into(), scheme: (*scheme).into(), ..Goal::default() })
-            .collect();
-        let goals = if request.goals.is_empty() { &offered } else { &request.goals };
+        let goals = request.goals_or("openvino", &OFFERED);
         report.estimates = goals.iter().map(|goal| forge::estimate(source, goal)).collect::<Result<_>>()?;
     }
     Ok(report)

@@ -156,13 +156,8 @@ impl OpenVinoSession {
     }
 
     fn sequence(&mut self, sequence: u32) -> Result<&mut Sequence> {
-        let holds = self.limits.max_sequences;
-        self.sequences.get_mut(sequence as usize).ok_or_else(|| {
-            BackendError::new(
-                ErrorCode::InvalidRequest,
-                format!("sequence {sequence}; this session holds {holds}"),
-            )
-        })
+        self.limits.check_sequence(sequence)?;
+        Ok(&mut self.sequences[sequence as usize])
     }
 
     /// Runs `new` entries of a sequence; writes the rows of those in `wanted` (ascending).
@@ -239,11 +234,7 @@ impl Session for OpenVinoSession {
 
     fn forward(&mut self, batch: Batch<'_>, output: &mut [f32]) -> Result<()> {
         batch.validate(&self.limits, output.len())?;
-        if let Some(id) = batch.tokens.iter().find(|&&id| id >= self.vocabulary) {
-            let message = format!("token {id}; this model's vocabulary has {}", self.vocabulary);
-            return Err(BackendError::new(ErrorCode::InvalidRequest, message)
-                .with_help("The tokenizer belongs to another model: use the one beside the weights."));
-        }
+        batch.check_vocabulary(self.vocabulary)?;
         let width = self.limits.output_width as usize;
         for sequence in 0..self.limits.max_sequences {
             let mine: Vec<usize> =

@@ -115,10 +115,10 @@ impl Keys {
     }
 }
 
-/// The record of a key among `records`.
-pub(crate) fn holder<'a>(records: &'a [KeyRecord], key: &str) -> Option<&'a KeyRecord> {
+/// Which of the records is that of a key.
+pub(crate) fn holder(records: &[KeyRecord], key: &str) -> Option<usize> {
     let digest = digest(key);
-    records.iter().find(|record| record.sha256 == digest)
+    records.iter().position(|record| record.sha256 == digest)
 }
 
 #[cfg(test)]
@@ -137,7 +137,7 @@ mod tests {
         let other = keys.add("phone").unwrap();
         assert_ne!(key, other);
         let records = keys.all().unwrap();
-        assert_eq!(holder(&records, &key).unwrap().name, "laptop");
+        assert_eq!(records[holder(&records, &key).unwrap()].name, "laptop");
         assert!(holder(&records, "dh-0").is_none());
         let file = home.path().join("keys.json");
         assert!(!std::fs::read_to_string(&file).unwrap().contains(&key));

@@ -183,3 +183,10 @@ pub(crate) fn constrained_text(
     }
     panic!("no end: {}", tokenizer.decode(&ids));
 }
+
+/// The trained model's tokenizer.
+pub(crate) fn tokenizer() -> crate::Tokenizer {
+    let fixture =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama");
+    crate::Tokenizer::from_directory(&fixture).unwrap()
+}

@@ -60,9 +60,7 @@ fn admit(daemon: &Shared, request: &Request) -> Result<(Caller, Option<String>),
         return Ok((Caller::default(), None));
     }
     let told = given(request.headers());
-    let found = told.and_then(|key| {
-        records.iter().position(|record| holder(std::slice::from_ref(record), key).is_some())
-    });
+    let found = told.and_then(|key| holder(&records, key));
     let at = found.ok_or_else(|| {
         let message = match told {
             Some(_) => "this API key is not known here; `drophammer key add NAME` makes one",

@@ -59,8 +59,8 @@ fn write(status: &Status, requests: &Requests) -> String {
     family(&mut page, "jobs", "gauge", "Forge jobs by state.", &lines);
     family(&mut page, "start_time_seconds", "gauge", "When the daemon started.", &one(status.started));
     family(&mut page, "workers", "gauge", "Worker processes.", &one(status.workers.len() as f64));
-    let memory = status.workers.iter().map(|worker| worker.memory_bytes as f64).sum();
-    family(&mut page, "worker_memory_bytes", "gauge", "Resident memory of all workers.", &one(memory));
+    let memory: u64 = status.workers.iter().map(|worker| worker.memory_bytes).sum();
+    family(&mut page, "worker_memory_bytes", "gauge", "Resident memory of all workers.", &one(memory as f64));
     let ends = [
         ("succeeded", requests.succeeded),
         ("failed", requests.failed),

@@ -244,14 +244,10 @@ impl Tale {
     }
 }
 
-fn lost() -> ServeError {
-    ServeError::Broke("the model went away".to_owned())
-}
-
 async fn whole(mut tale: Tale, mut answers: Answers) -> Result<Response, Refusal> {
     let mut all = String::new();
     loop {
-        match answers.next().await.unwrap_or_else(|| Said::Failed(lost())) {
+        match answers.next().await {
             Said::Started | Said::Embedded(_) => {}
             Said::Call { name, arguments, .. } => tale.call(&name, &arguments),
             Said::Failed(error) => return Err(error.into()),
@@ -272,7 +268,7 @@ fn streamed(tale: Tale, answers: Answers) -> Response {
     let lines = futures::stream::unfold(Some((tale, answers)), |state| async move {
         let (mut tale, mut answers) = state?;
         loop {
-            let (document, over) = match answers.next().await.unwrap_or_else(|| Said::Failed(lost())) {
+            let (document, over) = match answers.next().await {
                 Said::Started | Said::Embedded(_) => continue,
                 Said::Call { name, arguments, .. } => {
                     tale.call(&name, &arguments);

@@ -176,7 +176,7 @@ impl Hosted {
         match said.recv().await {
             Some(Said::Embedded(embedded)) => Ok(embedded),
             Some(Said::Failed(error)) => Err(error),
-            _ => Err(lost()),
+            _ => Err(ServeError::lost()),
         }
     }
 
@@ -196,7 +196,7 @@ impl Hosted {
             self.shared.open().remove(&id);
             return Err(ServeError::Broke(why));
         }
-        self.calls.send(call(id)).map_err(|_| lost())?;
+        self.calls.send(call(id)).map_err(|_| ServeError::lost())?;
         // A client that goes takes its place in the batch with it.
         let (calls, shared) = (self.calls.downgrade(), Arc::downgrade(&self.shared));
         tokio::spawn(async move {
@@ -211,7 +211,7 @@ impl Hosted {
         }
         match said.recv().await {
             Some(Said::Failed(error)) => Err(error),
-            _ => Err(lost()),
+            _ => Err(ServeError::lost()),
         }
     }
 
@@ -238,10 +238,6 @@ impl Hosted {
     pub(super) fn used(&self) -> Instant {
         *self.shared.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn lost() -> ServeError {
-    ServeError::Broke("the model's worker went away".to_owned())
 }
 
 async fn write(

@@ -127,6 +127,13 @@ pub enum ServeError {
     Broke(String),
 }
 
+impl ServeError {
+    /// Its worker is no more, and cannot say why.
+    pub(crate) fn lost() -> Self {
+        Self::Broke("the model's worker went away".to_owned())
+    }
+}
+
 /// Something a model said. Each choice has any number of tokens, then one end.
 #[derive(Debug)]
 pub enum Said {

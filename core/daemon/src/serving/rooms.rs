@@ -237,6 +237,8 @@ impl Serving {
             .map_or(serve.context, |most| u32::try_from(most).unwrap_or(u32::MAX).min(serve.context));
         let mut order = ServeOrder::of(&servable.path, context, serve.sequences, serve.queue);
         order.load.device.clone_from(&servable.device);
+        // An encoder reads every text in one batch.
+        order.load.max_batch = servable.identity.encodes.then_some(context);
         order.vocabulary.clone_from(&servable.vocabulary);
         let limits = Limits { threads: self.pipeline.capacity.cores, ..Limits::default() };
         let host = self.pipeline.host_info(&plugin.id());

@@ -7,7 +7,7 @@ use std::time::Instant;
 use drophammer_client::api::{self, RequestPhase};
 use tokio::sync::mpsc;
 
-use super::{Said, Usage};
+use super::{Said, ServeError, Usage};
 
 /// Upper bounds of the histograms' buckets, seconds.
 const BOUNDS: [f64; 14] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0];
@@ -236,9 +236,9 @@ impl Answers {
         Self { said, visit, open: choices.max(1) }
     }
 
-    /// The next thing it says; `None` only after everything was said.
-    pub async fn next(&mut self) -> Option<Said> {
-        let said = self.said.recv().await?;
+    /// The next thing it says. Not to be asked any more after all choices have finished, or after a failure.
+    pub async fn next(&mut self) -> Said {
+        let Some(said) = self.said.recv().await else { return Said::Failed(ServeError::lost()) };
         match &said {
             Said::Started => self.visit.phase(RequestPhase::Prefill),
             Said::Token { .. } => self.visit.token(),
@@ -252,14 +252,13 @@ impl Answers {
             Said::Call { .. } | Said::Embedded(_) => {}
             Said::Failed(_) => self.visit.end(End::Failed),
         }
-        Some(said)
+        said
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serving::ServeError;
 
     async fn read(traffic: &Arc<Traffic>, events: Vec<Said>) {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -268,7 +267,7 @@ mod tests {
         }
         drop(sender);
         let mut answers = Answers::new(receiver, traffic.arrive("x", "m", "/v1/completions"), 1);
-        while answers.next().await.is_some() {}
+        while !matches!(answers.next().await, Said::Finished { .. } | Said::Failed(_)) {}
     }
 
     #[tokio::test]

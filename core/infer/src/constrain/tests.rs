@@ -1,14 +1,5 @@
-use std::path::Path;
-
 use super::*;
-use crate::testing::constrained_text;
-
-fn tokenizer() -> Tokenizer {
-    Tokenizer::from_directory(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama"),
-    )
-    .unwrap()
-}
+use crate::testing::{constrained_text, tokenizer};
 
 #[test]
 fn whatever_a_model_would_say_the_text_is_json_that_the_schema_accepts() {

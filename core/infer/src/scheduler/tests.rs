@@ -1,5 +1,4 @@
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, LazyLock, mpsc};
 
 use drophammer_sdk::ErrorCode;
@@ -9,16 +8,13 @@ use super::*;
 use crate::complete::complete;
 use crate::constrain::{ConstraintFactory, Grammar};
 use crate::sampler::SamplingParameters;
-use crate::testing::{HashSession, Shared};
+use crate::testing::{HashSession, Shared, tokenizer};
 use crate::tokenizer::Tokenizer;
 
 /// As wide as the tokenizer's vocabulary.
 const VOCABULARY: u32 = 2048;
 
-static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama");
-    Arc::new(Tokenizer::from_directory(&fixture).unwrap())
-});
+static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| Arc::new(tokenizer()));
 
 fn session(context: u32, sequences: u32, batch: u32) -> Shared {
     Shared::new(HashSession::new(VOCABULARY, context, sequences, batch))

@@ -2,8 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::constrain::{ConstraintFactory, Grammar};
-use crate::testing::constrained_text;
-use crate::tokenizer::Tokenizer;
+use crate::testing::{constrained_text, tokenizer};
 
 const DIALECTS: [Dialect; 3] = [Dialect::Tagged { told: true }, Dialect::Listed, Dialect::Bare];
 
@@ -72,9 +71,7 @@ fn calls_are_taken_out_of_text_however_it_is_cut() {
 /// Whatever a model that knows nothing writes under the grammar reads as calls that follow the tools' schemas.
 #[test]
 fn a_grammar_allows_only_what_reads_as_calls_of_the_tools() {
-    let directory =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama");
-    let tokenizer = Tokenizer::from_directory(&directory).unwrap();
+    let tokenizer = tokenizer();
     let factory = ConstraintFactory::new(&tokenizer).unwrap();
     for dialect in DIALECTS {
         for choice in [Choice::Auto, Choice::Required, Choice::Named("time".to_owned())] {
@@ -83,7 +80,6 @@ fn a_grammar_allows_only_what_reads_as_calls_of_the_tools() {
                 let grammar = tools.grammar(dialect, true).unwrap();
                 for seed in 0..6 {
                     let constraint = factory.compile(&Grammar::Lark(grammar.clone())).unwrap();
-                    // Letters are unlikely enough that free texts come to an end, or to a call.
                     let text = constrained_text(&tokenizer, constraint, seed);
                     let pieces = read(dialect, &text, 3);
                     let calls = pieces.iter().filter_map(|piece| match piece {
@@ -115,9 +111,7 @@ fn a_grammar_allows_only_what_reads_as_calls_of_the_tools() {
 
 #[test]
 fn a_free_answer_may_go_over_into_a_call_and_then_keeps_to_it() {
-    let directory =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama");
-    let tokenizer = Tokenizer::from_directory(&directory).unwrap();
+    let tokenizer = tokenizer();
     let factory = ConstraintFactory::new(&tokenizer).unwrap();
     let grammar = tools(Choice::Auto, true).grammar(Dialect::Tagged { told: true }, true).unwrap();
     let follows = |text: &str| {

@@ -1,7 +1,6 @@
 //! What a model says, in OpenAI's words: whole, or as a stream of chunks.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Json;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::refusal::Refusal;
 use super::request::Style;
-use super::{Shared, usage_document};
+use super::{Shared, fresh_id, usage_document};
 use crate::moment::now;
 use crate::serving::{Answers, Ask, Logprobs, Said, TokenLogprob, Usage};
 
@@ -41,11 +40,8 @@ pub(super) async fn give(
     ask: Ask,
     style: Style,
 ) -> Result<Response, Refusal> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     let created = now();
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
-    let id = format!("{prefix}-{:x}-{number:x}", (created * 1000.0) as u64);
+    let id = fresh_id(if kind == Kind::Chat { "chatcmpl-" } else { "cmpl-" }, created);
     let choices = ask.choices;
     let route = if kind == Kind::Chat { routes::CHAT_COMPLETIONS } else { "/v1/completions" };
     let said = daemon.serving.ask(&id, route, &model, ask).await?;
@@ -102,58 +98,78 @@ fn stream(frame: Frame, choices: u32, said: Answers) -> Response {
 
 /// Every document of a stream; `None` is its proper end, which a stream that broke does not have.
 fn documents(frame: Frame, choices: u32, said: Answers) -> impl Stream<Item = Option<Value>> {
-    let first: Vec<Option<Value>> = match frame.kind {
-        Kind::Chat => (0..choices)
-            .map(|choice| {
-                let delta = json!({"role": "assistant", "content": ""});
-                Some(frame.chunk(choice, delta, "", Value::Null, None))
-            })
-            .collect(),
-        Kind::Text => Vec::new(),
-    };
-    let state = (frame, said, choices, Usage::default(), vec![0; choices as usize]);
-    let rest = futures::stream::unfold(Some(state), |state| async move {
-        let (frame, mut said, open, mut usage, mut calls) = state?;
-        let lost = || Said::Failed(crate::serving::ServeError::Broke("the model went away".to_owned()));
-        match said.next().await.unwrap_or_else(lost) {
-            Said::Started | Said::Embedded(_) => Some((Vec::new(), Some((frame, said, open, usage, calls)))),
+    let mut teller =
+        Teller { frame, open: choices, usage: Usage::default(), calls: vec![0; choices as usize] };
+    let first = teller.begin();
+    let rest = futures::stream::unfold(Some((teller, said)), |state| async move {
+        let (mut teller, mut said) = state?;
+        let documents = teller.hear(said.next().await);
+        let over = teller.open == 0;
+        Some((documents, (!over).then_some((teller, said))))
+    });
+    futures::stream::iter(first).chain(rest.flat_map(futures::stream::iter))
+}
+
+/// Tells an answer piece by piece.
+#[derive(Debug)]
+struct Teller {
+    frame: Frame,
+    /// Choices that are not complete; none after a failure.
+    open: u32,
+    usage: Usage,
+    /// Calls told, for each choice.
+    calls: Vec<usize>,
+}
+
+impl Teller {
+    fn begin(&mut self) -> Vec<Option<Value>> {
+        if self.frame.kind == Kind::Text {
+            return Vec::new();
+        }
+        let delta = json!({"role": "assistant", "content": ""});
+        let chunk = |choice| Some(self.frame.chunk(choice, delta.clone(), "", Value::Null, None));
+        (0..self.open).map(chunk).collect()
+    }
+
+    fn hear(&mut self, said: Said) -> Vec<Option<Value>> {
+        let frame = &self.frame;
+        match said {
+            Said::Started | Said::Embedded(_) => Vec::new(),
+            Said::Token { text, logprobs: None, .. } if text.is_empty() => Vec::new(),
             Said::Token { choice, text, logprobs } => {
-                if text.is_empty() && logprobs.is_none() {
-                    return Some((Vec::new(), Some((frame, said, open, usage, calls))));
-                }
-                let chunk = frame.text_chunk(choice, &text, logprobs.as_ref(), None);
-                Some((vec![Some(chunk)], Some((frame, said, open, usage, calls))))
+                vec![Some(frame.text_chunk(choice, &text, logprobs.as_ref(), None))]
             }
             Said::Call { choice, name, arguments } => {
-                let count: &mut usize = &mut calls[choice as usize];
+                let count = &mut self.calls[choice as usize];
                 let mut call = call_document(&frame.id, choice, *count, &name, &arguments);
                 call["index"] = json!(*count);
                 *count += 1;
-                let chunk = frame.chunk(choice, json!({"tool_calls": [call]}), "", Value::Null, None);
-                Some((vec![Some(chunk)], Some((frame, said, open, usage, calls))))
+                vec![Some(frame.chunk(choice, json!({"tool_calls": [call]}), "", Value::Null, None))]
             }
-            Said::Finished { choice, text, reason, usage: counted } => {
-                add(&mut usage, &counted);
+            Said::Finished { choice, text, reason, usage } => {
+                add(&mut self.usage, &usage);
                 let mut chunks = Vec::new();
                 if !text.is_empty() {
                     chunks.push(Some(frame.text_chunk(choice, &text, None, None)));
                 }
                 chunks.push(Some(frame.text_chunk(choice, "", None, Some(&reason))));
-                if open > 1 {
-                    return Some((chunks, Some((frame, said, open - 1, usage, calls))));
+                self.open = self.open.saturating_sub(1);
+                if self.open == 0 {
+                    if frame.style.include_usage {
+                        let mut last = frame.document(true, Vec::new());
+                        last["usage"] = usage_document(&self.usage);
+                        chunks.push(Some(last));
+                    }
+                    chunks.push(None);
                 }
-                if frame.style.include_usage {
-                    let mut last = frame.document(true, Vec::new());
-                    last["usage"] = usage_document(&usage);
-                    chunks.push(Some(last));
-                }
-                chunks.push(None);
-                Some((chunks, None))
+                chunks
             }
-            Said::Failed(error) => Some((vec![Some(Refusal::from(error).document())], None)),
+            Said::Failed(error) => {
+                self.open = 0;
+                vec![Some(Refusal::from(error).document())]
+            }
         }
-    });
-    futures::stream::iter(first).chain(rest.flat_map(futures::stream::iter))
+    }
 }
 
 /// Choices share their prompt.
@@ -167,7 +183,7 @@ fn add(sum: &mut Usage, one: &Usage) {
 fn call_document(id: &str, choice: u32, number: usize, name: &str, arguments: &str) -> Value {
     let id = id.split_once('-').map_or(id, |(_, rest)| rest);
     json!({
-        "id": format!("call_{}_{choice}_{number}", id.replace('-', "_")), "type": "function",
+        "id": format!("call_{id}_{choice}_{number}"), "type": "function",
         "function": {"name": name, "arguments": arguments},
     })
 }
@@ -184,8 +200,7 @@ async fn whole(frame: &Frame, choices: u32, mut said: Answers) -> Result<Respons
     let mut answers = vec![Answer::default(); choices as usize];
     let mut usage = Usage::default();
     while answers.iter().any(|answer| answer.reason.is_none()) {
-        let lost = || Said::Failed(crate::serving::ServeError::Broke("the model went away".to_owned()));
-        let (choice, text) = match said.next().await.unwrap_or_else(lost) {
+        let (choice, text) = match said.next().await {
             Said::Failed(error) => return Err(error.into()),
             Said::Started | Said::Embedded(_) => continue,
             Said::Call { choice, name, arguments } => {

@@ -6,6 +6,8 @@ mod refusal;
 mod request;
 mod responses;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -68,6 +70,12 @@ async fn model(State(daemon): State<Shared>, Path(name): Path<String>) -> Result
 
 fn model_document(name: &str, created: f64) -> Value {
     json!({"id": name, "object": "model", "created": created as u64, "owned_by": "drophammer"})
+}
+
+/// Names an answer: no other of this daemon's is called the same.
+fn fresh_id(prefix: &str, created: f64) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{prefix}{:x}{:04x}", (created * 1000.0) as u64, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 fn usage_document(usage: &Usage) -> Value {

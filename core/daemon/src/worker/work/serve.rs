@@ -14,7 +14,7 @@ use drophammer_infer::scheduler::{Config, Event, EventKind, Refused, Request, Re
 use drophammer_infer::template::{ChatTemplate, CivilTime, Conversation, TemplateFiles};
 use drophammer_infer::tools::{CallReader, Dialect, Piece, Tools};
 use drophammer_sdk::host::Plugin;
-use drophammer_sdk::{BackendError, ErrorCode, JobContext as _, LoadRequest, OutputKind, Result, Session};
+use drophammer_sdk::{BackendError, ErrorCode, JobContext as _, OutputKind, Result};
 
 use super::embed::Encoder;
 use super::{format, load};
@@ -30,7 +30,7 @@ const DRAFT: u32 = 7;
 pub(super) fn serve(plugin: &Plugin, order: &ServeOrder, job: &WorkerJob, channel: UnixStream) -> Result<()> {
     job.progress("load", "", 0, 0);
     let (tokenizer, template) = voice(&order.vocabulary)?;
-    let session = load_whole(plugin, &order.load, job)?;
+    let session = load(plugin, &order.load, job)?;
     let limits = session.limits();
     let tokenizer = Arc::new(tokenizer);
     let ready = Reply::Ready { context: limits.context, sequences: limits.max_sequences };
@@ -50,17 +50,6 @@ pub(super) fn serve(plugin: &Plugin, order: &ServeOrder, job: &WorkerJob, channe
     tell(&writer, &ready);
     let mut host = Host { tokenizer, template, constraints: None, runner, writer, open: HashMap::new() };
     host.listen(channel).map_err(broken)
-}
-
-/// Loads a model to serve. An encoder reads every text in one batch, which is made as large as its context.
-fn load_whole(plugin: &Plugin, request: &LoadRequest, job: &WorkerJob) -> Result<Box<dyn Session>> {
-    let session = load(plugin, request, job)?;
-    let limits = session.limits();
-    if limits.output_kind == OutputKind::Logits || limits.max_batch >= limits.context {
-        return Ok(session);
-    }
-    drop(session);
-    load(plugin, &LoadRequest { max_batch: Some(limits.context), ..request.clone() }, job)
 }
 
 /// The tokenizer and template of the first of these places that has a tokenizer.

@@ -8,7 +8,6 @@ mod memory;
 mod request;
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
@@ -20,10 +19,10 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::super::guard::{Caller, flow};
-use super::Shared;
 use super::refusal::Refusal;
+use super::{Shared, fresh_id};
 use crate::moment::now;
-use crate::serving::{Answers, Ask, Said, ServeError};
+use crate::serving::{Answers, Ask, Said};
 pub(crate) use memory::Memory;
 
 use events::Teller;
@@ -36,15 +35,13 @@ pub(super) async fn create(
     caller: Option<Extension<Caller>>,
     body: Result<Json<Body>, JsonRejection>,
 ) -> Result<Response, Refusal> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     let Json(body) = body?;
     let earlier = match &body.previous_response_id {
         None => Vec::new(),
         Some(id) => daemon.responses.conversation(id).ok_or_else(|| Refusal::no_such_response(id))?,
     };
     let created = now();
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let id = format!("resp_{:x}{number:x}", (created * 1000.0) as u64);
+    let id = fresh_id("resp_", created);
     let (model, stream) = (body.model.clone(), body.stream);
     let store = body.store;
     let document = body.document(&id, created as u64);
@@ -78,10 +75,6 @@ pub(super) async fn delete(
     }
 }
 
-fn lost() -> Said {
-    Said::Failed(ServeError::Broke("the model went away".to_owned()))
-}
-
 async fn whole(
     daemon: &Shared,
     mut teller: Teller,
@@ -89,7 +82,7 @@ async fn whole(
     keep: impl FnOnce(&Shared, &Value),
 ) -> Result<Response, Refusal> {
     while !teller.is_over() {
-        match said.next().await.unwrap_or_else(lost) {
+        match said.next().await {
             Said::Failed(error) => return Err(error.into()),
             said => drop(teller.hear(said)),
         }
@@ -107,7 +100,7 @@ fn streamed(
     let first = teller.begin();
     let rest = futures::stream::unfold(Some((daemon, teller, said, keep)), |state| async move {
         let (daemon, mut teller, mut said, keep) = state?;
-        let events = teller.hear(said.next().await.unwrap_or_else(lost));
+        let events = teller.hear(said.next().await);
         if teller.is_over() {
             keep(&daemon, teller.document());
             return Some((events, None));

@@ -10,7 +10,7 @@ use axum::{Extension, Json};
 use serde_json::json;
 
 use super::Shared;
-use crate::keys::holder;
+use crate::keys::{KeyRecord, holder};
 
 /// Who asks: requests of different callers take turns.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,17 +31,15 @@ const OPEN: &[&str] = &["/health", "/ready"];
 pub(super) async fn check(State(daemon): State<Shared>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut name = None;
-    let response = match admit(&daemon, &request) {
-        Ok(caller) => {
-            name = caller.1;
-            request.extensions_mut().insert(caller.0);
-            next.run(request).await
+    let (response, key) = match admit(&daemon, &request) {
+        Ok((caller, key)) => {
+            request.extensions_mut().insert(caller);
+            (next.run(request).await, key)
         }
-        Err(refused) => refused.into_response(),
+        Err(refused) => (refused.into_response(), None),
     };
     tracing::info!(
-        target: "access", %method, path, status = response.status().as_u16(), key = name.as_deref(),
+        target: "access", %method, path, status = response.status().as_u16(), key = key.as_deref(),
         milliseconds = started.elapsed().as_millis() as u64,
     );
     response
@@ -56,12 +54,21 @@ fn admit(daemon: &Shared, request: &Request) -> Result<(Caller, Option<String>),
         tracing::error!(%error, "the keys cannot be read; nobody is let in");
         Refused(StatusCode::INTERNAL_SERVER_ERROR, "the daemon cannot read its keys", "keys_unreadable")
     })?;
-    if records.is_empty() {
-        return Ok((Caller::default(), None));
+    let loopback = daemon.pipeline.config.serve.address.is_loopback();
+    match known(&records, loopback, given(request.headers()))? {
+        None => Ok((Caller::default(), None)),
+        Some(at) => Ok((Caller { flow: at as u64 + 1 }, Some(records[at].name.clone()))),
     }
-    let told = given(request.headers());
-    let found = told.and_then(|key| holder(&records, key));
-    let at = found.ok_or_else(|| {
+}
+
+/// Which of the records is that of the key that was told. Without any record loopback is open, and nothing else: the last
+/// key of a server that others reach may be taken away while it runs.
+fn known(records: &[KeyRecord], loopback: bool, told: Option<&str>) -> Result<Option<usize>, Refused> {
+    if records.is_empty() && loopback {
+        return Ok(None);
+    }
+    let found = told.and_then(|key| holder(records, key));
+    found.map(Some).ok_or_else(|| {
         let message = match told {
             Some(_) => "this API key is not known here; `drophammer key add NAME` makes one",
             None => {
@@ -69,8 +76,7 @@ fn admit(daemon: &Shared, request: &Request) -> Result<(Caller, Option<String>),
             }
         };
         Refused(StatusCode::UNAUTHORIZED, message, "invalid_api_key")
-    })?;
-    Ok((Caller { flow: at as u64 + 1 }, Some(records[at].name.clone())))
+    })
 }
 
 fn given(headers: &HeaderMap) -> Option<&str> {
@@ -80,6 +86,7 @@ fn given(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// Status, message and code of a request that is not let through.
+#[derive(Debug)]
 struct Refused(StatusCode, &'static str, &'static str);
 
 impl IntoResponse for Refused {
@@ -94,5 +101,29 @@ impl IntoResponse for Refused {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, way);
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Keys;
+
+    #[test]
+    fn only_loopback_is_open_without_keys() {
+        let home = tempfile::tempdir().unwrap();
+        let keys = Keys::of_home(home.path());
+        let key = keys.add("one").unwrap();
+        let one = keys.all().unwrap();
+        let at = |records: &[KeyRecord], loopback, told| known(records, loopback, told).ok();
+        for loopback in [true, false] {
+            assert_eq!(at(&one, loopback, Some(&key)), Some(Some(0)));
+            assert_eq!(at(&one, loopback, Some("dh-other")), None);
+            assert_eq!(at(&one, loopback, None), None);
+        }
+        assert_eq!(at(&[], true, None), Some(None));
+        assert_eq!(at(&[], true, Some("dh-other")), Some(None));
+        assert_eq!(at(&[], false, None), None);
+        assert_eq!(at(&[], false, Some(&key)), None);
     }
 }

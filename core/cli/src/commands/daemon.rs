@@ -86,10 +86,7 @@ pub(super) async fn models(arguments: Models) -> Result<()> {
     answer(query.output.json, &found, |models| {
         let mut rows = Vec::new();
         for model in &models.models {
-            let waits =
-                model.waits_for.as_ref().map(|what| format!(" (waits for {what})")).unwrap_or_default();
-            let state = format!("{}{waits}", model.state);
-            rows.push(vec![model.name.clone(), state, size(model.source.bytes)]);
+            rows.push(vec![model.name.clone(), model.state.to_string(), size(model.source.bytes)]);
             rows.extend(model.artifacts.iter().map(artifact_row));
         }
         let titles = [
@@ -105,6 +102,10 @@ pub(super) async fn models(arguments: Models) -> Result<()> {
             "memory",
         ];
         let mut text = columns(&titles, &rows);
+        for (model, what) in models.models.iter().filter_map(|model| Some((model, model.waits_for.as_ref()?)))
+        {
+            text += &format!("\n{} waits: {what}\n", model.name);
+        }
         for (model, error) in models.models.iter().filter_map(|model| Some((model, model.error.as_ref()?))) {
             text += &format!("\n{}: {error}\n", model.name);
         }

@@ -296,6 +296,17 @@ pub(crate) struct Budget {
     pub(crate) verbose: bool,
 }
 
+/// What a model is made or run with.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Extras {
+    /// A LoRA adapter, merged into a model that is made, attached to one that runs; may be given several times.
+    #[arg(long = "adapter", value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub(crate) adapters: Vec<PathBuf>,
+    /// An option of the backend's, such as engine=upstream; may be given several times.
+    #[arg(long = "option", value_name = "NAME=VALUE", value_parser = option)]
+    pub(crate) options: Vec<(String, serde_json::Value)>,
+}
+
 /// Making one artifact from one source.
 #[derive(Debug, Args)]
 pub(crate) struct Making {
@@ -311,6 +322,11 @@ pub(crate) struct Making {
     /// Accept a source without a tokenizer.
     #[arg(long)]
     pub(crate) no_tokenizer: bool,
+    /// Only tell what would be made and what it costs.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) extras: Extras,
     #[command(flatten)]
     pub(crate) budget: Budget,
 }
@@ -406,6 +422,8 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) raw: bool,
     #[command(flatten)]
+    pub(crate) extras: Extras,
+    #[command(flatten)]
     pub(crate) budget: Budget,
     #[command(flatten)]
     pub(crate) daemon: Daemon,
@@ -429,6 +447,8 @@ pub(crate) struct Eval {
     #[arg(long)]
     pub(crate) details: bool,
     #[command(flatten)]
+    pub(crate) extras: Extras,
+    #[command(flatten)]
     pub(crate) budget: Budget,
     #[command(flatten)]
     pub(crate) output: Output,
@@ -449,6 +469,8 @@ pub(crate) struct Bench {
     #[arg(short, long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repetitions: u32,
     #[command(flatten)]
+    pub(crate) extras: Extras,
+    #[command(flatten)]
     pub(crate) budget: Budget,
     #[command(flatten)]
     pub(crate) output: Output,
@@ -465,6 +487,8 @@ pub(crate) struct Logits {
     /// Where to put `logits` [B, T, V] (or `hidden` [B, T, D] of encoders), float32.
     #[arg(short, long, value_name = "OUT", value_hint = ValueHint::FilePath)]
     pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) extras: Extras,
     #[command(flatten)]
     pub(crate) budget: Budget,
 }
@@ -487,9 +511,35 @@ fn size(text: &str) -> Result<u64, String> {
     if bytes < 1.0 { Err("must be at least one byte".to_owned()) } else { Ok(bytes as u64) }
 }
 
+/// `NAME=VALUE`: the value is JSON where it reads as such (numbers, true, lists), otherwise the text itself.
+fn option(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (name, value) = text.split_once('=').ok_or("write it as NAME=VALUE")?;
+    if name.is_empty() {
+        return Err("the name is missing".to_owned());
+    }
+    Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_are_read_as_json_or_as_text() {
+        use serde_json::json;
+        for (text, expected) in [
+            ("engine=upstream", Some(("engine", json!("upstream")))),
+            ("gpu_layers=12", Some(("gpu_layers", json!(12)))),
+            ("embeddings=true", Some(("embeddings", json!(true)))),
+            ("pattern=a=b", Some(("pattern", json!("a=b")))),
+            ("empty=", Some(("empty", json!("")))),
+            ("=1", None),
+            ("engine", None),
+        ] {
+            let expected = expected.map(|(name, value)| (name.to_owned(), value));
+            assert_eq!(option(text).ok(), expected, "{text}");
+        }
+    }
 
     #[test]
     fn the_registry_is_sound() {

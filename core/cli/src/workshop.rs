@@ -1,15 +1,44 @@
 //! What one-shot commands work with: configuration, plugins, and a supervisor of their own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use drophammer_daemon::worker::protocol::{Limits, Work};
 use drophammer_daemon::workers::{Catalog, Finished, Installed, Running, Supervisor, Task};
 use drophammer_daemon::{Config, Home};
-use drophammer_sdk::HostInfo;
+use drophammer_sdk::{HostInfo, LoadRequest};
 
-use crate::arguments::Budget;
+use crate::arguments::{Budget, Extras};
 use crate::failure::{Exit, Failure, Result};
 use crate::progress::Display;
+
+impl Extras {
+    /// A request to load what lies at `path`, with these.
+    ///
+    /// # Errors
+    /// When an adapter is not there.
+    pub(crate) fn load(&self, path: &Path) -> Result<LoadRequest> {
+        Ok(LoadRequest {
+            path: path.to_owned(),
+            adapters: self.adapters()?,
+            options: self.options.iter().cloned().collect(),
+            ..LoadRequest::default()
+        })
+    }
+
+    /// Where the adapters are, for a worker that may run elsewhere.
+    ///
+    /// # Errors
+    /// When one is not there.
+    pub(crate) fn adapters(&self) -> Result<Vec<PathBuf>> {
+        let canonical = |path: &PathBuf| std::fs::canonicalize(path).map_err(|error| Failure::io(path, &error));
+        self.adapters.iter().map(canonical).collect()
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.adapters.is_empty() && self.options.is_empty()
+    }
+}
 
 /// The place of work.
 pub(crate) struct Workshop {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use drophammer_formats::gguf::{self, Metadata};
+use drophammer_formats::{DType, TensorDecl, safetensors};
 use drophammer_llama_cpp::LlamaCpp;
 use drophammer_sdk::host::Plugin;
 use drophammer_sdk::{
@@ -256,6 +257,93 @@ fn an_architecture_that_libllama_lacks_is_refused_before_loading() {
     let error = llama().load(&order(&path, json!({})), Box::new(Job::default())).err().unwrap();
     assert_eq!(error.code, ErrorCode::UnsupportedInput);
     assert!(error.message.contains("no architecture \"perceptron\""), "{error}");
+}
+
+fn slices(tensors: &[(TensorDecl, Vec<u8>)]) -> Vec<(TensorDecl, &[u8])> {
+    tensors.iter().map(|(decl, bytes)| (decl.clone(), bytes.as_slice())).collect()
+}
+
+/// A LoRA adapter of two matrices in llama.cpp's own form, and in Hugging Face's. Returns the file and the directory.
+fn adapters(place: &Path) -> (PathBuf, PathBuf) {
+    const RANK: usize = 4;
+    const ALPHA: f32 = 8.0;
+    let modules = [
+        ("blk.1.attn_v", "model.layers.1.self_attn.v_proj", 128, 256),
+        ("blk.2.ffn_down", "model.layers.2.mlp.down_proj", 256, 768),
+    ];
+    let (mut theirs, mut published) = (Vec::new(), Vec::new());
+    for (file, name, rows, columns) in modules {
+        for (half, shape) in [("a", [RANK, columns]), ("b", [rows, RANK])] {
+            let number = |i: usize| ((i * 7 + rows + shape[0]) as f32 * 0.61).sin() * 0.05;
+            let bytes: Vec<u8> = (0..shape[0] * shape[1]).flat_map(|i| number(i).to_le_bytes()).collect();
+            let decl = |name: String| TensorDecl::new(name, DType::F32, shape.map(|dim| dim as u64).to_vec());
+            theirs.push((decl(format!("{file}.weight.lora_{half}")), bytes.clone()));
+            let half = half.to_uppercase();
+            published.push((decl(format!("base_model.model.{name}.lora_{half}.weight")), bytes));
+        }
+    }
+    let file = place.join("adapter.gguf");
+    let mut metadata = Metadata::new();
+    metadata.set("general.type", "adapter".to_owned());
+    metadata.set("general.architecture", "llama".to_owned());
+    metadata.set("adapter.type", "lora".to_owned());
+    metadata.set("adapter.lora.alpha", ALPHA);
+    gguf::write(&file, &metadata, &slices(&theirs)).unwrap();
+    let directory = place.join("adapter");
+    std::fs::create_dir(&directory).unwrap();
+    let config = json!({"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA});
+    std::fs::write(directory.join("adapter_config.json"), config.to_string()).unwrap();
+    safetensors::write(&directory.join("adapter_model.safetensors"), &slices(&published), &[]).unwrap();
+    (file, directory)
+}
+
+#[test]
+fn adapters_attached_from_either_form_are_the_merged_model() {
+    let place = tempfile::tempdir().unwrap();
+    let (file, directory) = adapters(place.path());
+    let (_at, base) = made("f32");
+    let staging = tempfile::tempdir().unwrap();
+    let merging = ForgeRequest {
+        adapters: vec![directory.clone()],
+        ..request(&fixture("shakespeare-llama"), "f32", json!({}), staging.path())
+    };
+    let report = llama().convert(&merging, &Job::default()).unwrap();
+    let due = last(load(&staging.path().join(&report.files[0]), json!({})).as_mut(), &PROMPT, 0);
+    let from_due = |adapters: Vec<PathBuf>| {
+        let order = LoadRequest { adapters, ..order(&base, json!({})) };
+        let mut session = llama().load(&order, Box::new(Job::default())).unwrap();
+        let row = last(session.as_mut(), &PROMPT, 0);
+        row.iter().zip(&due).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()))
+    };
+    assert!(from_due(Vec::new()) > 0.1, "the adapter changes nothing");
+    for adapter in [file, directory] {
+        let most = from_due(vec![adapter.clone()]);
+        assert!(most < 1e-3, "{}: {most}", adapter.display());
+    }
+}
+
+/// A job that leaves as soon as it hears that work has begun.
+#[derive(Default)]
+struct Leaver(AtomicBool);
+
+impl JobContext for Leaver {
+    fn progress(&self, _stage: &str, _tensor: &str, done: u64, _total: u64) {
+        self.0.fetch_or(done > 0, Ordering::Relaxed);
+    }
+    fn log(&self, _level: LogLevel, _message: &str) {}
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+    fn budgets(&self) -> Budgets {
+        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
+    }
+}
+
+#[test]
+fn a_load_ends_when_its_job_is_cancelled() {
+    let (_at, path) = made("f16");
+    let error = llama().load(&order(&path, json!({})), Box::new(Leaver::default())).err().unwrap();
+    assert_eq!(error.code, ErrorCode::Cancelled, "{error}");
 }
 
 #[test]

@@ -1,20 +1,24 @@
 //! The engine's own threads: a job runs on all of them at once and meets at barriers.
 //!
 //! A token is a few hundred short steps, so a step may not cost a system call while the cores are ours: threads that wait
-//! spin for some microseconds. What takes longer than that is another process on the other thread's core: then they sleep,
-//! which leaves the core to it and keeps this process's claim to be run as soon as there is something to do (a spinning
-//! thread uses its share of the core up, and has to wait its turn when it matters). The calling thread takes part as
-//! number 0.
+//! spin. What takes long is another process on the other thread's core: then they sleep, which leaves the core to it and
+//! keeps this process's claim to be run as soon as there is something to do (a spinning thread uses its share of the core
+//! up, and has to wait its turn when it matters). How long to spin is learnt from the sleeps: short ones were not worth
+//! going to bed for, long ones show that the cores are wanted elsewhere. The calling thread takes part as number 0.
 #![allow(unsafe_code)] // a borrowed closure is shared with threads that outlive the borrow; the reasons stand below
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// Spins before a thread sleeps: some tens of microseconds.
-const SPINS: u32 = 1 << 10;
+/// The least and the most spins before a thread sleeps: some tens and some hundreds of microseconds.
+const SPINS: std::ops::RangeInclusive<u32> = 1 << 10..=1 << 14;
+
+/// A sleep shorter than this should have been spun through.
+const NAP: Duration = Duration::from_micros(300);
 
 /// One thread's place in a job.
 #[derive(Clone, Copy)]
@@ -57,6 +61,8 @@ struct Shared {
     broken: AtomicBool,
     arrived: AtomicUsize,
     generation: AtomicUsize,
+    /// Spins before a thread sleeps, within [`SPINS`].
+    patience: AtomicU32,
     /// Threads that sleep or are about to.
     sleepers: AtomicUsize,
     bed: Mutex<()>,
@@ -85,12 +91,14 @@ impl Shared {
 
     /// Waits for what another thread is about to do.
     fn wait(&self, ready: impl Fn() -> bool) {
-        for _ in 0..SPINS {
+        let patience = self.patience.load(Ordering::Relaxed);
+        for _ in 0..patience {
             if ready() {
                 return;
             }
             std::hint::spin_loop();
         }
+        let asleep = Instant::now();
         let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleepers.fetch_add(1, Ordering::Relaxed);
         // Pairs with the fence in `wake`: either this thread sees what it waits for, or the other sees this one.
@@ -99,6 +107,9 @@ impl Shared {
             bed = self.alarm.wait(bed).unwrap_or_else(PoisonError::into_inner);
         }
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
+        drop(bed);
+        let learnt = if asleep.elapsed() < NAP { patience + patience / 8 } else { patience / 2 };
+        self.patience.store(learnt.clamp(*SPINS.start(), *SPINS.end()), Ordering::Relaxed);
     }
 
     /// Wakes those who wait for what this thread has just done.
@@ -121,7 +132,7 @@ impl Shared {
                     break epoch;
                 }
                 idle += 1;
-                if idle < SPINS {
+                if idle < self.patience.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 } else {
                     // A wake-up that comes between the check and here is not lost: it makes `park` return at once.
@@ -165,6 +176,7 @@ impl Pool {
             broken: AtomicBool::new(false),
             arrived: AtomicUsize::new(0),
             generation: AtomicUsize::new(0),
+            patience: AtomicU32::new(*SPINS.end()),
             sleepers: AtomicUsize::new(0),
             bed: Mutex::new(()),
             alarm: Condvar::new(),

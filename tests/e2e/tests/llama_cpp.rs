@@ -5,6 +5,7 @@
 
 use drophammer_e2e::daemon::Daemon;
 use drophammer_e2e::{Home, fixture};
+use drophammer_formats::Source;
 
 const PROMPT: &str = "KING RICHARD:\n";
 
@@ -45,4 +46,56 @@ fn a_daemon_has_llama_cpp_quantize_and_serves_what_came_out() {
     let settings = ["--raw", "--temperature", "0", "-n", "8"];
     let said = daemon.home.run(&[&["run", "model", PROMPT][..], &settings].concat()).unwrap();
     assert!(said.code == 0 && said.stdout.trim().len() > 4, "{said:?}");
+}
+
+/// Numbers of one tensor of a safetensors file, each of four bytes.
+fn floats(file: &std::path::Path, tensor: &str) -> Vec<f32> {
+    let source = Source::open(file).unwrap();
+    let bytes = source.bytes(source.tensor(tensor).unwrap());
+    bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+}
+
+#[test]
+fn an_adapter_is_merged_into_what_is_made_and_attached_to_what_runs() {
+    let home = Home::new(&[], "").unwrap();
+    let at = |name: &str| home.path().join(name).display().to_string();
+    let (base, adapter) = (fixture("packed/lora"), fixture("packed/lora/adapter").display().to_string());
+    let (source, tokens) = (base.display().to_string(), base.join("reference.safetensors").display().to_string());
+    let due = floats(&base.join("reference.safetensors"), "logits");
+    let with = ["--adapter", adapter.as_str()];
+    for (name, more) in [("merged.gguf", &with[..]), ("plain.gguf", &[])] {
+        let file = at(name);
+        let common = ["convert", &source, "--to", "gguf", "--scheme", "f32", "--no-tokenizer", "-o", &file];
+        let made = home.run(&[&common[..], more].concat()).unwrap();
+        assert_eq!(made.code, 0, "{made:?}");
+    }
+    for (name, backend, more) in [
+        ("merged.gguf", "native", &[][..]),
+        ("plain.gguf", "native", &with),
+        ("plain.gguf", "llama-cpp", &with),
+    ] {
+        let (file, out) = (at(name), at("out.safetensors"));
+        let common = ["logits", &file, "--tokens", &tokens, "--backend", backend, "-o", &out];
+        let told = home.run(&[&common[..], more].concat()).unwrap();
+        assert_eq!(told.code, 0, "{told:?}");
+        let found = floats(out.as_ref(), "logits");
+        assert_eq!(found.len(), due.len());
+        let most = found.iter().zip(&due).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(most < 1e-3, "{name} {backend} {more:?}: {most}");
+    }
+}
+
+#[test]
+fn a_dry_run_tells_and_writes_nothing() {
+    let home = Home::new(&[], "").unwrap();
+    let path = home.path().join("model.gguf").display().to_string();
+    let source = fixture("shakespeare-llama").display().to_string();
+    let upstream = ["--backend", "llama-cpp", "--option", "engine=upstream", "--option", "dry_run=true"];
+    for (more, told) in [(&["--dry-run"][..], "in one pass"), (&upstream, "as q6_k")] {
+        let common = ["quantize", &source, "--scheme", "q4_k_m", "-o", &path];
+        let dry = home.run(&[&common[..], more].concat()).unwrap();
+        assert_eq!(dry.code, 0, "{dry:?}");
+        assert!(dry.stdout.contains(told), "{dry:?}");
+        assert!(!home.path().join("model.gguf").exists());
+    }
 }

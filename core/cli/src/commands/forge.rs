@@ -86,6 +86,7 @@ fn format_of(shop: &Workshop, scheme: &str) -> Result<String> {
 
 /// Makes the artifact; `chosen` is written beside it.
 async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&Chosen>) -> Result<()> {
+    goal.options.extend(making.extras.options.iter().cloned());
     if making.no_tokenizer {
         goal.options.insert("no_tokenizer".to_owned(), true.into());
     }
@@ -98,6 +99,10 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
         size(estimate.bytes),
         size(estimate.peak_memory_bytes)
     );
+    if making.dry_run {
+        print(&dry(&estimate));
+        return Ok(());
+    }
     let staging = Staging::beside(&making.output)?;
     check_disk(staging.path(), estimate.bytes)?;
     let request = ForgeRequest {
@@ -110,22 +115,26 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
             .map(std::path::absolute)
             .transpose()
             .map_err(|e| Failure::io("imatrix".as_ref(), &e))?,
+        adapters: making.extras.adapters()?,
         no_tokenizer: making.no_tokenizer,
         ..ForgeRequest::default()
     };
     let planned = request.goal.format == calibrate::FORMAT;
+    let reports_only = request.goal.options.get("dry_run").is_some_and(|only| only == true);
     let limits = shop.limits(&making.budget);
     let finished = shop.work(maker, limits, Work::forge(request), making.budget.verbose).await?;
     let Outcome::Forged(report) = finished.outcome else {
         return Err(Failure::new(Exit::Failed, "the worker answered with something else", "report this"));
     };
+    if reports_only {
+        print(&(types(&report) + &notes(&report.notes)));
+        return Ok(());
+    }
     let path = staging.publish(&report)?;
     if let Some(chosen) = chosen {
         chosen.save(&path)?;
     }
-    for note in &report.notes {
-        eprintln!("note: {note}");
-    }
+    eprint!("{}", notes(&report.notes));
     if let Some(chosen) = chosen {
         print(&if planned { chosen.summary() } else { types(&report) });
     }
@@ -137,6 +146,17 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
         finished.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), size),
     ));
     Ok(())
+}
+
+/// What would be done, beyond how large it gets.
+fn dry(estimate: &Estimate) -> String {
+    let steps = estimate.steps.iter().map(|step| format!("  {step}\n"));
+    let time = format!("about {:.0} s\n", estimate.seconds.ceil());
+    steps.chain([time, notes(estimate.reason.as_slice())]).collect()
+}
+
+fn notes(notes: &[String]) -> String {
+    notes.iter().map(|note| format!("note: {note}\n")).collect()
 }
 
 /// How many tensors are stored in which way.

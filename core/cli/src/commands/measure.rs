@@ -28,7 +28,7 @@ pub(super) async fn eval(arguments: Eval) -> Result<()> {
     let runner = shop.runner(&artifact, arguments.budget.backend.as_deref())?;
     let limits = shop.limits(&arguments.budget);
     let order = MeasureOrder {
-        load: LoadRequest { path: artifact.clone(), reference: true, ..LoadRequest::default() },
+        load: LoadRequest { reference: true, ..arguments.extras.load(&artifact)? },
         vocabulary: [Some(artifact.clone()), reference.clone()].into_iter().flatten().collect(),
         text: arguments.text.as_deref().map(absolute).transpose()?,
         most_tokens: arguments.tokens,
@@ -187,7 +187,7 @@ pub(super) async fn bench(arguments: Bench) -> Result<()> {
         let runner = shop.runner(&path, arguments.budget.backend.as_deref())?;
         let context = arguments.prompt.max(arguments.generate);
         let order = BenchOrder {
-            load: LoadRequest { path: path.clone(), context: Some(context), ..LoadRequest::default() },
+            load: LoadRequest { context: Some(context), ..arguments.extras.load(&path)? },
             prompt: arguments.prompt,
             generate: arguments.generate,
             repetitions: arguments.repetitions,
@@ -250,7 +250,7 @@ pub(super) async fn logits(arguments: Logits) -> Result<()> {
     let runner = shop.runner(&source, arguments.budget.backend.as_deref())?;
     let staging = Staging::beside(&arguments.output)?;
     let order = LogitsOrder {
-        load: LoadRequest { path: source, reference: true, ..LoadRequest::default() },
+        load: LoadRequest { reference: true, ..arguments.extras.load(&source)? },
         tokens: absolute(&arguments.tokens)?,
         staging: staging.path().to_path_buf(),
     };

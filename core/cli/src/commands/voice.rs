@@ -8,9 +8,10 @@ use drophammer_client::api::{ChatChunk, ChatMessage, ChatRequest, CompletionRequ
 use drophammer_daemon::serving::{Ask, Hosted, Prompt, Said, ServeError};
 use drophammer_daemon::worker::protocol::{ServeOrder, Work};
 use drophammer_daemon::workers::{Supervisor, WorkerEvent};
+use drophammer_sdk::LoadRequest;
 use futures::StreamExt;
 
-use crate::arguments::{Budget, Run};
+use crate::arguments::Run;
 use crate::failure::{Exit, Failure, Result};
 use crate::progress::Display;
 use crate::workshop::Workshop;
@@ -53,28 +54,29 @@ impl Manner {
 
 impl Voice {
     /// Finds who answers for the model of the command line. What exists on disk is loaded here, and so is an artifact
-    /// of the daemon that another backend is to run; any other name is the daemon's.
+    /// of the daemon that another backend is to run, or with an adapter or options; any other name is the daemon's.
     ///
     /// # Errors
     /// When nobody does.
     pub(super) async fn of(arguments: &Run) -> Result<Self> {
         let path = Path::new(&arguments.model);
         if path.exists() || arguments.model.contains(std::path::MAIN_SEPARATOR) {
-            return Self::load(path, &arguments.budget).await;
+            return Self::load(path, arguments).await;
         }
         let client = super::daemon::client(arguments.daemon.clone())?;
-        if arguments.budget.backend.is_none() {
+        if arguments.budget.backend.is_none() && arguments.extras.is_empty() {
             return Ok(Self::Served(client, arguments.model.clone()));
         }
-        Self::load(&path_of(&client, &arguments.model).await?, &arguments.budget).await
+        Self::load(&path_of(&client, &arguments.model).await?, arguments).await
     }
 
     /// Loads what lies at `path` in a worker.
-    async fn load(path: &Path, budget: &Budget) -> Result<Self> {
+    async fn load(path: &Path, Run { budget, extras, .. }: &Run) -> Result<Self> {
         let path = std::fs::canonicalize(path).map_err(|error| Failure::io(path, &error))?;
         let shop = Workshop::probed().await?;
         let runner = shop.runner(&path, budget.backend.as_deref())?;
-        let order = ServeOrder::of(&path, shop.config.serve.context, 1, 1);
+        let mut order = ServeOrder::of(&path, shop.config.serve.context, 1, 1);
+        order.load = LoadRequest { context: order.load.context, ..extras.load(&path)? };
         let task = shop.task(runner, shop.limits(budget), Work::Serve(order));
         let (running, channel) = shop.supervisor.start_serving(task).await?;
         // The bar is for loading only; afterwards the terminal belongs to the answer.

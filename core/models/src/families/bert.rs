@@ -97,7 +97,6 @@ fn from_gguf(keys: &GgufKeys<'_>, config: &mut Map<String, Json>) {
 
 pub(super) fn to_gguf(description: &Description, keys: &mut GgufWriter<'_>) {
     keys.set("attention.causal", false);
-    if description.embedding.token_types > 0 {
-        keys.set_global("tokenizer.ggml.token_type_count", description.embedding.token_types);
-    }
+    // llama.cpp wants a count of at least one, also of models without segments, and does without their table.
+    keys.set_global("tokenizer.ggml.token_type_count", description.embedding.token_types.max(1));
 }

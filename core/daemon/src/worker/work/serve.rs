@@ -29,8 +29,10 @@ const DRAFT: u32 = 7;
 /// Loads the order's model and answers over `channel` until the other end is closed.
 pub(super) fn serve(plugin: &Plugin, order: &ServeOrder, job: &WorkerJob, channel: UnixStream) -> Result<()> {
     job.progress("load", "", 0, 0);
-    let (tokenizer, template) = voice(&order.vocabulary)?;
+    // What the backend says of a model it cannot run tells more than that no tokenizer was found for it.
+    let voice = voice(&order.vocabulary);
     let session = load(plugin, &order.load, job)?;
+    let (tokenizer, template) = voice?;
     let limits = session.limits();
     let tokenizer = Arc::new(tokenizer);
     let ready = Reply::Ready { context: limits.context, sequences: limits.max_sequences };

@@ -1,7 +1,9 @@
 //! Rows of weights as the constants of an IR file: packed codes, packed offsets, scales.
 
+use std::sync::Arc;
+
 use drophammer_models::Weight;
-use drophammer_quant::grouped::{self, Fit, Format, Levels, ScaleType, pack};
+use drophammer_quant::grouped::{self, Encoded, Fit, Format, Levels, ScaleType, pack};
 use drophammer_quant::pass::{BoxError, Encoder, Output, RowSource};
 use half::f16;
 
@@ -12,8 +14,10 @@ use crate::scheme::Storage;
 pub(crate) struct GroupedEncoder {
     format: Format,
     columns: usize,
+    rows: u64,
     rows_together: u64,
-    fit: Fit,
+    /// A number per column that says how much it counts, one matrix of a stack after another.
+    importance: Option<Arc<[f32]>>,
 }
 
 /// How many rows fill whole bytes in every constant: 1, or 2 where codes or offsets of one row end within a byte.
@@ -38,8 +42,10 @@ pub(crate) fn bytes_of(format: Format, columns: u64, rows: u64) -> Vec<u64> {
 }
 
 impl GroupedEncoder {
-    pub(crate) fn new(format: Format, columns: u64, fit: Fit) -> Self {
-        Self { format, columns: columns as usize, rows_together: rows_together(format, columns), fit }
+    /// For a weight of `rows` rows.
+    pub(crate) fn new(format: Format, [rows, columns]: [u64; 2], importance: Option<Arc<[f32]>>) -> Self {
+        let rows_together = rows_together(format, columns);
+        Self { format, columns: columns as usize, rows, rows_together, importance }
     }
 
     /// The outputs of an item for a weight whose constants begin with tensor `first`.
@@ -54,9 +60,9 @@ impl Encoder for GroupedEncoder {
         self.rows_together
     }
 
-    fn encode(&self, _first_row: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
+    fn encode(&self, first_row: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
         let bits = self.format.levels.bits();
-        let mut encoded = grouped::encode(self.format, rows, self.columns, None, self.fit)?;
+        let mut encoded = self.codes(first_row, rows)?;
         if matches!(self.format.levels, Levels::Signed { .. }) {
             let sign = 1u8 << (bits - 1);
             encoded.codes.iter_mut().for_each(|code| *code ^= sign);
@@ -73,6 +79,32 @@ impl Encoder for GroupedEncoder {
             _ => encoded.scales.iter().flat_map(|&scale| f16::from_f32(scale).to_le_bytes()).collect(),
         };
         fill(scales, &stored)
+    }
+}
+
+impl GroupedEncoder {
+    /// Codes of rows, by the importance of the matrix of a stack that each lies in.
+    fn codes(&self, first_row: u64, rows: &[f32]) -> Result<Encoded, BoxError> {
+        let Some(importance) = &self.importance else {
+            return Ok(grouped::encode(self.format, rows, self.columns, None, Fit::LeastError)?);
+        };
+        let matrices = (importance.len() / self.columns).max(1) as u64;
+        let matrix_rows = (self.rows / matrices).max(1);
+        let (mut all, mut row, mut rest) = (Encoded::default(), first_row, rows);
+        while !rest.is_empty() {
+            let until_next = (matrix_rows - row % matrix_rows) as usize;
+            let (now, later) = rest.split_at(rest.len().min(until_next * self.columns));
+            let matrix = (row / matrix_rows) as usize * self.columns;
+            let weights =
+                importance.get(matrix..matrix + self.columns).ok_or("importance of fewer matrices")?;
+            let encoded = grouped::encode(self.format, now, self.columns, Some(weights), Fit::LeastError)?;
+            all.codes.extend(encoded.codes);
+            all.scales.extend(encoded.scales);
+            all.offsets.extend(encoded.offsets);
+            row += (now.len() / self.columns) as u64;
+            rest = later;
+        }
+        Ok(all)
     }
 }
 
@@ -116,7 +148,7 @@ mod tests {
         let format = Format { levels: Levels::ZeroPoint { bits: 4 }, group: Some(3), scale: ScaleType::F16 };
         assert_eq!(rows_together(format, 9), 2);
         let rows: Vec<f32> = (0..27u8).map(|i| f32::from(i % 7) - 3.0).collect();
-        let encoder = GroupedEncoder::new(format, 9, Fit::LeastError);
+        let encoder = GroupedEncoder::new(format, [3, 9], None);
         let mut out = [vec![0u8; 18], vec![0u8; 6], vec![0u8; 24]];
         let [codes, offsets, scales] = &mut out;
         encoder.encode(0, &rows, &mut [codes, offsets, scales]).unwrap();

@@ -9,8 +9,7 @@ use drophammer_formats::layout::{FilePlan, Layout, Place};
 use drophammer_formats::openvino::{ALIGNMENT, Element};
 use drophammer_formats::{DType, TensorDecl};
 use drophammer_models::rope::RopeLayout;
-use drophammer_models::{Checkpoint, Error};
-use drophammer_quant::grouped::Fit;
+use drophammer_models::{Checkpoint, Error, inventory};
 use drophammer_quant::pass::{self, Item};
 use drophammer_sdk::{
     BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, JobContext, Result,
@@ -19,11 +18,13 @@ use drophammer_sdk::{
 use crate::directory;
 use crate::encoder::{GroupedEncoder, Rows, reserved};
 use crate::graph::{self, Planned, Weights};
+use crate::mixture;
 use crate::scheme::{Scheme, Storage, say_fallbacks};
+use crate::statistics::Statistics;
 
 /// The graph's file; its weights lie in [`WEIGHTS`].
 pub(crate) const MODEL: &str = "openvino_model.xml";
-const WEIGHTS: &str = "openvino_model.bin";
+pub(crate) const WEIGHTS: &str = "openvino_model.bin";
 /// Resident memory of a worker besides buffers: code, maps, the graph.
 const WORKER_BYTES: u64 = 64 << 20;
 
@@ -31,6 +32,7 @@ const WORKER_BYTES: u64 = 64 << 20;
 pub(crate) struct Plan {
     checkpoint: Checkpoint,
     pub(crate) scheme: Scheme,
+    statistics: Statistics,
     weights: Vec<Planned>,
     pub(crate) layout: Layout,
     /// Fallbacks, in words.
@@ -40,14 +42,23 @@ pub(crate) struct Plan {
 /// What a request comes to.
 ///
 /// # Errors
-/// For unknown schemes, and for sources that cannot be read, described or told in IR.
-pub(crate) fn plan(request: &ForgeRequest) -> Result<Plan> {
+/// For unknown schemes, for sources that cannot be read, described or told in IR, and as for [`Statistics::read`].
+fn plan(request: &ForgeRequest) -> Result<Plan> {
     let scheme = Scheme::of(&request.goal)?;
+    let statistics = Statistics::read(request.imatrix.as_deref())?;
+    planned(request, scheme, statistics)
+}
+
+fn planned(request: &ForgeRequest, scheme: Scheme, statistics: Statistics) -> Result<Plan> {
     let in_model = |error: &Error| failure::of_model(&request.source, error);
     let checkpoint =
         drophammer_forge::open(&request.source, &request.adapters)?.with_layout(RopeLayout::Halves);
     let description = checkpoint.description();
-    let emission = graph::emit(description, Weights::new(&checkpoint, &scheme)).map_err(|unsupported| {
+    let weights = inventory(description);
+    statistics.check(&weights)?;
+    let sensitive = mixture::sensitive(&checkpoint, &scheme, &weights, &statistics)?;
+    let weights = Weights::new(&checkpoint, &scheme, &sensitive);
+    let emission = graph::emit(description, weights).map_err(|unsupported| {
         in_model(&Error::Unsupported { family: description.family.to_owned(), what: unsupported.0 })
     })?;
     let mut network = emission.network;
@@ -69,13 +80,20 @@ pub(crate) fn plan(request: &ForgeRequest) -> Result<Plan> {
             end = offset + len;
         }
     }
+    // Whoever saves the graph anew numbers its operations anew: what is told of them holds beside this very file.
+    network.tell("drophammer/weights", &end.to_string());
     let xml = network.to_xml(|tensor| written[tensor]);
     let mut notes = say_fallbacks(&emission.fallbacks);
+    if scheme.is_mixed() {
+        let by = if statistics.is_empty() { "their own error" } else { "the error that calibration expects" };
+        let (count, backup) = (sensitive.len(), &scheme.backup_name);
+        notes.push(format!("{count} weights are left to {backup}, because they lose most by {by}"));
+    }
     let mut side_files = vec![(MODEL.to_owned(), xml.into_bytes())];
     side_files.extend(directory::files(&checkpoint, request.no_tokenizer, &mut notes)?);
     let layout =
         Layout { files: vec![FilePlan { name: WEIGHTS.to_owned(), header, len: end }], places, side_files };
-    Ok(Plan { weights: emission.weights, layout, notes, scheme, checkpoint })
+    Ok(Plan { weights: emission.weights, layout, notes, scheme, statistics, checkpoint })
 }
 
 impl Plan {
@@ -97,7 +115,7 @@ impl Plan {
                     .map_err(|error| failure::of_pass(&error))
             }
             Storage::Grouped(format) => {
-                let encoder = GroupedEncoder::new(format, planned.extent[1], Fit::LeastError);
+                let encoder = GroupedEncoder::new(format, planned.extent, self.statistics.of(planned.id));
                 let outputs = encoder.outputs(planned.first);
                 Ok(Item::encode(&name, planned.extent, Rows(weight), encoder, outputs))
             }
@@ -144,7 +162,7 @@ pub(crate) fn forge(request: &ForgeRequest, job: &dyn JobContext) -> Result<Forg
     let plan = plan(request)?;
     let recipe = Recipe::new("openvino", env!("CARGO_PKG_VERSION"), &plan.scheme.name)
         .with_source(plan.checkpoint.source())?
-        .with_files(&request.adapters)?;
+        .with_files(request.adapters.iter().chain(&request.imatrix))?;
     let items = plan.items()?;
     drophammer_forge::run(&request.staging, &plan.layout, &items, &recipe, job)?;
     drop(items);
@@ -165,7 +183,8 @@ pub(crate) fn estimate(source: &std::path::Path, goal: &Goal) -> Result<Estimate
         no_tokenizer,
         ..ForgeRequest::default()
     };
-    match plan(&request) {
+    // Statistics come with the request to make it: until then sizes are those by the weights alone.
+    match Scheme::of(goal).and_then(|scheme| planned(&request, scheme, Statistics::default())) {
         Ok(plan) => fill(&mut estimate, &plan)?,
         Err(error) if error.code == ErrorCode::Failed => return Err(error),
         Err(BackendError { message, help, .. }) => {

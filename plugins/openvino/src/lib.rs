@@ -1,29 +1,36 @@
 //! OpenVINO: artifacts made without Python or the runtime, and run by the runtime's own libraries.
 //!
-//! - [`graph`] writes an architecture down as IR; [`scheme`] chooses number formats, [`encoder`] makes their bytes;
+//! - [`graph`] writes an architecture down as IR; [`scheme`] chooses number formats (by [`mixture`] weight by weight, with
+//!   [`statistics`] of activations), [`encoder`] makes their bytes;
 //! - [`forge`] plans and makes a whole [`directory`], as OpenVINO GenAI and the Model Server take it, with the
 //!   [`tokenizer`]'s graphs;
+//! - [`plain`] makes IR of ONNX graphs that are no language models;
 //! - [`runtime`] is the C interface, opened while running; [`session`] runs models through it.
 //!
-//! Making needs nothing installed. Running needs the runtime, which [`probe`] looks for and reports on.
+//! Making needs nothing installed, but for plain graphs. Running needs the runtime, which [`probe`] looks for and reports on.
 
 mod convert;
 mod directory;
 mod encoder;
 mod forge;
 mod graph;
+mod mixture;
 mod outline;
+mod plain;
 mod probe;
 mod quantize;
 mod runtime;
 mod scheme;
 mod session;
+mod statistics;
 mod tokenizer;
 
 use drophammer_sdk::{
     Backend, ForgeReport, ForgeRequest, HostInfo, JobContext, LoadRequest, ProbeReport, ProbeRequest, Result,
     Session,
 };
+
+use plain::PlainGraph;
 
 /// The backend.
 pub struct OpenVino {
@@ -46,10 +53,16 @@ impl Backend for OpenVino {
     }
 
     fn convert(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+        if let Some(graph) = PlainGraph::find(&request.source) {
+            return plain::forge(&self.host, &graph, request, job);
+        }
         convert::convert(request, job)
     }
 
     fn quantize(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+        if let Some(graph) = PlainGraph::find(&request.source) {
+            return plain::forge(&self.host, &graph, request, job);
+        }
         quantize::quantize(request, job)
     }
 

@@ -14,6 +14,8 @@ pub(crate) struct Outline {
     pub(crate) context: Option<u32>,
     /// Token ids run below it.
     pub(crate) vocabulary: Option<u32>,
+    /// Bytes of the weights' file that the graph was written beside.
+    weights: Option<u64>,
     /// The operation behind which rows can be left out.
     wanted: Option<u32>,
 }
@@ -57,7 +59,9 @@ impl Outline {
             rest.split_once('"')?.0.parse().ok()
         };
         let (context, vocabulary, wanted) = (number("context"), number("vocabulary"), number("wanted"));
-        Self { text, context, vocabulary, wanted }
+        let weights =
+            told.split_once("<weights value=\"").and_then(|(_, rest)| rest.split_once('"')?.0.parse().ok());
+        Self { text, context, vocabulary, weights, wanted }
     }
 
     /// Numbers that the graph's variables keep for each token of a sequence.
@@ -75,9 +79,10 @@ impl Outline {
     }
 
     /// The graph with one more input, of shape `[rows]`: only these rows of the marked operation's output go on to what
-    /// comes after it. `None` where no operation is marked.
-    pub(crate) fn with_wanted_rows(&self, input: &str) -> Option<String> {
-        let marked = self.wanted?;
+    /// comes after it. `None` where no operation is marked, or the graph was saved anew since: its weights' file is of `weights`
+    /// bytes.
+    pub(crate) fn with_wanted_rows(&self, input: &str, weights: u64) -> Option<String> {
+        let marked = self.wanted.filter(|_| self.weights == Some(weights))?;
         let text = &self.text;
         let layer = text.split_once(&format!("<layer id=\"{marked}\" "))?.1.split_once("</layer>")?.0;
         let outputs = layer.split_once("<output>")?.1;
@@ -125,11 +130,11 @@ mod tests {
             <layer id=\"1\" name=\"h\" type=\"ReLU\" version=\"opset1\"><input><port id=\"0\"/></input><output><port id=\"1\"/></output></layer>\
             </layers><edges><edge from-layer=\"0\" from-port=\"0\" to-layer=\"1\" to-port=\"0\"/>\
             <edge from-layer=\"1\" from-port=\"1\" to-layer=\"7\" to-port=\"0\"/></edges>\
-            <rt_info><drophammer><wanted value=\"1\"/><one value=\"64\"/><context value=\"128\"/></drophammer></rt_info></net>";
+            <rt_info><drophammer><wanted value=\"1\"/><one value=\"64\"/><weights value=\"72\"/><context value=\"128\"/></drophammer></rt_info></net>";
         let outline = Outline::of(graph.to_owned());
         assert_eq!(outline.cached_per_token(), 0);
         assert_eq!((outline.context, outline.vocabulary), (Some(128), None));
-        let text = outline.with_wanted_rows("wanted").unwrap();
+        let text = outline.with_wanted_rows("wanted", 72).unwrap();
         for part in [
             "<edge from-layer=\"4\" from-port=\"3\" to-layer=\"7\" to-port=\"0\"/>",
             "<edge from-layer=\"1\" from-port=\"1\" to-layer=\"4\" to-port=\"0\"/>",
@@ -138,7 +143,8 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
-        assert!(Outline::of(graph.replace("wanted", "other")).with_wanted_rows("wanted").is_none());
+        assert!(Outline::of(graph.replace("wanted", "other")).with_wanted_rows("wanted", 72).is_none());
+        assert!(outline.with_wanted_rows("wanted", 80).is_none(), "saved anew");
     }
 
     #[test]

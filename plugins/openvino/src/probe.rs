@@ -2,6 +2,7 @@
 
 use drophammer_sdk::{Device, FormatSupport, HostInfo, ProbeReport, ProbeRequest, Result};
 
+use crate::plain::{self, PlainGraph};
 use crate::runtime::Runtime;
 use crate::{forge, scheme};
 
@@ -28,7 +29,12 @@ pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeRep
         vec![FormatSupport { format: "openvino".into(), schemes: scheme::names(), make: true, run }];
     if let Some(source) = &request.source {
         let goals = request.goals_or("openvino", &OFFERED);
-        report.estimates = goals.iter().map(|goal| forge::estimate(source, goal)).collect::<Result<_>>()?;
+        let plain = PlainGraph::find(source);
+        let estimate = |goal| match &plain {
+            Some(graph) => Ok(plain::estimate(host, graph, goal)),
+            None => forge::estimate(source, goal),
+        };
+        report.estimates = goals.iter().map(estimate).collect::<Result<_>>()?;
     }
     Ok(report)
 }

@@ -111,7 +111,7 @@ impl OpenVinoSession {
             return Err(BackendError::new(ErrorCode::OutOfResources, message)
                 .with_help("Ask for a shorter context or fewer sequences, or allow more memory."));
         }
-        let shortened = shortened(host, &graph, &outline)?;
+        let shortened = shortened(host, &graph, &weights, &outline)?;
         let compiled = runtime.compile(&shortened, &weights, &device, &properties)?;
         let inputs = compiled.inputs()?;
         let known = ["input_ids", "attention_mask", "position_ids", "beam_idx", "token_type_ids", WANTED];
@@ -297,8 +297,9 @@ const WANTED: &str = "wanted";
 
 /// The graph to read: with rows left out that nobody wants, where it says how. It lies in the cache, because the artifact's
 /// own graph is for everybody.
-fn shortened(host: &HostInfo, graph: &Path, outline: &Outline) -> Result<PathBuf> {
-    let Some(text) = outline.with_wanted_rows(WANTED) else { return Ok(graph.to_path_buf()) };
+fn shortened(host: &HostInfo, graph: &Path, weights: &Path, outline: &Outline) -> Result<PathBuf> {
+    let weights = std::fs::metadata(weights).map_or(0, |metadata| metadata.len());
+    let Some(text) = outline.with_wanted_rows(WANTED, weights) else { return Ok(graph.to_path_buf()) };
     let cache = if host.cache.as_os_str().is_empty() { std::env::temp_dir() } else { host.cache.clone() };
     let digest = Digest::of(text.as_bytes()).to_string();
     let name: String = digest.chars().filter(char::is_ascii_alphanumeric).take(40).collect();

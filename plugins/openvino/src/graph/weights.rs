@@ -1,6 +1,6 @@
 //! Weights in the network: constants that are written elsewhere, and the operations that decompress them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use drophammer_formats::openvino::{Data, Element, Network, Port};
 use drophammer_models::weight::Role;
@@ -31,6 +31,7 @@ type Fallbacks = BTreeMap<(u32, u32, u64), u32>;
 pub(crate) struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     scheme: &'a Scheme,
+    sensitive: &'a HashSet<WeightId>,
     tied: bool,
     planned: Vec<Planned>,
     tensors: usize,
@@ -39,11 +40,17 @@ pub(crate) struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, scheme: &'a Scheme) -> Self {
+    /// `sensitive` weights are left to the scheme's backup.
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        scheme: &'a Scheme,
+        sensitive: &'a HashSet<WeightId>,
+    ) -> Self {
         let tied = checkpoint.description().head.is_some_and(|head| head.tied);
         Self {
             checkpoint,
             scheme,
+            sensitive,
             tied,
             planned: Vec::new(),
             tensors: 0,
@@ -64,7 +71,7 @@ impl<'a> Weights<'a> {
             return port;
         }
         let weight = WeightShape { id, shape: shape.to_vec() };
-        let (storage, fallback) = self.scheme.storage(&weight);
+        let (storage, fallback) = self.scheme.storage(&weight, self.sensitive.contains(&id));
         let port = match storage {
             Storage::Plain(element) => self.plain(net, &weight, element),
             Storage::Grouped(format) => self.grouped(net, &weight, format),

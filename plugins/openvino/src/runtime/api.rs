@@ -57,11 +57,28 @@ pub(super) struct Property {
     pub(super) value: *const c_char,
 }
 
+/// `std::wstring` of libstdc++, as much as a function that only reads it looks at.
+#[repr(C)]
+pub(super) struct WideText {
+    pub(super) characters: *const i32,
+    pub(super) length: usize,
+    /// Room for short texts, which lie elsewhere here.
+    pub(super) own: [i32; 4],
+}
+
+/// `void ov::save_model(const std::shared_ptr<const ov::Model>&, const std::wstring&, bool)`. An `ov_model_t` is such a
+/// pointer to a model and nothing else.
+pub(super) type SaveModel = unsafe extern "C-unwind" fn(Object, *const WideText, bool);
+const SAVE_MODEL: &[u8] = b"_ZN2ov10save_modelERKSt10shared_ptrIKNS_5ModelEERKNSt7__cxx1112basic_stringIwSt11char_traitsIwESaIwEEEb\0";
+
 macro_rules! functions {
     ($($name:ident($($argument:ty),*) $(-> $result:ty)?;)*) => {
         /// The functions.
         pub(super) struct Api {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
+            /// `ov::save_model` of the C++ interface, which the C interface has no form of. Where the library has no function of
+            /// this very name it is built in another way, and cannot be asked.
+            pub(super) save_model: Option<SaveModel>,
             /// Keeps the functions where they are.
             _library: Library,
         }
@@ -74,7 +91,10 @@ macro_rules! functions {
             pub(super) fn open(path: &Path) -> Result<Self, String> {
                 // SAFETY: the runtime's initializers are meant to run when it is opened.
                 let library = unsafe { Library::new(path) }.map_err(|error| error.to_string())?;
+                // SAFETY: the name tells the arguments' types, and they are declared so.
+                let save_model = unsafe { library.get::<SaveModel>(SAVE_MODEL) }.ok().map(|function| *function);
                 Ok(Self {
+                    save_model,
                     // SAFETY: the functions have these signatures; the library stays open as long as they are known.
                     $($name: *unsafe { library.get(concat!(stringify!($name), "\0").as_bytes()) }
                         .map_err(|_| concat!("it has no function ", stringify!($name)).to_owned())?,)*

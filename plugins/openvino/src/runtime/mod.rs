@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use drophammer_runtimes::Unavailable;
 use drophammer_sdk::{BackendError, ErrorCode, HostInfo, Result};
 
-use api::{Api, Devices, Dimension, Object, PartialShape, Property, Shape, Version};
+use api::{Api, Devices, Dimension, Object, PartialShape, Property, Shape, Version, WideText};
 
 /// `ov_element_type_e` of what sessions exchange.
 const F32: u32 = 4;
@@ -132,6 +132,43 @@ impl Runtime {
         let why = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no reason given").trim();
         Err(BackendError::new(ErrorCode::Failed, format!("OpenVINO failed {doing}: {why} (status {status})"))
             .with_help("The job's log holds what the runtime printed."))
+    }
+
+    /// Reads a model of any format that the runtime has a frontend for, and saves it as IR (the weights' file beside it), float32
+    /// weights as float16 if that is asked for.
+    ///
+    /// The C interface saves nothing, so this calls the one C++ function that does. Where it fails, it throws, which ends the
+    /// worker: that the files can be written is tried before.
+    ///
+    /// # Errors
+    /// What the runtime says; a build of it that has no such function.
+    pub(crate) fn save_as_ir(&self, model: &Path, graph: &Path, half: bool) -> Result<()> {
+        let Some(save) = self.api.save_model else {
+            let message = format!("OpenVINO {} has no ov::save_model to call", self.version);
+            return Err(BackendError::new(ErrorCode::MissingRuntime, message)
+                .with_help("Use the Linux build that `drophammer runtime install openvino` fetches."));
+        };
+        for path in [graph.to_path_buf(), graph.with_extension("bin")] {
+            std::fs::File::create(&path).map_err(|error| {
+                BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
+                    .with_help("Check free space and permissions.")
+            })?;
+        }
+        let source = text(&model.to_string_lossy());
+        let mut object = null_mut();
+        // SAFETY: a path is a text; without weights the frontend finds its own; a place for the answer.
+        let status = unsafe {
+            (self.api.ov_core_read_model)(self.core, source.as_ptr(), std::ptr::null(), &raw mut object)
+        };
+        self.check(status, &format!("reading {}", model.display()))?;
+        let characters: Vec<i32> = graph.to_string_lossy().chars().map(|c| c as i32).chain([0]).collect();
+        let path = WideText { characters: characters.as_ptr(), length: characters.len() - 1, own: [0; 4] };
+        // SAFETY: the model and the path live until the call ends, which only reads them.
+        unsafe {
+            save(object, &raw const path, half);
+            (self.api.ov_model_free)(object);
+        }
+        Ok(())
     }
 
     /// Reads a graph and compiles it for a device.

@@ -3,11 +3,15 @@
 //! The operations are those of `openvino_tokenizers` 2026.4. Strings travel as three lists (begins, ends, bytes), rows of
 //! strings with two more (where each row begins and ends).
 
+mod model;
 mod rules;
+
+use std::collections::HashSet;
 
 use drophammer_formats::openvino::{Element, Network, Port};
 use drophammer_infer::Tokenizer;
-use rules::{Rules, quoted};
+use model::Kind;
+use rules::{Rules, Step, quoted};
 use serde_json::Value as Json;
 
 /// The longest text in tokens; no limit.
@@ -112,17 +116,11 @@ fn encoding(rules: &Rules, padding: i32, pad_left: bool, told: &[(&str, String)]
     let mut pieces =
         Pieces { rows: [begins, ends], strings: [text, text.output(1), text.output(2)], skips: None };
 
+    rules.before.iter().for_each(|step| pieces.step(&mut net, step));
     if !rules.added.is_empty() {
         pieces.split_special(&mut net, rules);
     }
-    if let Some(form) = rules.normalization {
-        pieces.normalize(&mut net, form);
-    }
-    for pattern in &rules.patterns {
-        let invert = if pattern.invert { "true" } else { "false" };
-        let attributes = [("behaviour", pattern.behaviour), ("invert", invert), ("max_splits", "-1")];
-        pieces.split(&mut net, &attributes, &pattern.regex);
-    }
+    rules.steps.iter().for_each(|step| pieces.step(&mut net, step));
     let [begins, ends, ids] = tokens(&mut net, &pieces, rules);
 
     let (usual, unlimited) = (i32_scalar(&mut net, 256), i32_scalar(&mut net, UNLIMITED));
@@ -213,13 +211,50 @@ impl Pieces {
         self.take(port);
     }
 
-    fn normalize(&mut self, net: &mut Network, form: &str) {
+    fn step(&mut self, net: &mut Network, step: &Step) {
+        match step {
+            Step::Normalize(form) => {
+                self.change(net, "NormalizeUnicode", &[("normalization_form", form)], &[]);
+            }
+            Step::Lowercase => {
+                let attributes = [
+                    ("normalization_form", "identity"),
+                    ("case_fold", "true"),
+                    ("remove_extra_whitespaces", "false"),
+                ];
+                self.change(net, "CharsMapNormalization", &attributes, &[]);
+            }
+            Step::Characters(map) => {
+                let attributes = [("normalization_form", ""), ("remove_extra_whitespaces", "false")];
+                let map = net.constant(Element::U8, &[map.len() as u64], map);
+                self.change(net, "CharsMapNormalization", &attributes, &[map]);
+            }
+            Step::Replace { regex, with } => {
+                let parts = [bytes(net, regex), bytes(net, with)];
+                self.change(net, "RegexNormalization", &[("global_replace", "true")], &parts);
+            }
+            Step::Cut(pattern) => {
+                let invert = if pattern.invert { "true" } else { "false" };
+                let attributes = [("behaviour", pattern.behaviour), ("invert", invert), ("max_splits", "-1")];
+                self.split(net, &attributes, &pattern.regex);
+            }
+        }
+    }
+
+    /// Changes strings one by one; those that are tokens already stay.
+    fn change(
+        &mut self,
+        net: &mut Network,
+        kind: &'static str,
+        attributes: &[(&'static str, &str)],
+        with: &[Port],
+    ) {
         let mut inputs = self.strings.to_vec();
         inputs.extend(self.skips);
         let outputs = [Element::I32, Element::I32, Element::U8, Element::Boolean];
         let outputs = &outputs[..inputs.len()];
-        let port =
-            net.add_many("NormalizeUnicode", "extension", &[("normalization_form", form)], &inputs, outputs);
+        inputs.extend(with);
+        let port = net.add_many(kind, "extension", attributes, &inputs, outputs);
         self.strings = [port, port.output(1), port.output(2)];
         self.skips = self.skips.map(|_| port.output(3));
     }
@@ -239,24 +274,51 @@ impl Pieces {
 
 /// Begins and ends of each row's ids, and the ids.
 fn tokens(net: &mut Network, pieces: &Pieces, rules: &Rules) -> [Port; 3] {
+    let model = &rules.model;
     let mut inputs: Vec<Port> = pieces.rows.iter().chain(&pieces.strings).copied().collect();
-    inputs.extend(strings(net, rules.vocabulary.iter().map(Vec::as_slice)));
-    inputs.extend(strings(net, rules.merges.iter().map(|(left, _)| left.as_slice())));
-    inputs.extend(strings(net, rules.merges.iter().map(|(_, right)| right.as_slice())));
-    if !rules.added.is_empty() {
-        inputs.extend(strings(net, rules.added.iter().map(|token| token.text.as_bytes())));
-        let ids: Vec<i32> = rules.added.iter().map(|token| token.id as i32).collect();
-        inputs.push(i32s(net, &ids));
-    }
-    let attributes = [
-        ("unk_token", ""),
-        ("fuse_unk", "false"),
-        ("suffix_indicator", ""),
-        ("end_suffix", ""),
-        ("byte_fallback", "false"),
-        ("cache_capacity", "20000"),
-    ];
-    let port = net.add_many("BPETokenizer", "extension", &attributes, &inputs, &[Element::I32; 3]);
+    inputs.extend(strings(net, model.vocabulary.iter().map(Vec::as_slice)));
+    let flag = |flag| if flag { "true" } else { "false" };
+    let unknown = model.unknown_id().map_or(-1, |id| id as i32);
+    let (fuse, fallback) = (flag(model.fuse_unknown), flag(model.byte_fallback));
+    let outputs = &[Element::I32; 3];
+    let port = match &model.kind {
+        Kind::Bpe { merges, end_of_word } => {
+            inputs.extend(strings(net, merges.iter().map(|(left, _)| left.as_slice())));
+            inputs.extend(strings(net, merges.iter().map(|(_, right)| right.as_slice())));
+            if !rules.added.is_empty() {
+                inputs.extend(strings(net, rules.added.iter().map(|token| token.text.as_bytes())));
+                let ids: Vec<i32> = rules.added.iter().map(|token| token.id as i32).collect();
+                inputs.push(i32s(net, &ids));
+            }
+            let attributes = [
+                ("unk_token", model.unknown.as_deref().unwrap_or_default()),
+                ("fuse_unk", fuse),
+                ("suffix_indicator", ""),
+                ("end_suffix", end_of_word.as_str()),
+                ("byte_fallback", fallback),
+                ("cache_capacity", "20000"),
+            ];
+            net.add_many("BPETokenizer", "extension", &attributes, &inputs, outputs)
+        }
+        Kind::WordPiece { prefix, most_characters } => {
+            inputs.push(i32_scalar(net, unknown));
+            let most = most_characters.to_string();
+            let attributes = [("suffix_indicator", prefix.as_str()), ("max_bytes_per_word", &most)];
+            net.add_many("WordpieceTokenizer", "extension", &attributes, &inputs, outputs)
+        }
+        Kind::Unigram { scores } => {
+            // Added tokens lie behind the others, and are found before.
+            let least = scores.iter().copied().fold(0.0, f32::min);
+            let mut scores = scores.clone();
+            scores.resize(model.vocabulary.len(), least);
+            let bytes: Vec<u8> = scores.iter().flat_map(|score| score.to_le_bytes()).collect();
+            inputs.push(net.constant(Element::F32, &[scores.len() as u64], &bytes));
+            let unknown = unknown.to_string();
+            let attributes =
+                [("byte_fallback", fallback), ("unk_token_id", unknown.as_str()), ("fuse_unk", fuse)];
+            net.add_many("UnigramTokenizer", "extension", &attributes, &inputs, outputs)
+        }
+    };
     [port, port.output(1), port.output(2)]
 }
 
@@ -266,7 +328,9 @@ fn decoding(rules: &Rules, told: &[(&str, String)]) -> Written {
     let ids = net.parameter("input_ids", Element::I64, &[-1, -1]);
     let ids = net.add("Convert", "opset1", &[("destination_type", "i32")], &[ids], Element::I32);
     let mut inputs = vec![ids];
-    inputs.extend(strings(&mut net, rules.vocabulary.iter().map(Vec::as_slice)));
+    let added: HashSet<usize> = rules.added.iter().map(|token| token.id as usize).collect();
+    let texts = rules.model.texts(|id| added.contains(&id));
+    inputs.extend(strings(&mut net, texts.iter().map(Vec::as_slice)));
     let skipped: Vec<i32> =
         rules.added.iter().filter(|token| token.special).map(|token| token.id as i32).collect();
     inputs.push(i32s(&mut net, &skipped));
@@ -274,7 +338,22 @@ fn decoding(rules: &Rules, told: &[(&str, String)]) -> Written {
     let words = net.add_many("VocabDecoder", "extension", &[("skip_tokens", "")], &inputs, &row);
     let parts: Vec<Port> = (0..4).map(|number| words.output(number)).collect();
     let joined = net.add_many("FuzeRagged", "extension", &[], &parts, &[Element::I32, Element::I32]);
-    let strings = [joined, joined.output(1), words.output(4)];
+    let mut strings = [joined, joined.output(1), words.output(4)];
+    let decoding = &rules.model.decoding;
+    let begins = decoding.stripped.iter().map(|(text, most)| format!("^({}){{0,{most}}}", quoted(text)));
+    let ends = decoding.stripped_end.iter().map(|(text, most)| format!("({}){{0,{most}}}$", quoted(text)));
+    for pattern in begins.chain(ends).collect::<Vec<_>>() {
+        let inputs = [&strings[..], &[bytes(&mut net, &pattern), bytes(&mut net, "")]].concat();
+        let outputs = [Element::I32, Element::I32, Element::U8];
+        let port = net.add_many(
+            "RegexNormalization",
+            "extension",
+            &[("global_replace", "false")],
+            &inputs,
+            &outputs,
+        );
+        strings = [port, port.output(1), port.output(2)];
+    }
     let valid = net.add_many(
         "UTF8Validate",
         "extension",

@@ -1,35 +1,50 @@
-//! What a `tokenizer.json` comes to, as far as its kind can be told in a graph: byte-level BPE today (GPT-2's, Llama 3's,
-//! Qwen's, SmolLM's and their relatives).
+//! What a `tokenizer.json` comes to, as far as its kind can be told in a graph.
 
 use serde_json::Value as Json;
 
+use super::model::Model;
+
 /// The pattern that GPT-2 cuts text by, where a byte-level rule names none.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// Characters that BERT puts between spaces.
+const CHINESE: &str = r"([\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}])";
 
 /// A tokenizer's rules.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Rules {
-    /// Every token's bytes by id; gaps are empty.
-    pub(super) vocabulary: Vec<Vec<u8>>,
-    /// Pairs that merge, first ones first.
-    pub(super) merges: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Patterns that cut text, one after another; each says whether single matches become pieces.
-    pub(super) patterns: Vec<Pattern>,
-    /// Tokens that are recognized in text before anything else.
+    /// What is done to the whole text first.
+    pub(super) before: Vec<Step>,
+    /// Tokens that are recognized in text before anything that follows.
     pub(super) added: Vec<Added>,
+    /// What is done to the pieces between them.
+    pub(super) steps: Vec<Step>,
+    pub(super) model: Model,
     /// Ids put around a text; the text itself is `None`.
     pub(super) template: Vec<Option<u32>>,
-    /// Unicode normalization to do first.
-    pub(super) normalization: Option<&'static str>,
-    /// Whether a token that is whole in the vocabulary is taken without merging.
-    pub(super) ignore_merges: bool,
+    /// What is put before a text, until added tokens are known.
+    first_prefix: Option<String>,
+}
+
+/// A change of text, or a cut.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Step {
+    /// Unicode normalization: `NFC`, `NFD`, `NFKC`, `NFKD`.
+    Normalize(&'static str),
+    /// Upper case becomes lower case.
+    Lowercase,
+    /// SentencePiece's map of characters, compiled.
+    Characters(Vec<u8>),
+    /// What matches becomes something else (`$1` is the first group).
+    Replace { regex: String, with: String },
+    /// Text is cut.
+    Cut(Pattern),
 }
 
 /// A cut.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Pattern {
     pub(super) regex: String,
-    /// `isolate`, `remove`, `merge_with_previous`, …
+    /// `isolate`, `remove`, `mergedwithprevious`, …
     pub(super) behaviour: &'static str,
     pub(super) invert: bool,
 }
@@ -44,17 +59,17 @@ pub(super) struct Added {
     pub(super) strip_right: bool,
 }
 
-type Told<T> = Result<T, String>;
+pub(super) type Told<T> = Result<T, String>;
 
-fn kind(value: &Json) -> &str {
+pub(super) fn kind(value: &Json) -> &str {
     value.get("type").and_then(Json::as_str).unwrap_or_default()
 }
 
-fn list<'a>(value: &'a Json, key: &str) -> &'a [Json] {
+pub(super) fn list<'a>(value: &'a Json, key: &str) -> &'a [Json] {
     value.get(key).and_then(Json::as_array).map_or(&[], Vec::as_slice)
 }
 
-fn flag(value: &Json, key: &str) -> bool {
+pub(super) fn flag(value: &Json, key: &str) -> bool {
     value.get(key).and_then(Json::as_bool).unwrap_or(false)
 }
 
@@ -65,118 +80,143 @@ impl Rules {
     /// Which part has no form in a graph.
     pub(super) fn read(document: &Json) -> Told<Self> {
         let mut rules = Self::default();
+        let part = |key: &str| document.get(key).unwrap_or(&Json::Null);
         let model = document.get("model").ok_or("it has no model")?;
-        if kind(model) != "BPE" {
-            return Err(format!("its model is {}, and graphs are written for byte-level BPE", kind(model)));
-        }
-        rules.normalizer(document.get("normalizer").unwrap_or(&Json::Null))?;
-        if !rules.pre_tokenizer(document.get("pre_tokenizer").unwrap_or(&Json::Null))? {
-            return Err("its BPE is not on the level of bytes".to_owned());
-        }
-        rules.model(model)?;
+        rules.normalizer(part("normalizer"))?;
+        let bytes = rules.pre_tokenizer(part("pre_tokenizer"))?;
+        rules.model = Model::read(model, bytes, part("decoder"))?;
         rules.added(list(document, "added_tokens"))?;
-        rules.post_processor(document.get("post_processor").unwrap_or(&Json::Null))?;
+        rules.post_processor(part("post_processor"))?;
+        if let Some(first) = rules.first_prefix.take() {
+            rules.before.push(rules.prefixed(&first));
+        }
         Ok(rules)
+    }
+
+    fn replace(&mut self, regex: impl Into<String>, with: impl Into<String>) {
+        self.steps.push(Step::Replace { regex: regex.into(), with: with.into() });
     }
 
     fn normalizer(&mut self, rule: &Json) -> Told<()> {
         match kind(rule) {
-            "" => Ok(()),
-            "NFC" => {
-                self.normalization = Some("NFC");
-                Ok(())
+            "" => {}
+            "NFC" => self.steps.push(Step::Normalize("NFC")),
+            "NFD" => self.steps.push(Step::Normalize("NFD")),
+            "NFKC" => self.steps.push(Step::Normalize("NFKC")),
+            "NFKD" => self.steps.push(Step::Normalize("NFKD")),
+            "Lowercase" => self.steps.push(Step::Lowercase),
+            "StripAccents" => self.replace(r"\p{Mn}", ""),
+            "Prepend" => {
+                let text = rule.get("prepend").and_then(Json::as_str).unwrap_or_default();
+                self.replace(r"^([\s\S])", format!("{}$1", inserted(text)));
             }
-            "Sequence" => list(rule, "normalizers").iter().try_for_each(|rule| self.normalizer(rule)),
-            other => Err(format!("its normalizer {other} has no form in a graph yet")),
+            "Replace" => {
+                let content = rule.get("content").and_then(Json::as_str).unwrap_or_default();
+                self.replace(pattern(rule)?, inserted(content));
+            }
+            "Strip" => {
+                if flag(rule, "strip_left") {
+                    self.replace(r"^\s+", "");
+                }
+                if flag(rule, "strip_right") {
+                    self.replace(r"\s+$", "");
+                }
+            }
+            "Precompiled" => {
+                let text = rule.get("precompiled_charsmap").and_then(Json::as_str).unwrap_or_default();
+                let map = decode_base64(text).ok_or("its map of characters is no base64")?;
+                if !map.is_empty() {
+                    self.steps.push(Step::Characters(map));
+                }
+            }
+            "BertNormalizer" => self.bert_normalizer(rule),
+            "Sequence" => list(rule, "normalizers").iter().try_for_each(|rule| self.normalizer(rule))?,
+            other => return Err(format!("its normalizer {other} has no form in a graph yet")),
+        }
+        Ok(())
+    }
+
+    fn bert_normalizer(&mut self, rule: &Json) {
+        let lowercase = flag(rule, "lowercase");
+        if flag(rule, "clean_text") {
+            self.replace(r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x9F\p{Cf}\x{FFFD}]", "");
+            self.replace(r"\s", " ");
+        }
+        if flag(rule, "handle_chinese_chars") {
+            self.replace(CHINESE, " $1 ");
+        }
+        if rule.get("strip_accents").and_then(Json::as_bool).unwrap_or(lowercase) {
+            self.steps.push(Step::Normalize("NFD"));
+            self.replace(r"\p{Mn}", "");
+        }
+        if lowercase {
+            self.steps.push(Step::Lowercase);
         }
     }
 
     /// Notes the cuts; says whether one of the steps maps bytes.
     fn pre_tokenizer(&mut self, rule: &Json) -> Told<bool> {
+        let mut cut = |regex: &str, behaviour: &'static str, invert: bool| {
+            self.steps.push(Step::Cut(Pattern { regex: regex.to_owned(), behaviour, invert }));
+        };
         match kind(rule) {
-            "" => Ok(false),
+            "" => {}
             "Sequence" => {
                 let mut bytes = false;
                 for rule in list(rule, "pretokenizers") {
                     bytes |= self.pre_tokenizer(rule)?;
                 }
-                Ok(bytes)
+                return Ok(bytes);
             }
             "ByteLevel" => {
-                if flag(rule, "add_prefix_space") {
-                    return Err("it puts a space before every text".to_owned());
-                }
                 if rule.get("use_regex").and_then(Json::as_bool).unwrap_or(true) {
-                    self.patterns.push(Pattern {
-                        regex: GPT2.to_owned(),
-                        behaviour: "isolate",
-                        invert: false,
-                    });
+                    cut(GPT2, "isolate", false);
                 }
-                Ok(true)
+                if flag(rule, "add_prefix_space") {
+                    let place = self.steps.len().saturating_sub(1);
+                    self.steps.insert(place, Step::Replace { regex: r"^(\S)".into(), with: " $1".into() });
+                }
+                return Ok(true);
             }
-            "Split" => {
-                let pattern = rule.get("pattern").unwrap_or(&Json::Null);
-                let regex = match (pattern.get("Regex"), pattern.get("String")) {
-                    (Some(Json::String(regex)), _) => regex.clone(),
-                    (_, Some(Json::String(text))) => quoted(text),
-                    _ => return Err("a cut of its pre-tokenizer has no pattern".to_owned()),
-                };
-                let behaviour = match rule.get("behavior").and_then(Json::as_str).unwrap_or_default() {
-                    "Isolated" => "isolate",
-                    "Removed" => "remove",
-                    "MergedWithPrevious" => "merge_with_previous",
-                    "MergedWithNext" => "merge_with_next",
-                    "Contiguous" => "contiguous",
-                    other => return Err(format!("the cut {other} has no form in a graph")),
-                };
-                self.patterns.push(Pattern { regex, behaviour, invert: flag(rule, "invert") });
-                Ok(false)
+            "BertPreTokenizer" => {
+                cut(r"\s+", "remove", false);
+                cut(r"[!-/:-@\[-`{-~\p{P}]", "isolate", false);
             }
+            "Whitespace" => cut(r"\w+|[^\w\s]+", "remove", true),
+            "WhitespaceSplit" => cut(r"\s+", "remove", false),
+            "Punctuation" => cut(r"[!-/:-@\[-`{-~\p{P}]", behaviour(rule, "Isolated")?, false),
+            "Split" => cut(&pattern(rule)?, behaviour(rule, "Isolated")?, flag(rule, "invert")),
             "Digits" => {
-                let regex = if flag(rule, "individual_digits") { r"\p{Nd}" } else { r"\p{Nd}+" };
-                self.patterns.push(Pattern { regex: regex.to_owned(), behaviour: "isolate", invert: false });
-                Ok(false)
+                cut(if flag(rule, "individual_digits") { r"\p{N}" } else { r"\p{N}+" }, "isolate", false);
             }
-            other => Err(format!("its pre-tokenizer {other} has no form in a graph yet")),
+            "Metaspace" => self.metaspace(rule),
+            other => return Err(format!("its pre-tokenizer {other} has no form in a graph yet")),
+        }
+        Ok(false)
+    }
+
+    fn metaspace(&mut self, rule: &Json) {
+        let mark = rule.get("replacement").and_then(Json::as_str).unwrap_or("\u{2581}").to_owned();
+        // Written before there were schemes, it says whether a prefix is added: to every piece.
+        let old = rule.get("add_prefix_space").and_then(Json::as_bool).unwrap_or(true);
+        let scheme = rule.get("prepend_scheme").and_then(Json::as_str);
+        self.replace(" ", inserted(&mark));
+        match scheme.unwrap_or(if old { "always" } else { "never" }) {
+            "always" => self.replace(format!("^([^{mark}])"), format!("{}$1", inserted(&mark))),
+            "first" => self.first_prefix = Some(mark.clone()),
+            _ => {}
+        }
+        if rule.get("split").and_then(Json::as_bool).unwrap_or(true) {
+            let cut = Pattern { regex: mark, behaviour: "mergedwithnext", invert: false };
+            self.steps.push(Step::Cut(cut));
         }
     }
 
-    fn model(&mut self, model: &Json) -> Told<()> {
-        let characters = bytes_of_characters();
-        let bytes = |text: &str| -> Told<Vec<u8>> {
-            let byte = |c: char| characters.iter().position(|&known| known == c).map(|byte| byte as u8);
-            text.chars()
-                .map(byte)
-                .collect::<Option<_>>()
-                .ok_or_else(|| format!("its token {text:?} holds no bytes"))
-        };
-        self.ignore_merges = flag(model, "ignore_merges");
-        let vocabulary = model.get("vocab").and_then(Json::as_object).ok_or("its model has no vocabulary")?;
-        for (text, id) in vocabulary {
-            let id = id.as_u64().filter(|&id| id < 1 << 24).ok_or("an id of its vocabulary is no number")?;
-            // Special tokens may be written plainly.
-            self.set(id as usize, bytes(text).unwrap_or_else(|_| text.as_bytes().to_vec()));
-        }
-        for merge in list(model, "merges") {
-            let (left, right) = match merge {
-                Json::String(text) => text.split_once(' ').ok_or("a merge has one side")?,
-                Json::Array(pair) => match pair.as_slice() {
-                    [Json::String(left), Json::String(right)] => (left.as_str(), right.as_str()),
-                    _ => return Err("a merge is no pair".to_owned()),
-                },
-                _ => return Err("a merge is no text".to_owned()),
-            };
-            self.merges.push((bytes(left)?, bytes(right)?));
-        }
-        Ok(())
-    }
-
-    fn set(&mut self, id: usize, bytes: Vec<u8>) {
-        if self.vocabulary.len() <= id {
-            self.vocabulary.resize(id + 1, Vec::new());
-        }
-        self.vocabulary[id] = bytes;
+    /// A text that begins neither with the mark, a space, nor a token of its own gets the mark before it.
+    fn prefixed(&self, mark: &str) -> Step {
+        let tokens: Vec<String> = self.added.iter().map(|token| quoted(&token.text)).collect();
+        let but = if tokens.is_empty() { String::new() } else { format!("(?!{})", tokens.join("|")) };
+        Step::Replace { regex: format!("^{but}([^ {mark}])"), with: format!("{}$1", inserted(mark)) }
     }
 
     fn added(&mut self, tokens: &[Json]) -> Told<()> {
@@ -187,7 +227,7 @@ impl Rules {
                 .and_then(Json::as_u64)
                 .filter(|&id| id < 1 << 24)
                 .ok_or("an added token has no id")?;
-            self.set(id as usize, text.as_bytes().to_vec());
+            self.model.set(id as usize, text.as_bytes().to_vec());
             self.added.push(Added {
                 id: id as u32,
                 text: text.to_owned(),
@@ -229,6 +269,12 @@ impl Rules {
                 }
                 Ok(())
             }
+            "BertProcessing" | "RobertaProcessing" => {
+                let id = |key: &str| rule.get(key).and_then(|pair| pair.get(1)).and_then(Json::as_u64);
+                let (begin, end) = id("cls").zip(id("sep")).ok_or("its post-processor has no ids")?;
+                self.template = vec![Some(begin as u32), None, Some(end as u32)];
+                Ok(())
+            }
             other => Err(format!("its post-processor {other} has no form in a graph yet")),
         }
     }
@@ -246,21 +292,53 @@ pub(super) fn quoted(text: &str) -> String {
     out
 }
 
-/// The character that stands for each byte in a byte-level vocabulary (GPT-2): printable bytes for themselves, the others
-/// as characters from U+0100 on, in order.
-fn bytes_of_characters() -> [char; 256] {
-    let mut characters = ['\0'; 256];
-    let mut next = 0x100;
-    for byte in 0..=255u8 {
-        let printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-        characters[usize::from(byte)] = if printable {
-            char::from(byte)
-        } else {
-            next += 1;
-            char::from_u32(next - 1).unwrap_or_default()
-        };
+/// A text as it is put in place of a match.
+fn inserted(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
+/// The regular expression that a rule names, or its text as one.
+fn pattern(rule: &Json) -> Told<String> {
+    let pattern = rule.get("pattern").unwrap_or(&Json::Null);
+    match (pattern.get("Regex"), pattern.get("String")) {
+        (Some(Json::String(regex)), _) => Ok(regex.clone()),
+        (_, Some(Json::String(text))) => Ok(quoted(text)),
+        _ => Err("a rule has no pattern".to_owned()),
     }
-    characters
+}
+
+fn behaviour(rule: &Json, usual: &str) -> Told<&'static str> {
+    Ok(match rule.get("behavior").and_then(Json::as_str).unwrap_or(usual) {
+        "Isolated" => "isolate",
+        "Removed" => "remove",
+        "MergedWithPrevious" => "mergedwithprevious",
+        "MergedWithNext" => "mergedwithnext",
+        "Contiguous" => "contiguous",
+        other => return Err(format!("the cut {other} has no form in a graph")),
+    })
+}
+
+/// Bytes of base64 as RFC 4648 has it, with or without padding.
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut bits, mut count) = (0u32, 0);
+    for byte in text.trim_end_matches('=').bytes() {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            out.push((bits >> count) as u8);
+        }
+    }
+    Some(out)
 }
 
 #[cfg(test)]
@@ -268,20 +346,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn characters_stand_for_bytes_as_gpt2_has_it() {
-        let characters = bytes_of_characters();
-        assert_eq!(characters[b' ' as usize], 'Ġ');
-        assert_eq!(characters[b'\n' as usize], 'Ċ');
-        assert_eq!(characters[b'A' as usize], 'A');
-        assert_eq!(characters[0xad], '\u{143}');
-    }
-
-    #[test]
     fn what_has_no_form_is_named() {
         for (document, named) in [
-            (r#"{"model": {"type": "WordPiece"}}"#, "WordPiece"),
-            (r#"{"model": {"type": "BPE"}, "pre_tokenizer": null}"#, "level of bytes"),
-            (r#"{"model": {"type": "BPE"}, "normalizer": {"type": "Lowercase"}}"#, "Lowercase"),
+            (r#"{"model": {"type": "WordLevel"}}"#, "WordLevel"),
+            (r#"{"model": {"type": "BPE"}, "normalizer": {"type": "Nmt"}}"#, "Nmt"),
+            (r#"{"model": {"type": "BPE"}, "pre_tokenizer": {"type": "UnicodeScripts"}}"#, "UnicodeScripts"),
             (r"{}", "no model"),
         ] {
             let error = Rules::read(&serde_json::from_str(document).unwrap()).unwrap_err();
@@ -296,5 +365,26 @@ mod tests {
             "special_tokens": {"<s>": {"ids": [7]}}}"#;
         rules.post_processor(&serde_json::from_str(rule).unwrap()).unwrap();
         assert_eq!(rules.template, [Some(7), None]);
+    }
+
+    #[test]
+    fn a_text_gets_its_prefix_unless_it_begins_with_a_token() {
+        let document = r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+            "added_tokens": [{"id": 1, "content": "<s>", "special": true}],
+            "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false}}"#;
+        let rules = Rules::read(&serde_json::from_str(document).unwrap()).unwrap();
+        let prefix = Step::Replace { regex: r"^(?!\<s\>)([^ ▁])".into(), with: "▁$1".into() };
+        assert_eq!(rules.before, [prefix]);
+        assert_eq!(rules.steps, [Step::Replace { regex: " ".into(), with: "▁".into() }]);
+    }
+
+    #[test]
+    fn base64_is_read_with_and_without_padding() {
+        for (text, bytes) in
+            [("", &b""[..]), ("Zg==", b"f"), ("Zm8", b"fo"), ("Zm9v", b"foo"), ("+/8=", b"\xfb\xff")]
+        {
+            assert_eq!(decode_base64(text).unwrap(), bytes, "{text}");
+        }
+        assert_eq!(decode_base64("a b"), None);
     }
 }

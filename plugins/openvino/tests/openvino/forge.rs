@@ -1,7 +1,9 @@
 //! Directories: what lies in them, and what is planned before.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use drophammer_quant::importance::{Columns, Importance};
 use drophammer_sdk::{Backend, ErrorCode, ForgeRequest, Goal, ProbeRequest};
 
 use crate::fixture::{Job, backend, fixture, forge};
@@ -77,6 +79,82 @@ fn plans_say_what_would_be_made_and_why_not() {
     let estimate = backend().probe(&request).unwrap().estimates.remove(0);
     assert!(estimate.supported);
     assert!(estimate.reason.unwrap().contains("128 does not divide"), "the fallback is told");
+}
+
+/// How many tensors the trained model stores as what, with these options.
+fn types(
+    scheme: &str,
+    options: &str,
+    imatrix: Option<&Path>,
+) -> Result<(BTreeMap<String, u64>, Vec<String>), String> {
+    let place = tempfile::tempdir().unwrap();
+    let request = ForgeRequest {
+        source: fixture("shakespeare-llama"),
+        goal: Goal { options: serde_json::from_str(options).unwrap(), ..goal(scheme) },
+        staging: place.path().to_owned(),
+        name: "model".into(),
+        imatrix: imatrix.map(Into::into),
+        ..ForgeRequest::default()
+    };
+    let report = backend().quantize(&request, &Job).map_err(|error| error.message)?;
+    Ok((report.types, report.notes))
+}
+
+#[test]
+fn a_ratio_leaves_weights_to_the_backup_and_overrides_have_the_last_word() {
+    let (whole, _) = types("int4_asym_g64", "{}", None).unwrap();
+    assert_eq!((whole["u4"], whole["u8"]), (28, 2));
+    let (mixed, notes) = types("int4_asym_g64_r80", "{}", None).unwrap();
+    assert!(mixed["u8"] > 2 && mixed["u4"] + mixed["u8"] == 30, "{mixed:?}");
+    assert!(notes.iter().any(|note| note.contains("left to int8_asym")), "{notes:?}");
+    assert_eq!(types("int4_asym_g64", r#"{"ratio": 0.8}"#, None).unwrap().0, mixed);
+    let (none, _) = types("int4_asym_g64", r#"{"ratio": 0}"#, None).unwrap();
+    assert_eq!((none.get("u4"), none["u8"]), (None, 30));
+    let options = r#"{"backup": "none", "overrides": ["attn_[vk]=int8_sym", "blk.0.ffn_down=int4_sym_g32"]}"#;
+    let (overridden, _) = types("int4_asym_g64", options, None).unwrap();
+    assert_eq!((overridden["i8"], overridden["i4"], overridden["f16"]), (8, 1, 2), "{overridden:?}");
+    for (options, named) in [
+        (r#"{"ratio": 2}"#, "ratio"),
+        (r#"{"backup": "int3"}"#, "int3"),
+        (r#"{"overrides": ["attn_v"]}"#, "attn_v"),
+        (r#"{"overrides": ["(=int8_sym"]}"#, "override"),
+    ] {
+        let error = types("int4_asym_g64", options, None).unwrap_err();
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
+fn statistics_change_the_weights_and_those_of_another_model_are_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let columns = |width: usize| Columns { sums: (1..=width).map(|i| i as f32).collect(), counts: vec![1.0] };
+    let file = |name: &str, matrix: &str, width| {
+        let matrices = BTreeMap::from([(matrix.to_owned(), columns(width))]);
+        let path = place.path().join(name);
+        Importance { matrices, ..Importance::default() }.write(&path).unwrap();
+        path
+    };
+    let own = file("own.gguf", "blk.0.ffn_up.weight", 256);
+    assert!(
+        types("int4_sym_g64_r80", "{}", Some(&own))
+            .unwrap()
+            .1
+            .iter()
+            .any(|note| note.contains("calibration"))
+    );
+    let wide = file("wide.gguf", "blk.0.ffn_up.weight", 200);
+    assert!(types("int4_sym_g64", "{}", Some(&wide)).unwrap_err().contains("200"));
+    let other = file("other.gguf", "encoder.weight", 256);
+    assert!(types("int4_sym_g64", "{}", Some(&other)).unwrap_err().contains("another model"));
+}
+
+#[test]
+fn plain_graphs_are_only_made_in_their_own_schemes() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("eyes.onnx"), b"not read by a plan").unwrap();
+    let request = ProbeRequest { source: Some(place.path().to_owned()), goals: vec![goal("int4_sym")] };
+    let estimate = backend().probe(&request).unwrap().estimates.remove(0);
+    assert!(!estimate.supported && estimate.reason.unwrap().contains("int4_sym"));
 }
 
 #[test]

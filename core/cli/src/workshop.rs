@@ -30,7 +30,8 @@ impl Extras {
     /// # Errors
     /// When one is not there.
     pub(crate) fn adapters(&self) -> Result<Vec<PathBuf>> {
-        let canonical = |path: &PathBuf| std::fs::canonicalize(path).map_err(|error| Failure::io(path, &error));
+        let canonical =
+            |path: &PathBuf| std::fs::canonicalize(path).map_err(|error| Failure::io(path, &error));
         self.adapters.iter().map(canonical).collect()
     }
 

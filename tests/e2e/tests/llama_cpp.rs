@@ -60,7 +60,8 @@ fn an_adapter_is_merged_into_what_is_made_and_attached_to_what_runs() {
     let home = Home::new(&[], "").unwrap();
     let at = |name: &str| home.path().join(name).display().to_string();
     let (base, adapter) = (fixture("packed/lora"), fixture("packed/lora/adapter").display().to_string());
-    let (source, tokens) = (base.display().to_string(), base.join("reference.safetensors").display().to_string());
+    let (source, tokens) =
+        (base.display().to_string(), base.join("reference.safetensors").display().to_string());
     let due = floats(&base.join("reference.safetensors"), "logits");
     let with = ["--adapter", adapter.as_str()];
     for (name, more) in [("merged.gguf", &with[..]), ("plain.gguf", &[])] {

@@ -13,6 +13,10 @@ use crate::kernels::activation::Panels;
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 
+/// How far ahead of the products of one token weights are asked for, bytes: the processor's own guesses stop at the end of
+/// each small page and of each strip.
+const AHEAD: usize = 1024;
+
 /// One thread's room for a strip as 16-bit numbers and floats.
 pub(crate) struct Unpacked {
     codes: Vec<u8>,
@@ -167,7 +171,11 @@ impl<F: Format> One<'_, F> {
                 let scales = scales.as_ptr().add(unit * F::SCALE_BYTES);
                 for part in 0..parts {
                     let block = unit * parts + part;
-                    let w = F::unpack::<I>(codes.as_ptr().add(block * F::Bits::VECTORS * 64));
+                    let codes = codes.as_ptr().add(block * F::Bits::VECTORS * 64);
+                    for line in 0..F::Bits::VECTORS {
+                        isa::prefetch(codes.wrapping_add(AHEAD + line * 64));
+                    }
+                    let w = F::unpack::<I>(codes);
                     let factor = *self.x.scales.add(block);
                     for group in 0..F::GROUPS {
                         let offset = *self.room.offsets.as_ptr().add(block * F::GROUPS + group);

@@ -19,8 +19,8 @@ use drophammer_sdk::{
     BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, JobContext, Result,
 };
 
-use crate::pass::parameters;
 use crate::equalize::{Scaling, equalize};
+use crate::pass::parameters;
 use crate::{Recipe, failure};
 
 /// Resident memory of a worker besides buffers: code, maps, tables.
@@ -166,7 +166,8 @@ impl Plan {
         job: &dyn JobContext,
     ) -> Result<(Checkpoint, Scaling)> {
         if importance.is_empty() {
-            let message = "scaling columns by their activations needs an importance matrix, and there is none";
+            let message =
+                "scaling columns by their activations needs an importance matrix, and there is none";
             return Err(BackendError::new(ErrorCode::InvalidRequest, message)
                 .with_help("Collect one with `drophammer imatrix SOURCE -o FILE`."));
         }
@@ -282,7 +283,9 @@ fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
     let how = if plan.preset.base.is_block() { "as" } else { "in" };
     estimate.steps = vec![format!("read each tensor and write it {how} {} in one pass", plan.preset.name)];
     if plan.awq {
-        estimate.steps.insert(0, "find scales of columns that lose least, and fold them into what comes before".into());
+        estimate
+            .steps
+            .insert(0, "find scales of columns that lose least, and fold them into what comes before".into());
     }
     if plan.compensate {
         estimate.steps.push("choose codes column by column, so that later ones make up for errors".into());

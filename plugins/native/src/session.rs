@@ -87,7 +87,8 @@ impl NativeSession {
         );
         let vocabulary = description.vocabulary;
         let (place, adapters) = (request.path.clone(), request.adapters.clone());
-        let calibration = Arc::new(Calibration::new(&checkpoint, place, adapters, (references, inputs), threads));
+        let calibration =
+            Arc::new(Calibration::new(&checkpoint, place, adapters, (references, inputs), threads));
         let engine = Engine::new(program, cache, pool, path, chunk);
         let limits = Limits {
             context,

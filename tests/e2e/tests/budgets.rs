@@ -71,15 +71,22 @@ fn a_budget_is_kept_explained_reusable_and_says_the_least_possible_where_it_cann
     assert!(answer.stdout.contains("expected mean KL divergence"), "{answer:?}");
     assert!(fs::metadata(place.path("b.gguf")).unwrap().len() <= 2_200_000);
     let plan: Value = serde_json::from_slice(&fs::read(place.path("b.plan.json")).unwrap()).unwrap();
-    let (explained, entries) = (plan["explained"].as_array().unwrap(), plan["plan"]["entries"].as_array().unwrap());
+    let (explained, entries) =
+        (plan["explained"].as_array().unwrap(), plan["plan"]["entries"].as_array().unwrap());
     assert!(explained.len() == entries.len() && entries.len() >= 28, "{plan:#}");
     for (sentence, entry) in explained.iter().zip(entries) {
         let sentence = sentence.as_str().unwrap();
-        assert!(sentence.starts_with(entry["name"].as_str().unwrap()) && sentence.contains("MiB"), "{sentence}");
+        assert!(
+            sentence.starts_with(entry["name"].as_str().unwrap()) && sentence.contains("MiB"),
+            "{sentence}"
+        );
     }
     let measured = place.divergence("b.gguf");
     let expected = plan["expected_kl"].as_f64().unwrap();
-    assert!(measured < 3.0 * expected && expected < 3.0 * measured, "{expected} expected, {measured} measured");
+    assert!(
+        measured < 3.0 * expected && expected < 3.0 * measured,
+        "{expected} expected, {measured} measured"
+    );
 
     // The plan makes the same file again, and its measurements another one for another budget.
     let plan = place.path("b.plan.json");
@@ -91,7 +98,11 @@ fn a_budget_is_kept_explained_reusable_and_says_the_least_possible_where_it_cann
     assert!(size > 2_200_000 && size <= 2_600_000, "{size}");
     assert!(place.divergence("larger.gguf") < measured);
 
-    place.refused(&model(), &["--plan", plan, "--budget", "100kB"], &["100000 bytes", "least possible is", "MiB"]);
+    place.refused(
+        &model(),
+        &["--plan", plan, "--budget", "100kB"],
+        &["100000 bytes", "least possible is", "MiB"],
+    );
     place.refused(&model(), &["--plan", plan, "--budget", "kl:0.0000001"], &["least possible is"]);
     place.refused(&model(), &["--budget", "three apples"], &["is no budget"]);
     place.refused(&fixture("arch/llama"), &["--plan", plan], &["measured on another model"]);
@@ -120,7 +131,11 @@ fn rounding_that_makes_up_for_its_errors_needs_products_of_this_model_and_comes_
     assert!(place.divergence("s.gguf") < before);
 
     let (this, other) = (model(), fixture("arch/llama"));
-    place.refused(&this, &["--scheme", "q4_k_m", "--compensate"], &["there is no imatrix", "imatrix SOURCE --products"]);
+    place.refused(
+        &this,
+        &["--scheme", "q4_k_m", "--compensate"],
+        &["there is no imatrix", "imatrix SOURCE --products"],
+    );
     place.refused(&this, &["--scheme", "q4_k_m", "--awq"], &["importance matrix", "drophammer imatrix"]);
     let lacking = [&scheme[..], &[plain, "--compensate"]].concat();
     place.refused(&this, &lacking, &["holds no products", "imatrix SOURCE --products"]);

@@ -94,7 +94,8 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
         }
     }
     if (compensate || awq) && goal.format != calibrate::FORMAT {
-        let message = format!("--compensate and --awq are there for {}, not {}", calibrate::FORMAT, goal.format);
+        let message =
+            format!("--compensate and --awq are there for {}, not {}", calibrate::FORMAT, goal.format);
         return Err(Failure::new(Exit::Usage, message, "go without them"));
     }
     let source = std::path::absolute(&making.source).map_err(|error| Failure::io(&making.source, &error))?;

@@ -51,7 +51,10 @@ fn products_have_the_squares_on_their_diagonal_and_are_summed_for_those_asked() 
     session.remove(0, 0, u32::MAX).unwrap();
     forward(session.as_mut(), &tokens());
     let shared = bench.products(&value).unwrap();
-    assert!(shared.len() == 256 * 256 && bench.products(&query).unwrap() == shared, "they read the same rows");
+    assert!(
+        shared.len() == 256 * 256 && bench.products(&query).unwrap() == shared,
+        "they read the same rows"
+    );
     bench.observe_products(std::slice::from_ref(&down)).unwrap();
     assert!(bench.products(&query).unwrap().is_empty(), "nobody asked");
     assert_eq!(bench.products("blk.9.ffn_down.weight").unwrap_err().code, ErrorCode::InvalidRequest);

@@ -319,6 +319,14 @@ pub(crate) struct Making {
     /// Importance matrix, as llama.cpp writes it.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) imatrix: Option<PathBuf>,
+    /// Choose codes so that later columns make up for the rounding errors of earlier ones (gguf). Needs an importance matrix
+    /// collected with `imatrix --products`; `--budget` collects its own.
+    #[arg(long)]
+    pub(crate) compensate: bool,
+    /// Scale columns that meet strong activations before they are rounded, and what writes them the other way. Needs an
+    /// importance matrix; the model computes the same.
+    #[arg(long)]
+    pub(crate) awq: bool,
     /// Accept a source without a tokenizer.
     #[arg(long)]
     pub(crate) no_tokenizer: bool,
@@ -384,6 +392,9 @@ pub(crate) struct Imatrix {
     /// The most tokens to read.
     #[arg(long, value_name = "N", default_value_t = 1 << 17)]
     pub(crate) tokens: usize,
+    /// Also sum the products of columns, which `quantize --compensate` needs. How much memory and disk that takes is said first.
+    #[arg(long)]
+    pub(crate) products: bool,
     #[command(flatten)]
     pub(crate) budget: Budget,
 }

@@ -9,7 +9,9 @@ use std::path::Path;
 use drophammer_formats::layout::Layout;
 use drophammer_formats::{DType, TensorDecl, gguf};
 use drophammer_models::export::gguf::GgufExport;
+use drophammer_models::{Checkpoint, WeightId};
 use drophammer_quant::compensate::{Collected, Compensator};
+use drophammer_quant::equalize::Rounding;
 use drophammer_quant::importance::{Importance as Statistics, ImportanceError};
 use drophammer_quant::pass::{self, Importance, Item};
 use drophammer_quant::presets::{self, Choice, Override, Preset, Tensor};
@@ -17,6 +19,7 @@ use drophammer_sdk::{
     BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, JobContext, Result,
 };
 
+use crate::equalize::{Scaling, equalize};
 use crate::pass::parameters;
 use crate::{Recipe, failure};
 
@@ -35,6 +38,8 @@ pub struct Plan {
     tensors: Vec<TensorDecl>,
     /// Whether rounding errors are made up for.
     compensate: bool,
+    /// Whether columns are scaled first.
+    awq: bool,
 }
 
 /// Names of all schemes, largest first.
@@ -47,9 +52,12 @@ pub fn schemes() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// For an unknown format, scheme or override, and for sources that cannot be read, described or told in GGUF.
 pub fn plan(request: &ForgeRequest) -> Result<Plan> {
+    plan_of(request, crate::open(&request.source, &request.adapters)?)
+}
+
+fn plan_of(request: &ForgeRequest, checkpoint: Checkpoint) -> Result<Plan> {
     let preset = preset_of(&request.goal)?;
     let overrides = overrides_of(&request.goal)?;
-    let checkpoint = crate::open(&request.source, &request.adapters)?;
     let in_model = |error: &drophammer_models::Error| failure::of_model(&request.source, error);
     let export = GgufExport::new(checkpoint).map_err(|error| in_model(&error))?;
     let informed = request.imatrix.is_some();
@@ -61,8 +69,8 @@ pub fn plan(request: &ForgeRequest) -> Result<Plan> {
                 .with_help(fault.help())
         })?;
     let notes = fallbacks(&export, preset, informed, &overrides, &tensors);
-    let compensate = compensates(&request.goal)?;
-    Ok(Plan { preset, layout, notes, export, tensors, compensate })
+    let (compensate, awq) = (crate::flag(&request.goal, "compensate")?, crate::flag(&request.goal, "awq")?);
+    Ok(Plan { preset, layout, notes, export, tensors, compensate, awq })
 }
 
 /// The preset that a goal names.
@@ -86,14 +94,6 @@ pub fn preset_of(goal: &Goal) -> Result<&'static Preset> {
             format!("Choose one of: {}.", schemes().collect::<Vec<_>>().join(", ")),
         ),
     }
-}
-
-/// `compensate`: rounding errors are made up for, by products of activations that lie beside the importance matrix.
-fn compensates(goal: &Goal) -> Result<bool> {
-    let Some(value) = goal.options.get("compensate") else { return Ok(false) };
-    value.as_bool().ok_or_else(|| {
-        BackendError::new(ErrorCode::InvalidRequest, "option `compensate` is neither true nor false")
-    })
 }
 
 /// `overrides`: a list of `PATTERN=TYPE`.
@@ -158,6 +158,34 @@ impl Plan {
             .map_err(|error| failure::of_pass(&error))
     }
 
+    /// The model with its columns scaled for these types.
+    fn equalized(
+        &self,
+        request: &ForgeRequest,
+        importance: &BTreeMap<String, Importance>,
+        job: &dyn JobContext,
+    ) -> Result<(Checkpoint, Scaling)> {
+        if importance.is_empty() {
+            let message =
+                "scaling columns by their activations needs an importance matrix, and there is none";
+            return Err(BackendError::new(ErrorCode::InvalidRequest, message)
+                .with_help("Collect one with `drophammer imatrix SOURCE -o FILE`."));
+        }
+        let checkpoint = crate::open(&request.source, &request.adapters)?;
+        let types: BTreeMap<&str, DType> =
+            self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.dtype)).collect();
+        let names: BTreeMap<WeightId, DType> = checkpoint
+            .weights()
+            .iter()
+            .filter_map(|weight| {
+                let dtype = types.get(checkpoint.gguf_name(weight.id)?.as_str())?;
+                dtype.is_block().then_some((weight.id, *dtype))
+            })
+            .collect();
+        let rounding = |id| Some(Box::new(*names.get(&id)?) as Box<dyn Rounding>);
+        equalize(checkpoint, importance, rounding, job)
+    }
+
     /// The work as it is estimated, before there are products: only its size is right.
     fn estimated_items(&self) -> Result<Vec<Item<'_>>> {
         self.compensated_items(&BTreeMap::new(), |tensor| {
@@ -188,19 +216,28 @@ pub fn convert(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeRepo
 /// As for [`plan`], of the importance matrix, and as for [`crate::run`].
 pub fn quantize(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
     job.check()?;
-    let plan = plan(request)?;
-    let importance = match &request.imatrix {
+    let mut plan = plan(request)?;
+    let mut importance = match &request.imatrix {
         Some(path) => importance_of(path, &plan.export)?,
         None => BTreeMap::new(),
     };
-    let collected = plan.compensate.then(|| collected(request)).transpose()?;
+    let collected = plan.compensate.then(|| collected(request, &plan.export)).transpose()?;
+    let mut scaling = Scaling::default();
+    if plan.awq {
+        let (checkpoint, found) = plan.equalized(request, &importance, job)?;
+        plan = plan_of(request, checkpoint)?;
+        plan.notes.push(found.note());
+        importance = found.importance(&importance);
+        scaling = found;
+    }
     let items = plan.compensated_items(&importance, |tensor| {
         // Experts would need products of their own.
         let columns = tensor.shape.last().filter(|_| tensor.shape.len() == 2)?;
-        collected.as_ref()?.of(&tensor.name, *columns)
+        Some(scaling.compensator(&tensor.name, collected.as_ref()?.of(&tensor.name, *columns)?))
     })?;
     let recipe = Recipe::new("gguf", env!("CARGO_PKG_VERSION"), plan.preset.name)
         .with_option("compensate", if plan.compensate { "yes" } else { "no" })
+        .with_option("awq", if plan.awq { "yes" } else { "no" })
         .with_source(plan.export.checkpoint().source())?
         .with_files(request.adapters.iter().chain(&request.imatrix))?;
     crate::run(&request.staging, &plan.layout, &items, &recipe, job)?;
@@ -245,6 +282,11 @@ fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
     estimate.reason = (!notes.is_empty()).then(|| notes.join("; "));
     let how = if plan.preset.base.is_block() { "as" } else { "in" };
     estimate.steps = vec![format!("read each tensor and write it {how} {} in one pass", plan.preset.name)];
+    if plan.awq {
+        estimate
+            .steps
+            .insert(0, "find scales of columns that lose least, and fold them into what comes before".into());
+    }
     if plan.compensate {
         estimate.steps.push("choose codes column by column, so that later ones make up for errors".into());
     }
@@ -267,15 +309,21 @@ fn weights_per_second(dtype: DType) -> f64 {
 }
 
 /// The products of activations that a request brings.
-fn collected(request: &ForgeRequest) -> Result<Collected> {
+fn collected(request: &ForgeRequest, export: &GgufExport) -> Result<Collected> {
     let missing = |what: String| {
-        BackendError::new(ErrorCode::InvalidRequest, what)
-            .with_help("Give an importance matrix that was collected with products of activations.")
+        BackendError::new(ErrorCode::InvalidRequest, what).with_help(
+            "Give an importance matrix with products of activations: `drophammer imatrix SOURCE --products -o FILE`.",
+        )
     };
     let path = request.imatrix.as_ref().ok_or_else(|| {
         missing("making up for rounding errors needs products of activations, and there is no imatrix".into())
     })?;
-    Collected::open(path).map_err(|error| missing(format!("{}: {error}", path.display())))
+    let collected = Collected::open(path).map_err(|error| missing(format!("{}: {error}", path.display())))?;
+    if export.plain_matrices().any(|(name, columns)| collected.of(name, columns as u64).is_some()) {
+        return Ok(collected);
+    }
+    let problem = "its products of activations are of another model: none fits a matrix of this one";
+    Err(missing(format!("{}: {problem}", path.display())))
 }
 
 /// Activation statistics in llama.cpp's form, whatever model they are of.

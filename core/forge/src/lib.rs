@@ -3,10 +3,12 @@
 //! - [`open`] opens a source with the adapters to merge, [`failure`] words the errors of the layers below.
 //! - [`run`] is the one pass over a planned layout: within the job's budgets, reported and cancelled through its context,
 //!   resumed by a [`Recipe`]; [`report`] says what came out.
+//! - [`equalize`](mod@equalize) scales columns so that rounding loses less.
 //! - [`gguf`] is a whole forge: any source into any GGUF scheme. Several runtimes read that format.
 //!
 //! A plugin whose format is its own makes layout and items itself and hands them to [`run`]. Nothing here knows a plugin.
 
+pub mod equalize;
 pub mod failure;
 pub mod gguf;
 mod pass;
@@ -41,5 +43,17 @@ pub fn max_file_bytes(goal: &Goal) -> Result<Option<u64>> {
     let bytes = value.as_u64().filter(|bytes| *bytes > 0);
     bytes.map(Some).ok_or_else(|| {
         BackendError::new(ErrorCode::InvalidRequest, "option `max_file_bytes` is not a number of bytes")
+    })
+}
+
+/// An option of a goal that is true or false; false where it is not told.
+///
+/// # Errors
+/// [`ErrorCode::InvalidRequest`] for anything else.
+pub fn flag(goal: &Goal, name: &str) -> Result<bool> {
+    let Some(value) = goal.options.get(name) else { return Ok(false) };
+    value.as_bool().ok_or_else(|| {
+        let message = format!("option `{name}` is neither true nor false");
+        BackendError::new(ErrorCode::InvalidRequest, message)
     })
 }

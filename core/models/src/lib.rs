@@ -6,6 +6,7 @@
 //! - Weights are named by [`WeightId`]: their role, not what some file calls them. A [`Checkpoint`] gives their rows, whatever the
 //!   source calls, fuses, packs or permutes.
 //!
+//! - [`fold`] says which columns may be scaled.
 //! - [`export`] plans files of other ecosystems.
 //!
 //! Nothing here knows a backend, a clock, a network or a process.
@@ -17,6 +18,7 @@ pub mod description;
 mod error;
 pub mod export;
 pub mod families;
+pub mod fold;
 mod gguf_config;
 pub mod graph;
 mod inventory;

@@ -59,13 +59,11 @@ pub enum ImportanceError {
     File(#[from] drophammer_formats::Error),
     /// The file is something else.
     #[error(
-        "{path} is not an importance matrix (general.type is {found:?}, not \"imatrix\"); collect one with the model's own calibration, or convert an old .dat file with llama.cpp's imatrix tool"
+        "it is no importance matrix (general.type is {found}, not imatrix); collect one from the model, or convert an old .dat file with llama.cpp's imatrix tool"
     )]
     NotImportance {
-        /// The file.
-        path: String,
         /// What it says it is.
-        found: Option<String>,
+        found: String,
     },
     /// Sums and counts of a matrix do not belong together.
     #[error("statistics of {name} are damaged: {reason}; collect the importance matrix again")]
@@ -111,8 +109,8 @@ impl Importance {
         let metadata = source.metadata();
         let found = metadata.str("general.type");
         if found != Some("imatrix") {
-            let found = found.map(str::to_owned);
-            return Err(ImportanceError::NotImportance { path: path.display().to_string(), found });
+            let found = found.unwrap_or("not told").to_owned();
+            return Err(ImportanceError::NotImportance { found });
         }
         let datasets = metadata
             .array("imatrix.datasets")

@@ -6,6 +6,7 @@
 //! - [`presets`] names mixtures (`q4_k_m`, …) and says which type each tensor gets.
 //! - [`importance`] reads and writes activation statistics; [`sensitivity`] says what each tensor costs in each type, and
 //!   [`budget`] solves for the mixture that fits a size.
+//! - [`compensate`] makes up for rounding errors, [`equalize`] scales columns before they are rounded.
 //! - [`metrics`] measures what was lost.
 //! - [`pass`] streams a whole model through encoders into its output files, once, resumably.
 //! - [`simd`] chooses the vector instructions, [`lanes`] is what encoders are written in.
@@ -17,6 +18,7 @@
 pub mod budget;
 pub mod codec;
 pub mod compensate;
+pub mod equalize;
 pub mod gguf;
 pub mod grouped;
 mod half_float;

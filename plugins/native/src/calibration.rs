@@ -59,6 +59,8 @@ pub(crate) struct Calibration {
     path: PathBuf,
     adapters: Vec<PathBuf>,
     references: Vec<MatrixRef>,
+    /// For each matrix the one whose products stand for it.
+    inputs: Vec<usize>,
     threads: usize,
     state: Mutex<State>,
 }
@@ -86,11 +88,11 @@ impl Calibration {
         checkpoint: &Arc<Checkpoint>,
         path: PathBuf,
         adapters: Vec<PathBuf>,
-        references: Vec<MatrixRef>,
+        (references, inputs): (Vec<MatrixRef>, Vec<usize>),
         threads: usize,
     ) -> Self {
         let (checkpoint, state) = (Arc::clone(checkpoint), Mutex::default());
-        Self { checkpoint, path, adapters, references, threads, state }
+        Self { checkpoint, path, adapters, references, inputs, threads, state }
     }
 
     /// Takes up what was asked for since the last forward pass.
@@ -131,7 +133,7 @@ impl Calibration {
         Ok(names)
     }
 
-    /// Number of the matrix whose inputs a tensor's are; none where experts have their own or the tensor is only looked up.
+    /// Number of the matrix that products of a tensor's inputs are summed for; none where experts have their own or the tensor is only looked up.
     fn input(&self, names: &Names, tensor: &str) -> Result<Option<usize>> {
         let found = names.iter().find(|(name, _)| name == tensor).and_then(|(_, ids)| ids.first());
         let first = found.ok_or_else(|| {
@@ -139,7 +141,7 @@ impl Calibration {
         })?;
         let mut numbers = self.numbers(&[*first]);
         numbers.retain(|(_, reference)| !reference.table && reference.expert.is_none());
-        Ok(numbers.first().map(|(number, _)| *number))
+        Ok(numbers.first().map(|(number, _)| self.inputs[*number]))
     }
 
     /// A matrix as it would be if stored as `dtype`.

@@ -46,7 +46,7 @@ impl NativeSession {
         let budgets = job.budgets();
         let sequences = request.max_sequences.max(1);
         let threads = budgets.threads.max(1) as usize;
-        let Loaded { program, layers, references } =
+        let Loaded { program, layers, references, inputs } =
             load(&checkpoint, (!request.reference).then_some(threads))
                 .map_err(|error| failure::of_model(&request.path, &error))?;
         let context = context_of(description, request.context);
@@ -87,7 +87,8 @@ impl NativeSession {
         );
         let vocabulary = description.vocabulary;
         let (place, adapters) = (request.path.clone(), request.adapters.clone());
-        let calibration = Arc::new(Calibration::new(&checkpoint, place, adapters, references, threads));
+        let calibration =
+            Arc::new(Calibration::new(&checkpoint, place, adapters, (references, inputs), threads));
         let engine = Engine::new(program, cache, pool, path, chunk);
         let limits = Limits {
             context,

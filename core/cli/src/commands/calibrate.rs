@@ -7,7 +7,10 @@ use drophammer_daemon::worker::protocol::{
     CalibrateOrder, Calibrated, IMATRIX_FILE, Outcome, SENSITIVITY_FILE, Work,
 };
 use drophammer_formats::{Source, digest};
+use drophammer_models::Checkpoint;
+use drophammer_models::export::gguf::GgufExport;
 use drophammer_quant::budget::Plan;
+use drophammer_quant::compensate::Rounds;
 use drophammer_quant::sensitivity::{Budget, Sensitivity};
 use drophammer_sdk::{ForgeReport, LoadRequest};
 use serde::{Deserialize, Serialize};
@@ -33,6 +36,7 @@ pub(super) async fn imatrix(arguments: Imatrix) -> Result<()> {
         text: arguments.text.as_deref().map(absolute).transpose()?,
         most_tokens: arguments.tokens,
         imatrix: None,
+        products: arguments.products,
         types: None,
         staging: staging.path().to_path_buf(),
     };
@@ -49,8 +53,16 @@ async fn calibrate(
     budget: &crate::arguments::Budget,
 ) -> Result<Calibrated> {
     let runner = shop.runner(&order.load.path, budget.backend.as_deref())?;
-    let work = Work::Calibrate(order);
-    let finished = shop.work(runner, shop.limits(budget), work, budget.verbose).await?;
+    let limits = shop.limits(budget);
+    if order.products && order.imatrix.is_none() {
+        let path = &order.load.path;
+        let in_model = |error: drophammer_models::Error| {
+            Failure::new(Exit::Unsupported, format!("{}: {error}", path.display()), error.help())
+        };
+        let export = Checkpoint::open(path).and_then(GgufExport::new).map_err(in_model)?;
+        eprintln!("{}", Rounds::plan(export.plain_matrices(), limits.memory_bytes));
+    }
+    let finished = shop.work(runner, limits, Work::Calibrate(order), budget.verbose).await?;
     match finished.outcome {
         Outcome::Calibrated(calibrated) => Ok(calibrated),
         _ => Err(Failure::new(Exit::Failed, "the worker answered with something else", "report this")),
@@ -109,6 +121,7 @@ pub(super) async fn choose(shop: &Workshop, arguments: &Quantize) -> Result<Chos
         text: mixture.text.as_deref().map(absolute).transpose()?,
         most_tokens: TOKENS,
         imatrix: arguments.making.imatrix.as_deref().map(absolute).transpose()?,
+        products: arguments.making.compensate,
         types: Some(mixture.types.clone()),
         staging: place.path().to_path_buf(),
     };

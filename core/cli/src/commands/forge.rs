@@ -87,8 +87,16 @@ fn format_of(shop: &Workshop, scheme: &str) -> Result<String> {
 /// Makes the artifact; `chosen` is written beside it.
 async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&Chosen>) -> Result<()> {
     goal.options.extend(making.extras.options.iter().cloned());
-    if making.no_tokenizer {
-        goal.options.insert("no_tokenizer".to_owned(), true.into());
+    let Making { no_tokenizer, compensate, awq, .. } = making;
+    for (asked, option) in [(no_tokenizer, "no_tokenizer"), (compensate, "compensate"), (awq, "awq")] {
+        if asked {
+            goal.options.insert(option.to_owned(), true.into());
+        }
+    }
+    if (compensate || awq) && goal.format != calibrate::FORMAT {
+        let message =
+            format!("--compensate and --awq are there for {}, not {}", calibrate::FORMAT, goal.format);
+        return Err(Failure::new(Exit::Usage, message, "go without them"));
     }
     let source = std::path::absolute(&making.source).map_err(|error| Failure::io(&making.source, &error))?;
     let maker = shop.maker(&goal.format, making.budget.backend.as_deref())?;

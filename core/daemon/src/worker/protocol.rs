@@ -160,6 +160,8 @@ pub struct CalibrateOrder {
     pub most_tokens: usize,
     /// Statistics at hand; collected where there are none.
     pub imatrix: Option<PathBuf>,
+    /// Whether products of activations are collected besides.
+    pub products: bool,
     /// Types to weigh every tensor in, the usual ones where the list is empty; `None` weighs nothing.
     pub types: Option<Vec<String>>,
     /// Where files are written.

@@ -32,6 +32,10 @@ pub(super) struct Located {
     pub(super) offset: f32,
     /// Adapters.
     pub(super) deltas: Vec<Delta>,
+    /// What every row (of vectors, every number) is multiplied by, in the order wanted.
+    pub(super) row_factors: Option<Vec<f32>>,
+    /// What every column is multiplied by.
+    pub(super) column_factors: Option<Vec<f32>>,
     /// The source's names for it, one per piece where pieces have their own; for adapters and messages.
     pub(super) modules: Vec<String>,
     /// Which part of the tensor it is.
@@ -172,6 +176,8 @@ impl<'a> Locator<'a> {
             orders: Vec::new(),
             offset,
             deltas: Vec::new(),
+            row_factors: None,
+            column_factors: None,
             modules,
             place: *place,
         })

@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::description::Description;
 use crate::error::{Error, Result};
 use crate::families::{Family, model_config};
+use crate::fold::Fold;
 use crate::graph::Pooling;
 use crate::inventory::{WeightShape, inventory};
 use crate::names::{self, Names};
@@ -197,6 +198,55 @@ impl Checkpoint {
             rope.layout = layout;
         }
         self
+    }
+
+    /// The same model with `scales` (one for each number that the fold's producers write) moved from there into the columns of
+    /// its consumers, while rows are read.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] for a fold of another model, and for scales that are too few or no positive numbers.
+    pub fn scaled(mut self, fold: &Fold, scales: &[f32]) -> Result<Self> {
+        let problem = |id, problem: &str| Err(Error::Weight { id, problem: problem.into() });
+        let first = fold.producers.first().or(fold.consumers.first()).copied();
+        let Some(first) = first else { return Ok(self) };
+        if scales.len() != fold.width || !scales.iter().all(|scale| scale.is_finite() && *scale > 0.0) {
+            return problem(first, "its scales are not one positive number for each that is written");
+        }
+        let inverse: Vec<f32> = scales.iter().map(|scale| 1.0 / scale).collect();
+        let spread = fold.spread(scales);
+        let producers = fold.producers.iter().map(|id| (id, &inverse, false));
+        for (id, factors, columns) in producers.chain(fold.consumers.iter().map(|id| (id, &spread, true))) {
+            let Some(located) = self.located.get_mut(id) else {
+                return problem(*id, "this model has no such weight");
+            };
+            let (len, place) = if columns {
+                (located.columns, &mut located.column_factors)
+            } else {
+                (located.rows, &mut located.row_factors)
+            };
+            if len != factors.len() as u64 || (!columns && !located.orders.is_empty()) {
+                return problem(*id, "cannot be scaled so");
+            }
+            match place {
+                Some(before) => before.iter_mut().zip(factors).for_each(|(before, more)| *before *= more),
+                None => *place = Some(factors.clone()),
+            }
+        }
+        Ok(self)
+    }
+
+    /// The name that GGUF files and their statistics have for a matrix, alone or with those it is fused with.
+    pub fn gguf_name(&self, id: WeightId) -> Option<String> {
+        let gguf = self.family.gguf?;
+        let tables = [(gguf.names)(&self.description), names::gguf::NAMES];
+        let latent = self.description.layers.iter().find_map(|layer| layer.attention.latent);
+        let compressed = id.role == Role::Query && latent.is_some_and(|latent| latent.query_rank.is_some());
+        let fused = gguf.fused.iter().find(|fused| fused.roles.contains(&id.role)).map(|fused| &fused.place);
+        let places = tables.iter().flat_map(|table| table.iter());
+        let mut places = places.filter(|(role, _)| *role == id.role).map(|(_, place)| place);
+        // Compressed queries have a name of their own.
+        let place = fused.or(if compressed { places.next_back() } else { places.next() })?;
+        Some(format!("{}{}", place.module(id.layer, 0), place.suffix(id.part)))
     }
 
     /// The same model with a LoRA adapter added while rows are read.

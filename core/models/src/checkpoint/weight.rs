@@ -57,6 +57,32 @@ impl Located {
         (piece, self.pieces[piece].rows.source(row % height))
     }
 
+    fn shift(by: f32, out: &mut [f32]) {
+        if by != 0.0 {
+            out.iter_mut().for_each(|value| *value += by);
+        }
+    }
+
+    /// Multiplies rows and columns by their factors.
+    fn scale(&self, rows: Range<u64>, out: &mut [f32]) {
+        let columns = self.columns as usize;
+        if let Some(factors) = &self.column_factors {
+            for row in out.chunks_exact_mut(columns) {
+                row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+            }
+        }
+        if let Some(factors) = &self.row_factors {
+            let factors = &factors[rows.start as usize..rows.end as usize];
+            for (row, factor) in out.chunks_exact_mut(columns).zip(factors) {
+                row.iter_mut().for_each(|value| *value *= factor);
+            }
+        }
+    }
+
+    fn is_scaled(&self) -> bool {
+        self.row_factors.is_some() || self.column_factors.is_some()
+    }
+
     pub(super) fn reorder(&mut self, order: RopeOrder) {
         // The order applied last is the one a reader asks first.
         self.orders.insert(0, order);
@@ -105,20 +131,33 @@ impl<'a> Weight<'a> {
                 self.columns()
             )));
         }
-        self.read_stored(rows, out)?;
-        if self.located.offset != 0.0 {
-            for value in out {
-                *value += self.located.offset;
-            }
-        }
+        self.read_plain(rows.clone(), out)?;
+        Located::shift(self.located.offset, out);
+        self.located.scale(self.inner(&rows), out);
         Ok(())
     }
 
     /// [`Weight::read`] without [`Weight::offset`]; `out` must hold exactly these rows.
     pub(crate) fn read_stored(&self, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
-        // Inside, vectors have one number per row.
+        if self.located.row_factors.is_some() {
+            self.read(rows, out)?;
+            Located::shift(-self.located.offset, out);
+            return Ok(());
+        }
+        self.read_plain(rows.clone(), out)?;
+        self.located.scale(self.inner(&rows), out);
+        Ok(())
+    }
+
+    /// Inside, vectors have one number per row.
+    fn inner(&self, rows: &Range<u64>) -> Range<u64> {
         let unit = self.columns() / self.located.columns.max(1);
-        let inner = rows.start * unit..rows.end * unit;
+        rows.start * unit..rows.end * unit
+    }
+
+    /// What the source and adapters say.
+    fn read_plain(&self, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
+        let inner = self.inner(&rows);
         self.read_inner(inner.clone(), out)?;
         if !self.bare {
             for delta in &self.located.deltas {
@@ -151,6 +190,9 @@ impl<'a> Weight<'a> {
     /// The rows as MLX packs them, where the source stores all of them so, in one way. Adapters are left out.
     pub fn mlx(&self) -> Option<MlxRows<'a>> {
         let located = self.located;
+        if located.is_scaled() {
+            return None;
+        }
         let packing = located.pieces.first()?.stored.mlx()?.packing();
         let same = |piece: &Piece| piece.stored.mlx().is_some_and(|mlx| mlx.packing() == packing);
         located.pieces.iter().all(same).then_some(MlxRows { source: self.source, located, packing })
@@ -224,7 +266,7 @@ impl<'a> Weight<'a> {
     /// The source's own bytes of these rows, where it stores them unchanged (perhaps in another order).
     pub fn blocks(&self) -> Option<Blocks<'a>> {
         let located = self.located;
-        if located.offset != 0.0 || !(self.bare || located.deltas.is_empty()) {
+        if located.offset != 0.0 || located.is_scaled() || !(self.bare || located.deltas.is_empty()) {
             return None;
         }
         let dtype = self.dtype();

@@ -68,6 +68,16 @@ impl Levels {
         }
     }
 
+    /// The largest code where neighbouring codes are a step of one size apart; 0 for other levels.
+    pub const fn top_code(self) -> u8 {
+        match self {
+            Levels::Affine { bits } | Levels::Signed { bits } | Levels::ZeroPoint { bits } => {
+                ((1u16 << bits) - 1) as u8
+            }
+            Levels::Nf4 | Levels::E2m1 | Levels::E4m3 => 0,
+        }
+    }
+
     /// Whether groups have an offset besides their scale.
     pub const fn has_offset(self) -> bool {
         matches!(self, Levels::Affine { .. } | Levels::ZeroPoint { .. })

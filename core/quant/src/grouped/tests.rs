@@ -104,3 +104,57 @@ fn wrong_shapes_are_refused() {
     let error = encode(format, &row, 64, None, Fit::LeastError).unwrap_err();
     assert!(matches!(error, GroupError::NonFinite { index: 3, .. }));
 }
+
+/// What NNCF loses on bell(7, 4096) in 16 rows: written by `tests/peers/codecs/nncf_fixtures.py`.
+#[derive(serde::Deserialize)]
+struct Nncf {
+    error: f64,
+    weighted: f64,
+    /// With data, by scale estimation.
+    estimated: Option<f64>,
+}
+
+fn nncf_format(name: &str) -> Format {
+    let (mode, group) = name.rsplit_once('_').unwrap();
+    let group = group.strip_prefix('g').map(|group| group.parse().unwrap());
+    let (levels, scale) = match mode {
+        "int8_sym" => (Levels::Signed { bits: 8 }, ScaleType::F16),
+        "int8_asym" => (Levels::ZeroPoint { bits: 8 }, ScaleType::F16),
+        "int4_sym" => (Levels::Signed { bits: 4 }, ScaleType::F16),
+        "int4_asym" => (Levels::ZeroPoint { bits: 4 }, ScaleType::F16),
+        "int3_sym" => (Levels::Signed { bits: 3 }, ScaleType::F16),
+        "int2_sym" => (Levels::Signed { bits: 2 }, ScaleType::F16),
+        "nf4" => (Levels::Nf4, ScaleType::F16),
+        "fp4" => (Levels::E2m1, ScaleType::F16),
+        "fp8_e4m3" => (Levels::E4m3, ScaleType::F16),
+        "mxfp4" => (Levels::E2m1, ScaleType::E8M0),
+        "mxfp8_e4m3" => (Levels::E4m3, ScaleType::E8M0),
+        other => panic!("{other}"),
+    };
+    Format { levels, group, scale }
+}
+
+#[test]
+fn nncfs_own_outputs_are_never_nearer_with_data_or_without() {
+    let text = include_str!("../../../../tests/fixtures/codecs/nncf.json");
+    let found: std::collections::BTreeMap<String, Nncf> = serde_json::from_str(text).unwrap();
+    assert!(found.len() >= 20, "{}", found.len());
+    let (rows, weights) = (bell(7, 16 * 256), importance(8, 256));
+    let mut worse = Vec::new();
+    for (name, nncf) in &found {
+        let format = nncf_format(name);
+        let plain = loss(format, &rows, 256, None, Fit::LeastError);
+        let weighted = loss(format, &rows, 256, Some(&weights), Fit::LeastError);
+        let estimated = nncf.estimated.unwrap_or(nncf.weighted);
+        println!(
+            "| {name} | {:.3} | {:.3} | {:.3} |",
+            plain / nncf.error,
+            weighted / nncf.weighted,
+            weighted / estimated
+        );
+        if plain > nncf.error * 1.000_001 || weighted > estimated.min(nncf.weighted) * 1.000_001 {
+            worse.push(format!("{name}: {plain} of {}, {weighted} of {estimated}", nncf.error));
+        }
+    }
+    assert!(worse.is_empty(), "{worse:#?}");
+}

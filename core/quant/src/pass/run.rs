@@ -267,12 +267,13 @@ impl<'a, 'i> Chunked<'a, 'i> {
                     encoder.encode(piece.start, &buffers.floats, &mut outputs).map_err(|source| {
                         PassError::Encode { tensor: item.name.clone(), row: piece.start, source }
                     })?;
+                    // At once: what stays mapped until the end of a chunk depends on how chunks lie in pages.
                     begin = piece.end;
+                    source.release(piece);
                     if begin >= rows.end {
                         break;
                     }
                 }
-                source.release(rows.clone());
             }
         }
         Ok(())

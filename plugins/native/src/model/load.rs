@@ -12,7 +12,7 @@ use super::execute::Program;
 use super::fuse::fuse;
 use super::matrix::{Bytes, Matrix};
 use super::record::{MatrixRef, Recorder, VectorRef};
-use super::step::assign_buffers;
+use super::step::{Step, assign_buffers};
 use crate::cache::LayerShape;
 use crate::memory::Arena;
 
@@ -22,6 +22,8 @@ pub(crate) struct Loaded {
     pub(crate) layers: Vec<LayerShape>,
     /// What the program's matrices are, by number.
     pub(crate) references: Vec<MatrixRef>,
+    /// For each matrix the first of those that are multiplied with the same rows.
+    pub(crate) inputs: Vec<usize>,
 }
 
 /// Builds the program of a checkpoint. In fast mode quantized matrices become tiles, on so many threads.
@@ -48,12 +50,25 @@ pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<usize>) -> Result<
         tile(checkpoint, &matrices, &mut held, threads)?;
     }
     let (references, matrices) = (matrices, held);
+    let inputs = inputs(&steps, references.len());
     let vectors = vectors.iter().map(|vector| vector_of(checkpoint, vector)).collect::<Result<_, _>>()?;
     Ok(Loaded {
         program: Program { steps, buffers, result, matrices, vectors, ropes },
         layers: caches,
         references,
+        inputs,
     })
+}
+
+fn inputs(steps: &[Step], matrices: usize) -> Vec<usize> {
+    let mut inputs: Vec<usize> = (0..matrices).collect();
+    for step in steps {
+        let Step::Linear { products, .. } = step else { continue };
+        for product in products {
+            inputs[product.matrix] = products[0].matrix;
+        }
+    }
+    inputs
 }
 
 /// Lays out in tiles what gains by it.

@@ -46,6 +46,16 @@ fn products_have_the_squares_on_their_diagonal_and_are_summed_for_those_asked() 
         assert!((found - square).abs() <= 1e-4 * square, "{column}: {found} {square}");
     }
     assert!(products[1] != 0.0, "columns are not independent");
+    let value = "blk.1.attn_v.weight".to_owned();
+    bench.observe_products(std::slice::from_ref(&value)).unwrap();
+    session.remove(0, 0, u32::MAX).unwrap();
+    forward(session.as_mut(), &tokens());
+    let shared = bench.products(&value).unwrap();
+    assert!(
+        shared.len() == 256 * 256 && bench.products(&query).unwrap() == shared,
+        "they read the same rows"
+    );
+    bench.observe_products(std::slice::from_ref(&down)).unwrap();
     assert!(bench.products(&query).unwrap().is_empty(), "nobody asked");
     assert_eq!(bench.products("blk.9.ffn_down.weight").unwrap_err().code, ErrorCode::InvalidRequest);
 }

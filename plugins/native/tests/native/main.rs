@@ -4,6 +4,7 @@
 mod calibration;
 mod embeddings;
 mod fixture;
+mod fold;
 mod forge;
 mod reference;
 mod sessions;

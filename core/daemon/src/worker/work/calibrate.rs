@@ -1,5 +1,6 @@
 //! What a model does on a calibration text: which of its inputs are strong, and what storing a tensor in fewer bits costs it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use drophammer_formats::{DType, digest};
@@ -17,6 +18,7 @@ use drophammer_sdk::host::Plugin;
 use drophammer_sdk::{BackendError, Batch, ErrorCode, JobContext, OutputKind, Result, Session};
 
 use super::measure::{failed, text, tokenizer};
+use super::products::Products;
 use super::{format, load};
 use crate::worker::line::WorkerJob;
 use crate::worker::protocol::{CalibrateOrder, Calibrated, IMATRIX_FILE, SENSITIVITY_FILE};
@@ -45,18 +47,31 @@ pub(super) fn calibrate(plugin: &Plugin, order: &CalibrateOrder, job: &WorkerJob
     let chunk = CHUNK.min(session.limits().context as usize);
     let chunks = Protocol { chunk, most_tokens: order.most_tokens }.chunks(&tokens);
     let chunks = chunks.map_err(|error| failed(&error))?.len();
+    let place = order.staging.join(IMATRIX_FILE);
     let importance = if let Some(path) = &order.imatrix {
-        Importance::read(path).map_err(|error| invalid(path, &error))?
+        let importance = Importance::read(path).map_err(|error| invalid(path, &error))?;
+        importance.write(&place).map_err(|error| invalid(&place, &error))?;
+        importance
     } else {
         let dataset = order.text.as_deref().map_or_else(
             || "drophammer's calibration text".to_owned(),
             |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         );
-        let matrices = observe(session.as_mut(), &bench, &tokens[..chunks * chunk], chunk, job)?;
-        Importance { matrices, datasets: vec![dataset], chunks: chunks as u32, chunk_tokens: chunk as u32 }
+        let mut reading =
+            Reading { session: session.as_mut(), text: &tokens[..chunks * chunk], chunk, job, rounds: 1 };
+        let products = order.products.then(|| Products::plan(order, job)).transpose()?;
+        let matrices = match &products {
+            Some(products) => products.collect(&bench, &mut reading)?,
+            None => observe(&bench, &mut reading)?,
+        };
+        let (chunks, chunk_tokens) = (chunks as u32, chunk as u32);
+        let importance = Importance { matrices, datasets: vec![dataset], chunks, chunk_tokens };
+        match products {
+            Some(products) => products.write(&importance, &place)?,
+            None => importance.write(&place).map_err(|error| invalid(&place, &error))?,
+        }
+        importance
     };
-    let place = order.staging.join(IMATRIX_FILE);
-    importance.write(&place).map_err(|error| invalid(&place, &error))?;
     let weighed = match &order.types {
         None => None,
         Some(types) => {
@@ -86,42 +101,62 @@ fn types_of(names: &[String]) -> Result<Vec<DType>> {
     names.iter().map(known).collect()
 }
 
-/// Runs the text through the session while it counts.
-fn observe(
-    session: &mut dyn Session,
-    bench: &dyn Calibrate,
-    whole: &[u32],
+/// A calibration text and who reads it.
+pub(super) struct Reading<'a> {
+    session: &'a mut dyn Session,
+    text: &'a [u32],
     chunk: usize,
-    job: &WorkerJob,
-) -> Result<std::collections::BTreeMap<String, Columns>> {
-    bench.observe(true)?;
-    let limits = session.limits();
-    let width = limits.output_width as usize;
-    // An encoder sees a chunk at once; a decoder reads as many rows as are convenient to hold.
-    let at_once = match limits.output_kind {
-        OutputKind::Hidden => chunk,
-        OutputKind::Logits => Protocol { chunk, ..Protocol::default() }.rows_at_once(width),
-    };
-    let at_once = at_once.min(limits.max_batch as usize);
-    let mut rows = vec![0.0; at_once * width];
-    for (number, text) in whole.chunks_exact(chunk).enumerate() {
-        session.remove(0, 0, u32::MAX)?;
-        for (part, tokens) in text.chunks(at_once).enumerate() {
-            job.check()?;
-            let first = part * at_once;
-            job.progress("observe", "", (number * chunk + first) as u64, whole.len() as u64);
-            let positions: Vec<u32> = (first as u32..).take(tokens.len()).collect();
-            let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
-            let sequences = vec![0; tokens.len()];
-            let batch = Batch { tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
-            session.forward(batch, &mut rows[..tokens.len() * width])?;
+    job: &'a WorkerJob,
+    /// How often the text is to be read.
+    pub(super) rounds: usize,
+}
+
+impl Reading<'_> {
+    /// Runs the text through the session, for the time of this number.
+    pub(super) fn read(&mut self, round: usize) -> Result<()> {
+        let (session, chunk) = (&mut *self.session, self.chunk);
+        let limits = session.limits();
+        let width = limits.output_width as usize;
+        // An encoder sees a chunk at once; a decoder reads as many rows as are convenient to hold.
+        let at_once = match limits.output_kind {
+            OutputKind::Hidden => chunk,
+            OutputKind::Logits => Protocol { chunk, ..Protocol::default() }.rows_at_once(width),
+        };
+        let at_once = at_once.min(limits.max_batch as usize);
+        let mut rows = vec![0.0; at_once * width];
+        let whole = (self.text.len() * self.rounds) as u64;
+        for (number, text) in self.text.chunks_exact(chunk).enumerate() {
+            session.remove(0, 0, u32::MAX)?;
+            for (part, tokens) in text.chunks(at_once).enumerate() {
+                self.job.check()?;
+                let first = part * at_once;
+                let done = round * self.text.len() + number * chunk + first;
+                self.job.progress("observe", "", done as u64, whole);
+                let positions: Vec<u32> = (first as u32..).take(tokens.len()).collect();
+                let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
+                let sequences = vec![0; tokens.len()];
+                let batch = Batch { tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
+                session.forward(batch, &mut rows[..tokens.len() * width])?;
+            }
         }
+        Ok(())
     }
-    let usage = bench.usage()?;
+}
+
+/// Counts while the text is read.
+fn observe(bench: &dyn Calibrate, reading: &mut Reading<'_>) -> Result<BTreeMap<String, Columns>> {
+    bench.observe(true)?;
+    reading.read(0)?;
+    let usage = usage(bench)?;
     bench.observe(false)?;
+    Ok(usage)
+}
+
+/// What was counted.
+pub(super) fn usage(bench: &dyn Calibrate) -> Result<BTreeMap<String, Columns>> {
     let columns =
         |usage: calibration::Usage| (usage.name, Columns { sums: usage.sums, counts: usage.counts });
-    Ok(usage.into_iter().map(columns).collect())
+    Ok(bench.usage()?.into_iter().map(columns).collect())
 }
 
 /// The logits that probes are compared with, chunk after chunk.
@@ -157,7 +192,7 @@ struct Weigher<'a> {
     bench: &'a dyn Calibrate,
     job: &'a WorkerJob,
     export: GgufExport,
-    importance: std::collections::BTreeMap<String, drophammer_quant::pass::Importance>,
+    importance: BTreeMap<String, drophammer_quant::pass::Importance>,
     tokens: &'a [u32],
     protocol: Protocol,
     kept: Kept,
@@ -311,6 +346,6 @@ fn columns(shape: &[u64]) -> usize {
     usize::try_from(shape.last().map_or(1, |columns| columns * stacked)).unwrap_or(usize::MAX)
 }
 
-fn invalid(path: &Path, error: &impl std::fmt::Display) -> BackendError {
+pub(super) fn invalid(path: &Path, error: &impl std::fmt::Display) -> BackendError {
     BackendError::new(ErrorCode::InvalidInput, format!("{}: {error}", path.display()))
 }

@@ -4,6 +4,7 @@ mod calibrate;
 mod embed;
 mod logits;
 mod measure;
+mod products;
 mod serve;
 
 use std::os::fd::OwnedFd;

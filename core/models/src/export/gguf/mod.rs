@@ -92,6 +92,16 @@ impl GgufExport {
         })
     }
 
+    /// Names and columns of those matrices whose inputs all tokens share: experts are left out.
+    pub fn plain_matrices(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.matrices().filter_map(|(name, shape, _)| match shape {
+            [_, columns] if !presets::stays_unquantized(name, shape) => {
+                Some((name, usize::try_from(*columns).ok()?))
+            }
+            _ => None,
+        })
+    }
+
     /// Rows of the tensor with this name, as floats.
     pub fn rows(&self, name: &str) -> Option<impl RowSource> {
         let tensor = self.tensors.iter().find(|tensor| tensor.name == name)?;

@@ -6,17 +6,19 @@
 //! square. Scales and offsets are those of the plain encoder, found with all weights in sight; only codes are chosen anew, column
 //! by column, by the rows of the Cholesky factor of the inverse of a window's products (Frantar et al., 2023, section 3).
 
-use std::path::Path;
+mod collected;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
-use drophammer_formats::{DType, Source};
-
 use crate::codec::Codec;
-use crate::importance::ImportanceError;
+use crate::grouped::{self, Encoded, Format};
 use crate::lanes::{LANES, Lanes};
 use crate::pass::BoxError;
 use crate::simd::{self, Kernel};
 use crate::weights::Row;
+
+pub(crate) use collected::SUFFIX;
+pub use collected::{Collected, Collecting, Rounds};
 
 /// Columns whose errors are made up for among each other.
 pub const WINDOW: usize = 256;
@@ -154,44 +156,6 @@ fn window_shares(sums: &[f32], n: usize) -> Vec<f32> {
     out
 }
 
-/// Products that were collected, in a file beside the [importance](crate::importance) of columns: `NAME.in_products` of each
-/// matrix.
-pub struct Collected(Arc<Source>);
-
-impl Collected {
-    /// Opens the file.
-    ///
-    /// # Errors
-    /// [`ImportanceError::File`] for what cannot be read, [`ImportanceError::NoProducts`] where there are none.
-    pub fn open(path: &Path) -> Result<Self, ImportanceError> {
-        let source = Source::open(path)?;
-        if !source.tensors().iter().any(|tensor| tensor.name.ends_with(SUFFIX)) {
-            return Err(ImportanceError::NoProducts);
-        }
-        Ok(Self(Arc::new(source)))
-    }
-
-    /// The compensator of a matrix, if its products are here and of as many columns. They are read when work begins.
-    pub fn of(&self, matrix: &str, columns: u64) -> Option<Compensator> {
-        let name = format!("{matrix}{SUFFIX}");
-        let tensor = self.0.tensor(&name).filter(|tensor| tensor.dtype == DType::F32)?;
-        let found = Products::columns_of(self.0.bytes(tensor).len() / 4)?;
-        let source = Arc::clone(&self.0);
-        let load = move || {
-            let tensor = source.tensor(&name).ok_or("the products are gone")?;
-            let (floats, _) = source.bytes(tensor).as_chunks();
-            let sums = floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            let products = Products::new(found, sums);
-            products
-                .ok_or_else(|| format!("{name} holds a value that is not finite: collect it again").into())
-        };
-        (found as u64 == columns).then(|| Compensator::new(found, load))
-    }
-}
-
-/// What is added to a matrix's name.
-pub(crate) const SUFFIX: &str = ".in_products";
-
 type Load = Box<dyn Fn() -> Result<Products, BoxError> + Send + Sync>;
 
 /// Encodes rows of one matrix so that errors are made up for. Holds shares as large as the products while it is at work.
@@ -210,14 +174,33 @@ impl Compensator {
         Self { columns, load: Box::new(load), shares: Mutex::new(None) }
     }
 
+    /// The same for a matrix whose columns are multiplied by `scales`: what they meet is divided by them.
+    #[must_use]
+    pub fn scaled(self, scales: Vec<f32>) -> Self {
+        let Self { columns, load, .. } = self;
+        Self::new(columns, move || {
+            let Products { columns, mut sums } = load()?;
+            let mut rest = sums.as_mut_slice();
+            for (first, n) in (0..columns).step_by(WINDOW).zip(windows(columns)) {
+                let own = scales.get(first..first + n).ok_or("scales of another matrix")?;
+                let (window, later) = rest.split_at_mut(n * n);
+                rest = later;
+                for (row, s) in window.chunks_exact_mut(n).zip(own) {
+                    row.iter_mut().zip(own).for_each(|(sum, other)| *sum /= s * other);
+                }
+            }
+            Ok(Products { columns, sums })
+        })
+    }
+
     /// Columns of the matrix.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// Bytes that it holds at work.
+    /// The most bytes that it holds: the products, and the shares made of them.
     pub fn memory(&self) -> u64 {
-        Products::len(self.columns) as u64 * 4
+        Products::len(self.columns) as u64 * 8
     }
 
     fn shares(&self) -> Result<Arc<Vec<f32>>, BoxError> {
@@ -250,7 +233,45 @@ impl Compensator {
         let row_bytes = out.len() / (rows.len() / columns);
         let mut room = Room::new(columns);
         for (rows, out) in rows.chunks(LANES * columns).zip(out.chunks_mut(LANES * row_bytes)) {
-            room.improve(codec, rows, &shares, f32::from(top), out);
+            // The levels of a block are those it decodes to with all codes 0, and with all codes 1.
+            let mut blocks = out.to_vec();
+            let [low, next] = [0, 1].map(|code| {
+                let mut level = vec![0.0; rows.len()];
+                codec.recode(&mut blocks, &vec![code; rows.len()]);
+                codec.decode(&blocks, &mut level);
+                level
+            });
+            codec.recode(out, &room.choose(rows, [&low, &next], &shares, f32::from(top)));
+        }
+        Ok(())
+    }
+
+    /// [`Compensator::improve`] for rows encoded in a format whose scales lie apart.
+    ///
+    /// # Errors
+    /// As [`Compensator::improve`], and where the parts do not fit together.
+    pub fn improve_grouped(
+        &self,
+        format: Format,
+        rows: &[f32],
+        encoded: &mut Encoded,
+    ) -> Result<(), BoxError> {
+        let (columns, top) = (self.columns, format.levels.top_code());
+        if top == 0 || columns == 0 || rows.is_empty() || !rows.len().is_multiple_of(columns) {
+            return Ok(());
+        }
+        let shares = self.shares()?;
+        let level = |code| {
+            let codes = vec![code; rows.len()];
+            grouped::decode(format, &Encoded { codes, ..encoded.clone() }, columns)
+        };
+        let (low, next) = (level(0)?, level(1)?);
+        let mut room = Room::new(columns);
+        for first in (0..rows.len()).step_by(LANES * columns) {
+            let of = first..(first + LANES * columns).min(rows.len());
+            let levels = [&low[of.clone()], &next[of.clone()]];
+            let codes = room.choose(&rows[of.clone()], levels, &shares, f32::from(top));
+            encoded.codes[of].copy_from_slice(&codes);
         }
         Ok(())
     }
@@ -271,14 +292,8 @@ impl Room {
         Self { columns, x: rows(), low: rows(), step: rows(), codes: vec![[0; LANES]; columns] }
     }
 
-    fn improve(&mut self, codec: &dyn Codec, rows: &[f32], shares: &[f32], top: f32, out: &mut [u8]) {
-        // The levels of a block are those it decodes to with all codes 0, and with all codes 1.
-        let mut blocks = out.to_vec();
-        let (mut low, mut next) = (vec![0.0; rows.len()], vec![0.0; rows.len()]);
-        codec.recode(&mut blocks, &vec![0; rows.len()]);
-        codec.decode(&blocks, &mut low);
-        codec.recode(&mut blocks, &vec![1; rows.len()]);
-        codec.decode(&blocks, &mut next);
+    /// Codes of up to sixteen rows, whose weights' levels for codes 0 and 1 are given.
+    fn choose(&mut self, rows: &[f32], [low, next]: [&[f32]; 2], shares: &[f32], top: f32) -> Vec<u8> {
         for lane in 0..rows.len() / self.columns {
             let of = lane * self.columns..(lane + 1) * self.columns;
             let values = rows[of.clone()].iter().zip(&low[of.clone()]).zip(&next[of]);
@@ -304,8 +319,7 @@ impl Room {
             simd::run(simd::level(), kernel);
         }
         let lanes = 0..rows.len() / self.columns;
-        let codes: Vec<u8> = lanes.flat_map(|lane| self.codes.iter().map(move |codes| codes[lane])).collect();
-        codec.recode(out, &codes);
+        lanes.flat_map(|lane| self.codes.iter().map(move |codes| codes[lane])).collect()
     }
 }
 
@@ -340,7 +354,10 @@ impl Kernel for Window<'_> {
 
 #[cfg(test)]
 mod tests {
+    use drophammer_formats::DType;
+
     use super::*;
+    use crate::grouped::{Fit, Levels, ScaleType};
     use crate::testing::bell;
 
     /// Activations in which neighbouring columns are alike.
@@ -394,6 +411,35 @@ mod tests {
                 } else {
                     assert!(after_error < 0.5 * before_error, "{dtype}: {after_error} of {before_error}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn grouped_formats_come_nearer_too_where_their_codes_are_steps() {
+        let columns = 320;
+        let (a, x) = (activations(columns, 600), bell(3, columns * 19));
+        let mut sums = Vec::new();
+        a.chunks_exact(columns).for_each(|row| Products::count(&mut sums, row));
+        let products = Products::new(columns, sums).unwrap();
+        let compensator = Compensator::new(columns, move || Ok(products.clone()));
+        for (levels, scale) in [
+            (Levels::Signed { bits: 4 }, ScaleType::F16),
+            (Levels::ZeroPoint { bits: 4 }, ScaleType::F32),
+            (Levels::Affine { bits: 3 }, ScaleType::BF16),
+            (Levels::Nf4, ScaleType::F16),
+        ] {
+            let format = Format { levels, group: Some(64), scale };
+            let mut encoded = grouped::encode(format, &x, columns, None, Fit::LeastError).unwrap();
+            let plain = encoded.clone();
+            compensator.improve_grouped(format, &x, &mut encoded).unwrap();
+            let error =
+                |e: &Encoded| output_error(&x, &grouped::decode(format, e, columns).unwrap(), &a, columns);
+            if levels == Levels::Nf4 {
+                assert_eq!(encoded, plain);
+            } else {
+                let (after, before) = (error(&encoded), error(&plain));
+                assert!(after < 0.5 * before, "{format:?}: {after} of {before}");
             }
         }
     }

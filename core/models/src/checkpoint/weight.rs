@@ -59,7 +59,9 @@ impl Located {
 
     fn shift(by: f32, out: &mut [f32]) {
         if by != 0.0 {
-            out.iter_mut().for_each(|value| *value += by);
+            for value in out {
+                *value += by;
+            }
         }
     }
 
@@ -74,7 +76,9 @@ impl Located {
         if let Some(factors) = &self.row_factors {
             let factors = &factors[rows.start as usize..rows.end as usize];
             for (row, factor) in out.chunks_exact_mut(columns).zip(factors) {
-                row.iter_mut().for_each(|value| *value *= factor);
+                for value in row {
+                    *value *= factor;
+                }
             }
         }
     }

@@ -315,7 +315,8 @@ fn adapters_attached_from_either_form_are_the_merged_model() {
         let row = last(session.as_mut(), &PROMPT, 0);
         row.iter().zip(&due).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()))
     };
-    assert!(from_due(Vec::new()) > 0.1, "the adapter changes nothing");
+    let without = from_due(Vec::new());
+    assert!(without > 1e-2, "the adapter changes nothing: {without}");
     for adapter in [file, directory] {
         let most = from_due(vec![adapter.clone()]);
         assert!(most < 1e-3, "{}: {most}", adapter.display());

@@ -125,7 +125,6 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
             .map_err(|e| Failure::io("imatrix".as_ref(), &e))?,
         adapters: making.extras.adapters()?,
         no_tokenizer: making.no_tokenizer,
-        ..ForgeRequest::default()
     };
     let planned = request.goal.format == calibrate::FORMAT;
     let reports_only = request.goal.options.get("dry_run").is_some_and(|only| only == true);
@@ -164,7 +163,7 @@ fn dry(estimate: &Estimate) -> String {
 }
 
 fn notes(notes: &[String]) -> String {
-    notes.iter().map(|note| format!("note: {note}\n")).collect()
+    notes.iter().fold(String::new(), |text, note| text + "note: " + note + "\n")
 }
 
 /// How many tensors are stored in which way.

@@ -60,6 +60,10 @@ pub(crate) fn as_gguf(path: &Path, model: &Checked, cache: &Path) -> Result<File
         let what = format!("adapters of {} can only be attached as GGUF files", model.architecture);
         return Err(refused(path, &what));
     };
+    std::fs::create_dir_all(cache).map_err(|error| {
+        BackendError::new(ErrorCode::Failed, format!("{}: {error}", cache.display()))
+            .with_help("Make the home's cache writable.")
+    })?;
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let target = cache.join(format!("adapter-{}-{number}.gguf", std::process::id()));
     let file = File::Converted(target.clone());

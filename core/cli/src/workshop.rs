@@ -30,15 +30,21 @@ impl Extras {
     /// # Errors
     /// When one is not there.
     pub(crate) fn adapters(&self) -> Result<Vec<PathBuf>> {
-        let canonical =
-            |path: &PathBuf| std::fs::canonicalize(path).map_err(|error| Failure::io(path, &error));
-        self.adapters.iter().map(canonical).collect()
+        self.adapters.iter().map(|path| absolute(path)).collect()
     }
 
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.adapters.is_empty() && self.options.is_empty()
     }
+}
+
+/// Where something really is, whatever directory a worker runs in.
+///
+/// # Errors
+/// When it is not there.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path).map_err(|error| Failure::io(path, &error))
 }
 
 /// The place of work.

@@ -16,15 +16,20 @@ use drophammer_sdk::{
 };
 use serde_json::json;
 
-/// A job that ends when it is told to.
+/// A job that ends when it is told to, or as soon as it hears that work has begun.
 #[derive(Default, Clone)]
-struct Job(Arc<AtomicBool>);
+struct Job {
+    ended: Arc<AtomicBool>,
+    leaves: bool,
+}
 
 impl JobContext for Job {
-    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
+    fn progress(&self, _stage: &str, _tensor: &str, done: u64, _total: u64) {
+        self.ended.fetch_or(self.leaves && done > 0, Ordering::Relaxed);
+    }
     fn log(&self, _level: LogLevel, _message: &str) {}
     fn cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.ended.load(Ordering::Relaxed)
     }
     fn budgets(&self) -> Budgets {
         Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
@@ -323,27 +328,11 @@ fn adapters_attached_from_either_form_are_the_merged_model() {
     }
 }
 
-/// A job that leaves as soon as it hears that work has begun.
-#[derive(Default)]
-struct Leaver(AtomicBool);
-
-impl JobContext for Leaver {
-    fn progress(&self, _stage: &str, _tensor: &str, done: u64, _total: u64) {
-        self.0.fetch_or(done > 0, Ordering::Relaxed);
-    }
-    fn log(&self, _level: LogLevel, _message: &str) {}
-    fn cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
-
 #[test]
 fn a_load_ends_when_its_job_is_cancelled() {
     let (_at, path) = made("f16");
-    let error = llama().load(&order(&path, json!({})), Box::new(Leaver::default())).err().unwrap();
+    let job = Job { leaves: true, ..Job::default() };
+    let error = llama().load(&order(&path, json!({})), Box::new(job)).err().unwrap();
     assert_eq!(error.code, ErrorCode::Cancelled, "{error}");
 }
 
@@ -353,7 +342,7 @@ fn a_running_batch_ends_when_its_job_is_cancelled() {
     let job = Job::default();
     let mut session = llama().load(&order(&path, json!({})), Box::new(job.clone())).unwrap();
     last(session.as_mut(), &PROMPT, 0);
-    job.0.store(true, Ordering::Relaxed);
+    job.ended.store(true, Ordering::Relaxed);
     let mut row = vec![0.0; session.limits().output_width as usize];
     let batch = Batch { tokens: &[7], positions: &[12], sequences: &[0], outputs: &[0] };
     assert_eq!(session.forward(batch, &mut row).unwrap_err().code, ErrorCode::Cancelled);

@@ -20,7 +20,7 @@ use super::table::size;
 use crate::arguments::{Imatrix, Quantize};
 use crate::artifact::Staging;
 use crate::failure::{Exit, Failure, Result};
-use crate::workshop::Workshop;
+use crate::workshop::{Workshop, absolute};
 
 /// The format whose types a plan names.
 pub(super) const FORMAT: &str = "gguf";
@@ -71,10 +71,6 @@ async fn calibrate(
 
 fn load(source: &Path) -> Result<LoadRequest> {
     Ok(LoadRequest { path: absolute(source)?, reference: true, ..LoadRequest::default() })
-}
-
-fn absolute(path: &Path) -> Result<PathBuf> {
-    std::fs::canonicalize(path).map_err(|error| Failure::io(path, &error))
 }
 
 /// A plan with what it was solved from, as it is written beside an artifact and read by `--plan`.

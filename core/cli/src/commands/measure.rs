@@ -19,7 +19,7 @@ use super::{answer, print};
 use crate::arguments::{Bench, Eval, Logits};
 use crate::artifact::Staging;
 use crate::failure::{Exit, Failure, Result};
-use crate::workshop::Workshop;
+use crate::workshop::{Workshop, absolute};
 
 pub(super) async fn eval(arguments: Eval) -> Result<()> {
     let shop = Workshop::probed().await?;
@@ -259,10 +259,6 @@ pub(super) async fn logits(arguments: Logits) -> Result<()> {
     let made = ForgeReport { files: vec![PathBuf::from("logits.safetensors")], ..ForgeReport::default() };
     print(&format!("{}\n", staging.publish(&made)?.display()));
     Ok(())
-}
-
-fn absolute(path: &Path) -> Result<PathBuf> {
-    std::fs::canonicalize(path).map_err(|error| Failure::io(path, &error))
 }
 
 fn unexpected() -> Failure {

@@ -7,12 +7,11 @@ use super::answer;
 use super::table::{columns, count, size};
 use crate::arguments::Plan;
 use crate::failure::{Exit, Failure, Result};
-use crate::workshop::Workshop;
+use crate::workshop::{Workshop, absolute};
 
 pub(super) async fn run(arguments: Plan) -> Result<()> {
     let shop = Workshop::probed().await?;
-    let source =
-        std::fs::canonicalize(&arguments.source).map_err(|error| Failure::io(&arguments.source, &error))?;
+    let source = absolute(&arguments.source)?;
     let mut targets = config::targets(&shop.home.root)?;
     if let Some(unknown) =
         arguments.targets.iter().find(|name| targets.iter().all(|target| target.name != **name))

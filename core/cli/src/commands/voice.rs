@@ -14,7 +14,7 @@ use futures::StreamExt;
 use crate::arguments::Run;
 use crate::failure::{Exit, Failure, Result};
 use crate::progress::Display;
-use crate::workshop::Workshop;
+use crate::workshop::{Workshop, absolute};
 
 /// Of the tokens at hand only the likeliest are drawn from: so many, and as many as hold this much of the probability.
 const TOP_K: u32 = 40;
@@ -72,7 +72,7 @@ impl Voice {
 
     /// Loads what lies at `path` in a worker.
     async fn load(path: &Path, Run { budget, extras, .. }: &Run) -> Result<Self> {
-        let path = std::fs::canonicalize(path).map_err(|error| Failure::io(path, &error))?;
+        let path = absolute(path)?;
         let shop = Workshop::probed().await?;
         let runner = shop.runner(&path, budget.backend.as_deref())?;
         let mut order = ServeOrder::of(&path, shop.config.serve.context, 1, 1);

@@ -57,8 +57,7 @@ pub(super) fn calibrate(plugin: &Plugin, order: &CalibrateOrder, job: &WorkerJob
             || "drophammer's calibration text".to_owned(),
             |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         );
-        let mut reading =
-            Reading { session: session.as_mut(), text: &tokens[..chunks * chunk], chunk, job, rounds: 1 };
+        let mut reading = Reading { session: session.as_mut(), text: &tokens[..chunks * chunk], chunk, job };
         let products = order.products.then(|| Products::plan(order, job)).transpose()?;
         let matrices = match &products {
             Some(products) => products.collect(&bench, &mut reading)?,
@@ -107,13 +106,11 @@ pub(super) struct Reading<'a> {
     text: &'a [u32],
     chunk: usize,
     job: &'a WorkerJob,
-    /// How often the text is to be read.
-    pub(super) rounds: usize,
 }
 
 impl Reading<'_> {
-    /// Runs the text through the session, for the time of this number.
-    pub(super) fn read(&mut self, round: usize) -> Result<()> {
+    /// Runs the text through the session: this round, counted from 0, of so many.
+    pub(super) fn read(&mut self, round: usize, rounds: usize) -> Result<()> {
         let (session, chunk) = (&mut *self.session, self.chunk);
         let limits = session.limits();
         let width = limits.output_width as usize;
@@ -124,7 +121,7 @@ impl Reading<'_> {
         };
         let at_once = at_once.min(limits.max_batch as usize);
         let mut rows = vec![0.0; at_once * width];
-        let whole = (self.text.len() * self.rounds) as u64;
+        let whole = (self.text.len() * rounds) as u64;
         for (number, text) in self.text.chunks_exact(chunk).enumerate() {
             session.remove(0, 0, u32::MAX)?;
             for (part, tokens) in text.chunks(at_once).enumerate() {
@@ -146,7 +143,7 @@ impl Reading<'_> {
 /// Counts while the text is read.
 fn observe(bench: &dyn Calibrate, reading: &mut Reading<'_>) -> Result<BTreeMap<String, Columns>> {
     bench.observe(true)?;
-    reading.read(0)?;
+    reading.read(0, 1)?;
     let usage = usage(bench)?;
     bench.observe(false)?;
     Ok(usage)

@@ -49,11 +49,10 @@ impl Products {
         let failed = |error: &std::io::Error| io(&self.spool, error);
         let mut spool = BufWriter::new(File::create(&self.spool).map_err(|error| failed(&error))?);
         let mut counted = BTreeMap::new();
-        reading.rounds = self.rounds.count();
         for (round, matrices) in self.rounds.iter().enumerate() {
             let names: Vec<String> = matrices.iter().map(|matrix| matrix.name.clone()).collect();
             bench.observe_products(&names)?;
-            reading.read(round)?;
+            reading.read(round, self.rounds.count())?;
             if round == 0 {
                 counted = usage(bench)?;
             }

@@ -319,12 +319,12 @@ pub(crate) struct Making {
     /// Importance matrix, as llama.cpp writes it.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) imatrix: Option<PathBuf>,
-    /// Choose codes so that later columns make up for the rounding errors of earlier ones (gguf). Needs an importance matrix
+    /// Choose codes so that later columns make up for the rounding errors of earlier ones (gguf, openvino). Needs an importance matrix
     /// collected with `imatrix --products`; `--budget` collects its own.
     #[arg(long)]
     pub(crate) compensate: bool,
-    /// Scale columns that meet strong activations before they are rounded, and what writes them the other way. Needs an
-    /// importance matrix; the model computes the same.
+    /// Scale columns that meet strong activations before they are rounded, and what writes them the other way (gguf,
+    /// openvino). Needs an importance matrix; the model computes the same.
     #[arg(long)]
     pub(crate) awq: bool,
     /// Accept a source without a tokenizer.

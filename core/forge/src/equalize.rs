@@ -27,13 +27,18 @@ pub struct Scaling {
 /// is of the model as it is, by GGUF names. Gives the model with its columns scaled, which computes what it did before.
 ///
 /// # Errors
-/// Weights that cannot be read or rounded, and cancellation.
+/// No statistics, weights that cannot be read or rounded, and cancellation.
 pub fn equalize(
     mut checkpoint: Checkpoint,
     importance: &BTreeMap<String, Importance>,
     rounding: impl Fn(WeightId) -> Option<Box<dyn Rounding>>,
     job: &dyn JobContext,
 ) -> Result<(Checkpoint, Scaling)> {
+    if importance.is_empty() {
+        let message = "scaling columns by their activations needs an importance matrix, and there is none";
+        return Err(BackendError::new(ErrorCode::InvalidRequest, message)
+            .with_help("Collect one with `drophammer imatrix SOURCE -o FILE`."));
+    }
     let folds = folds(checkpoint.description());
     let mut scaling = Scaling { counts: [folds.len(), 0], ..Scaling::default() };
     for (number, fold) in folds.iter().enumerate() {

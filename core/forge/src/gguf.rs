@@ -165,12 +165,6 @@ impl Plan {
         importance: &BTreeMap<String, Importance>,
         job: &dyn JobContext,
     ) -> Result<(Checkpoint, Scaling)> {
-        if importance.is_empty() {
-            let message =
-                "scaling columns by their activations needs an importance matrix, and there is none";
-            return Err(BackendError::new(ErrorCode::InvalidRequest, message)
-                .with_help("Collect one with `drophammer imatrix SOURCE -o FILE`."));
-        }
         let checkpoint = crate::open(&request.source, &request.adapters)?;
         let types: BTreeMap<&str, DType> =
             self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.dtype)).collect();
@@ -221,7 +215,8 @@ pub fn quantize(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeRep
         Some(path) => importance_of(path, &plan.export)?,
         None => BTreeMap::new(),
     };
-    let collected = plan.compensate.then(|| collected(request, &plan.export)).transpose()?;
+    let matrices = plan.export.plain_matrices().map(|(name, columns)| (name, columns as u64));
+    let collected = plan.compensate.then(|| collected(request, matrices)).transpose()?;
     let mut scaling = Scaling::default();
     if plan.awq {
         let (checkpoint, found) = plan.equalized(request, &importance, job)?;
@@ -308,8 +303,14 @@ fn weights_per_second(dtype: DType) -> f64 {
     }
 }
 
-/// The products of activations that a request brings.
-fn collected(request: &ForgeRequest, export: &GgufExport) -> Result<Collected> {
+/// The products of activations that a request brings, for matrices with these GGUF names and columns.
+///
+/// # Errors
+/// [`ErrorCode::InvalidRequest`] where it brings none, or those of another model.
+pub fn collected(
+    request: &ForgeRequest,
+    mut matrices: impl Iterator<Item = (impl AsRef<str>, u64)>,
+) -> Result<Collected> {
     let missing = |what: String| {
         BackendError::new(ErrorCode::InvalidRequest, what).with_help(
             "Give an importance matrix with products of activations: `drophammer imatrix SOURCE --products -o FILE`.",
@@ -319,7 +320,7 @@ fn collected(request: &ForgeRequest, export: &GgufExport) -> Result<Collected> {
         missing("making up for rounding errors needs products of activations, and there is no imatrix".into())
     })?;
     let collected = Collected::open(path).map_err(|error| missing(format!("{}: {error}", path.display())))?;
-    if export.plain_matrices().any(|(name, columns)| collected.of(name, columns as u64).is_some()) {
+    if matrices.any(|(name, columns)| collected.of(name.as_ref(), columns).is_some()) {
         return Ok(collected);
     }
     let problem = "its products of activations are of another model: none fits a matrix of this one";

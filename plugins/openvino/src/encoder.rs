@@ -1,8 +1,10 @@
 //! Rows of weights as the constants of an IR file: packed codes, packed offsets, scales.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use drophammer_models::Weight;
+use drophammer_quant::compensate::Compensator;
 use drophammer_quant::grouped::{self, Encoded, Fit, Format, Levels, ScaleType, pack};
 use drophammer_quant::pass::{BoxError, Encoder, Output, RowSource};
 use half::f16;
@@ -18,6 +20,10 @@ pub(crate) struct GroupedEncoder {
     rows_together: u64,
     /// A number per column that says how much it counts, one matrix of a stack after another.
     importance: Option<Arc<[f32]>>,
+    /// What makes later columns make up for the errors of earlier ones.
+    compensator: Option<Compensator>,
+    /// Rows that have not come yet.
+    left: AtomicU64,
 }
 
 /// How many rows fill whole bytes in every constant: 1, or 2 where codes or offsets of one row end within a byte.
@@ -45,7 +51,13 @@ impl GroupedEncoder {
     /// For a weight of `rows` rows.
     pub(crate) fn new(format: Format, [rows, columns]: [u64; 2], importance: Option<Arc<[f32]>>) -> Self {
         let rows_together = rows_together(format, columns);
-        Self { format, columns: columns as usize, rows, rows_together, importance }
+        let left = AtomicU64::new(rows);
+        Self { format, columns: columns as usize, rows, rows_together, importance, compensator: None, left }
+    }
+
+    /// The same, with errors made up for.
+    pub(crate) fn compensated(self, compensator: Option<Compensator>) -> Self {
+        Self { compensator: compensator.filter(|_| self.format.levels.top_code() > 0), ..self }
     }
 
     /// The outputs of an item for a weight whose constants begin with tensor `first`.
@@ -56,6 +68,10 @@ impl GroupedEncoder {
 }
 
 impl Encoder for GroupedEncoder {
+    fn memory(&self) -> u64 {
+        self.compensator.as_ref().map_or(0, Compensator::memory)
+    }
+
     fn row_group(&self) -> u64 {
         self.rows_together
     }
@@ -63,6 +79,13 @@ impl Encoder for GroupedEncoder {
     fn encode(&self, first_row: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
         let bits = self.format.levels.bits();
         let mut encoded = self.codes(first_row, rows)?;
+        if let Some(compensator) = &self.compensator {
+            compensator.improve_grouped(self.format, rows, &mut encoded)?;
+            let count = (rows.len() / self.columns.max(1)) as u64;
+            if self.left.fetch_sub(count, Ordering::Relaxed) == count {
+                compensator.rest();
+            }
+        }
         if matches!(self.format.levels, Levels::Signed { .. }) {
             let sign = 1u8 << (bits - 1);
             encoded.codes.iter_mut().for_each(|code| *code ^= sign);

@@ -4,12 +4,16 @@
 
 use std::collections::BTreeMap;
 
+use drophammer_forge::equalize::{Scaling, equalize};
 use drophammer_forge::{Recipe, failure};
 use drophammer_formats::layout::{FilePlan, Layout, Place};
 use drophammer_formats::openvino::{ALIGNMENT, Element};
 use drophammer_formats::{DType, TensorDecl};
 use drophammer_models::rope::RopeLayout;
-use drophammer_models::{Checkpoint, Error, inventory};
+use drophammer_models::{Checkpoint, Error, WeightId, inventory};
+use drophammer_quant::compensate::Compensator;
+use drophammer_quant::equalize::Rounding;
+use drophammer_quant::grouped::Format;
 use drophammer_quant::pass::{self, Item};
 use drophammer_sdk::{
     BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, JobContext, Result,
@@ -37,6 +41,10 @@ pub(crate) struct Plan {
     pub(crate) layout: Layout,
     /// Fallbacks, in words.
     pub(crate) notes: Vec<String>,
+    /// Whether columns are scaled before they are rounded.
+    awq: bool,
+    /// Whether later columns make up for the errors of earlier ones.
+    compensate: bool,
 }
 
 /// What a request comes to.
@@ -46,13 +54,23 @@ pub(crate) struct Plan {
 fn plan(request: &ForgeRequest) -> Result<Plan> {
     let scheme = Scheme::of(&request.goal)?;
     let statistics = Statistics::read(request.imatrix.as_deref())?;
-    planned(request, scheme, statistics)
+    planned(request, open(request)?, scheme, statistics)
 }
 
-fn planned(request: &ForgeRequest, scheme: Scheme, statistics: Statistics) -> Result<Plan> {
+/// The source as IR wants it.
+fn open(request: &ForgeRequest) -> Result<Checkpoint> {
+    Ok(drophammer_forge::open(&request.source, &request.adapters)?.with_layout(RopeLayout::Halves))
+}
+
+fn planned(
+    request: &ForgeRequest,
+    checkpoint: Checkpoint,
+    scheme: Scheme,
+    statistics: Statistics,
+) -> Result<Plan> {
     let in_model = |error: &Error| failure::of_model(&request.source, error);
-    let checkpoint =
-        drophammer_forge::open(&request.source, &request.adapters)?.with_layout(RopeLayout::Halves);
+    let [awq, compensate] = ["awq", "compensate"].map(|name| drophammer_forge::flag(&request.goal, name));
+    let (awq, compensate) = (awq?, compensate?);
     let description = checkpoint.description();
     let weights = inventory(description);
     statistics.check(&weights)?;
@@ -93,16 +111,53 @@ fn planned(request: &ForgeRequest, scheme: Scheme, statistics: Statistics) -> Re
     side_files.extend(directory::files(&checkpoint, request.no_tokenizer, &mut notes)?);
     let layout =
         Layout { files: vec![FilePlan { name: WEIGHTS.to_owned(), header, len: end }], places, side_files };
-    Ok(Plan { weights: emission.weights, layout, notes, scheme, statistics, checkpoint })
+    Ok(Plan { weights: emission.weights, layout, notes, scheme, statistics, checkpoint, awq, compensate })
 }
 
 impl Plan {
-    /// The work of the pass.
-    fn items(&self) -> Result<Vec<Item<'_>>> {
-        self.weights.iter().map(|weight| self.item(weight)).collect()
+    /// The work of the pass; `compensator` gives what makes up for the errors of a matrix with so many columns.
+    fn items(&self, compensator: impl Fn(WeightId, u64) -> Option<Compensator>) -> Result<Vec<Item<'_>>> {
+        self.weights.iter().map(|weight| self.item(weight, &compensator)).collect()
     }
 
-    fn item(&self, planned: &Planned) -> Result<Item<'_>> {
+    /// The work as it is estimated, before there are products: only its size is right.
+    fn estimated_items(&self) -> Result<Vec<Item<'_>>> {
+        self.items(|_, columns| {
+            let columns = usize::try_from(columns).ok().filter(|_| self.compensate)?;
+            Some(Compensator::new(columns, || Err("this is an estimate".into())))
+        })
+    }
+
+    /// Matrices by GGUF name, with their columns.
+    fn matrices(&self) -> impl Iterator<Item = (String, u64)> {
+        self.weights
+            .iter()
+            .filter_map(|weight| Some((self.checkpoint.gguf_name(weight.id)?, weight.extent[1])))
+    }
+
+    /// The same with columns scaled for the formats that weights get, and how they are.
+    fn equalized(self, request: &ForgeRequest, job: &dyn JobContext) -> Result<(Self, Scaling)> {
+        let formats: BTreeMap<WeightId, Format> = self
+            .weights
+            .iter()
+            .filter_map(|weight| match weight.storage {
+                Storage::Grouped(format) => Some((weight.id, format)),
+                Storage::Plain(_) => None,
+            })
+            .collect();
+        let rounding = |id| Some(Box::new(*formats.get(&id)?) as Box<dyn Rounding>);
+        let Self { checkpoint, scheme, statistics, .. } = self;
+        let (checkpoint, scaling) = equalize(checkpoint, statistics.by_name(), rounding, job)?;
+        let mut plan = planned(request, checkpoint, scheme, statistics.scaled(&scaling))?;
+        plan.notes.push(scaling.note());
+        Ok((plan, scaling))
+    }
+
+    fn item(
+        &self,
+        planned: &Planned,
+        compensator: impl Fn(WeightId, u64) -> Option<Compensator>,
+    ) -> Result<Item<'_>> {
         let weight = self
             .checkpoint
             .weight(planned.id)
@@ -115,7 +170,12 @@ impl Plan {
                     .map_err(|error| failure::of_pass(&error))
             }
             Storage::Grouped(format) => {
-                let encoder = GroupedEncoder::new(format, planned.extent, self.statistics.of(planned.id));
+                let statistics = self.statistics.of(planned.id);
+                // Experts would need products of their own.
+                let plain = statistics.as_ref().is_none_or(|all| all.len() as u64 == planned.extent[1]);
+                let compensator = plain.then(|| compensator(planned.id, planned.extent[1])).flatten();
+                let encoder =
+                    GroupedEncoder::new(format, planned.extent, statistics).compensated(compensator);
                 let outputs = encoder.outputs(planned.first);
                 Ok(Item::encode(&name, planned.extent, Rows(weight), encoder, outputs))
             }
@@ -159,11 +219,23 @@ fn dtype(element: Element) -> DType {
 /// As for [`plan`] and the pass.
 pub(crate) fn forge(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
     job.check()?;
-    let plan = plan(request)?;
+    let mut plan = plan(request)?;
+    let collected =
+        plan.compensate.then(|| drophammer_forge::gguf::collected(request, plan.matrices())).transpose()?;
+    let mut scaling = Scaling::default();
+    if plan.awq {
+        (plan, scaling) = plan.equalized(request, job)?;
+    }
+    let yes_or_no = |is: bool| if is { "yes" } else { "no" };
     let recipe = Recipe::new("openvino", env!("CARGO_PKG_VERSION"), &plan.scheme.name)
+        .with_option("compensate", yes_or_no(plan.compensate))
+        .with_option("awq", yes_or_no(plan.awq))
         .with_source(plan.checkpoint.source())?
         .with_files(request.adapters.iter().chain(&request.imatrix))?;
-    let items = plan.items()?;
+    let items = plan.items(|id, columns| {
+        let name = plan.checkpoint.gguf_name(id)?;
+        Some(scaling.compensator(&name, collected.as_ref()?.of(&name, columns)?))
+    })?;
     drophammer_forge::run(&request.staging, &plan.layout, &items, &recipe, job)?;
     drop(items);
     Ok(plan.report())
@@ -184,7 +256,9 @@ pub(crate) fn estimate(source: &std::path::Path, goal: &Goal) -> Result<Estimate
         ..ForgeRequest::default()
     };
     // Statistics come with the request to make it: until then sizes are those by the weights alone.
-    match Scheme::of(goal).and_then(|scheme| planned(&request, scheme, Statistics::default())) {
+    match Scheme::of(goal)
+        .and_then(|scheme| planned(&request, open(&request)?, scheme, Statistics::default()))
+    {
         Ok(plan) => fill(&mut estimate, &plan)?,
         Err(error) if error.code == ErrorCode::Failed => return Err(error),
         Err(BackendError { message, help, .. }) => {
@@ -196,7 +270,7 @@ pub(crate) fn estimate(source: &std::path::Path, goal: &Goal) -> Result<Estimate
 }
 
 fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
-    let work = pass::estimate(&plan.items()?, &pass::Options::default())
+    let work = pass::estimate(&plan.estimated_items()?, &pass::Options::default())
         .map_err(|error| failure::of_pass(&error))?;
     estimate.scheme.clone_from(&plan.scheme.name);
     estimate.supported = true;
@@ -205,6 +279,13 @@ fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
         format!("read each tensor and write it as {} in one pass", plan.scheme.name),
         "write the graph, the tokenizer's graphs and the configuration".to_owned(),
     ];
+    if plan.awq {
+        let scaled = "find scales of columns that lose least, and fold them into what comes before";
+        estimate.steps.insert(0, scaled.to_owned());
+    }
+    if plan.compensate {
+        estimate.steps.push("choose codes column by column, so that later ones make up for errors".into());
+    }
     estimate.bytes = plan.layout.total_bytes();
     estimate.peak_memory_bytes = work.peak_bytes + WORKER_BYTES;
     // Weights that one thread encodes in a second: measured on a 2.6 GHz server core, rounded down.

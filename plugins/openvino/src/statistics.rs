@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use drophammer_forge::equalize::Scaling;
 use drophammer_models::names::gguf::NAMES;
 use drophammer_models::{WeightId, WeightShape};
 use drophammer_quant::pass::Importance;
@@ -23,6 +24,16 @@ impl Statistics {
     pub(crate) fn read(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else { return Ok(Self::default()) };
         Ok(Self { importance: drophammer_forge::gguf::read_importance(path)? })
+    }
+
+    /// Those of the model once its columns are scaled.
+    pub(crate) fn scaled(&self, scaling: &Scaling) -> Self {
+        Self { importance: scaling.importance(&self.importance) }
+    }
+
+    /// By GGUF's names.
+    pub(crate) fn by_name(&self) -> &BTreeMap<String, Importance> {
+        &self.importance
     }
 
     /// Whether anything is known.

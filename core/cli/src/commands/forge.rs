@@ -12,6 +12,9 @@ use crate::artifact::Staging;
 use crate::failure::{Exit, Failure, Result};
 use crate::workshop::Workshop;
 
+/// Formats whose makers take `--compensate` and `--awq`.
+const INFORMED: [&str; 2] = ["gguf", "openvino"];
+
 pub(super) async fn convert(arguments: Convert) -> Result<()> {
     let shop = Workshop::probed().await?;
     let goal = Goal { format: arguments.to, scheme: arguments.scheme.unwrap_or_default(), ..Goal::default() };
@@ -93,9 +96,9 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
             goal.options.insert(option.to_owned(), true.into());
         }
     }
-    if (compensate || awq) && goal.format != calibrate::FORMAT {
+    if (compensate || awq) && !INFORMED.contains(&goal.format.as_str()) {
         let message =
-            format!("--compensate and --awq are there for {}, not {}", calibrate::FORMAT, goal.format);
+            format!("--compensate and --awq are there for {}, not {}", INFORMED.join(" and "), goal.format);
         return Err(Failure::new(Exit::Usage, message, "go without them"));
     }
     let source = std::path::absolute(&making.source).map_err(|error| Failure::io(&making.source, &error))?;

@@ -1,5 +1,5 @@
 //! What the formats' owners made of the same values: figures in `tests/fixtures/codecs/owners.json`, written by
-//! `tests/peers/codecs/fixtures.py` from ggml's and libmlx's own code.
+//! `tests/peers/codecs/fixtures.py` from ggml's and libmlx's own code, and in `float8.json` by `float8_fixtures.py`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -46,6 +46,28 @@ fn any_bytes_decode_to_the_bits_that_ggml_gives() {
         let expected = &owners.ggml[dtype.name()].decoded;
         let back = decode(dtype, crate::simd::level(), &noise(dtype.block_bytes() * 64));
         assert_eq!(&sha(&floats(&back)), expected, "{dtype}");
+    }
+}
+
+#[derive(Deserialize)]
+struct Float8 {
+    decoded: String,
+    encoded: String,
+}
+
+#[test]
+fn eight_bit_floats_are_those_of_onnx_and_pytorch() {
+    let owners: BTreeMap<String, Float8> =
+        serde_json::from_str(include_str!("../../../../tests/fixtures/codecs/float8.json")).unwrap();
+    let halves: Vec<f32> =
+        (0..=u16::MAX).map(|bits| half::f16::from_bits(bits).to_f32()).filter(|x| x.is_finite()).collect();
+    for (name, owner) in owners {
+        let dtype = DType::from_name(&name).unwrap();
+        let codes: Vec<u8> = (0..=u8::MAX).collect();
+        assert_eq!(sha(&floats(&decode(dtype, crate::simd::level(), &codes))), owner.decoded, "{name}");
+        let mut encoded = vec![0; halves.len()];
+        crate::quantize(dtype, &halves, None, &mut encoded).unwrap();
+        assert_eq!(sha(&encoded), owner.encoded, "{name}");
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`codec()`] gives the [`Codec`] of a storage type; [`quantize`] and [`dequantize`] check lengths and values first.
 //!   [`gguf`] holds GGUF's block types, [`plain`] the types without blocks.
 //! - [`grouped`] holds the formats of MLX, OpenVINO and ONNX, whose scales lie in tensors of their own.
+//! - [`channels`] holds rows with one scale each, as accelerators read them.
 //! - [`presets`] names mixtures (`q4_k_m`, …) and says which type each tensor gets.
 //! - [`importance`] reads and writes activation statistics; [`sensitivity`] says what each tensor costs in each type, and
 //!   [`budget`] solves for the mixture that fits a size.
@@ -16,6 +17,7 @@
 #![allow(clippy::needless_range_loop)] // lanes, weights and quants are walked in step by one index
 
 pub mod budget;
+pub mod channels;
 pub mod codec;
 pub mod compensate;
 pub mod equalize;

@@ -5,48 +5,32 @@
 
 use std::collections::HashMap;
 
-use drophammer_formats::DType;
 use drophammer_formats::onnx::{
     Attribute, Dimension, ElementType, Graph as OnnxGraph, Initializer, InitializerData, Model, Node,
     ValueInfo,
 };
 
-use super::scheme::{Scheme, Storage};
-use super::weights::{Alias, Matrix, element_type};
+use super::fixed::{Fixed, Interface};
+use super::matrices::{Key, Stored};
+use super::scheme::Scheme;
+use super::weights::{Alias, Matrix};
 use crate::checkpoint::Checkpoint;
 use crate::description::ModelKind;
 use crate::error::{Error, Result};
-use crate::graph::{Linear, Scope, Table};
-use crate::weight::{Role, WeightId};
+use crate::graph::Scope;
+use crate::weight::WeightId;
 
 /// Operators of ONNX Runtime's own.
 pub(super) const MICROSOFT: &str = "com.microsoft";
 pub(super) const FLOAT: ElementType = ElementType(1);
-const UINT8: ElementType = ElementType(2);
-const INT32: ElementType = ElementType(6);
+pub(super) const UINT8: ElementType = ElementType(2);
+pub(super) const INT8: ElementType = ElementType(3);
+pub(super) const INT32: ElementType = ElementType(6);
 pub(super) const INT64: ElementType = ElementType(7);
 
 /// The name of a value in the graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Value(pub(super) String);
-
-/// A matrix's initializers.
-#[derive(Debug, Clone)]
-struct Stored {
-    storage: Storage,
-    /// Numbers or codes, and its place.
-    data: String,
-    place: usize,
-    scales: String,
-    /// Empty without zero points.
-    points: String,
-    /// The numbers as float32, where a node makes them.
-    floats: Option<String>,
-    /// Codes under another shape.
-    reshaped: Option<String>,
-    rows: u64,
-    columns: u64,
-}
 
 /// Cosines and sines of one rotation.
 #[derive(Debug, Clone)]
@@ -57,21 +41,27 @@ pub(super) struct RopeRows {
 
 pub(super) struct Emitter<'a> {
     pub(super) checkpoint: &'a Checkpoint,
-    scheme: Scheme,
+    pub(super) scheme: Scheme,
     pub(super) graph: OnnxGraph,
-    external: Vec<usize>,
-    matrices: Vec<Matrix>,
-    aliases: Vec<Alias>,
-    stored: HashMap<(WeightId, u32), Stored>,
-    scope: String,
+    pub(super) external: Vec<usize>,
+    pub(super) matrices: Vec<Matrix>,
+    pub(super) aliases: Vec<Alias>,
+    pub(super) stored: HashMap<Key, Stored>,
+    pub(super) scope: String,
+    /// Nodes that make floats of stored codes. They come first and are not counted in names, so that a value is called alike however
+    /// weights are stored.
+    pub(super) decoders: Vec<Node>,
+    /// What the fixed-shape form adds; `None` in the open one.
+    pub(super) fixed: Option<Fixed>,
     pub(super) encoder: bool,
     /// Values made once: shapes, masks, tables of rotations.
     pub(super) once: HashMap<String, String>,
     pub(super) ropes: HashMap<usize, RopeRows>,
     pub(super) shares_buffers: bool,
-    widths: Vec<u64>,
+    pub(super) widths: Vec<u64>,
 }
 
+#[derive(Debug)]
 pub(super) struct Emitted {
     pub(super) model: Model,
     pub(super) external: Vec<usize>,
@@ -79,6 +69,8 @@ pub(super) struct Emitted {
     pub(super) aliases: Vec<Alias>,
     pub(super) notes: Vec<String>,
     pub(super) shares_buffers: bool,
+    pub(super) interface: Interface,
+    pub(super) ties: HashMap<String, String>,
 }
 
 impl<'a> Emitter<'a> {
@@ -101,6 +93,8 @@ impl<'a> Emitter<'a> {
             aliases: Vec::new(),
             stored: HashMap::new(),
             scope: String::new(),
+            decoders: Vec::new(),
+            fixed: None,
             encoder,
             once: HashMap::new(),
             ropes: HashMap::new(),
@@ -115,9 +109,20 @@ impl<'a> Emitter<'a> {
             Some(_) => ("logits", description.vocabulary),
             None => ("last_hidden_state", description.hidden),
         };
-        self.node("Identity", "", &[&output.0], &[name], Vec::new());
         let width = width.to_string();
-        self.graph.outputs.insert(0, info(name, FLOAT, &["batch_size", "sequence_length", &width]));
+        if let Some(fixed) = &self.fixed {
+            // Compilers take the fewest operations: the last one gives the output itself.
+            let tokens = fixed.tokens.to_string();
+            let made = self.graph.nodes.iter_mut().flat_map(|node| &mut node.outputs);
+            made.filter(|made| **made == output.0).for_each(|made| name.clone_into(made));
+            self.graph.outputs.insert(0, info(name, FLOAT, &["1", &tokens, &width]));
+        } else {
+            self.node("Identity", "", &[&output.0], &[name], Vec::new());
+            self.graph.outputs.insert(0, info(name, FLOAT, &["batch_size", "sequence_length", &width]));
+        }
+        self.graph.nodes.splice(0..0, std::mem::take(&mut self.decoders));
+        let fixed = self.fixed.take();
+        let (interface, ties) = fixed.map(|fixed| (fixed.interface, fixed.ties)).unwrap_or_default();
         let mut notes = Vec::new();
         if !self.widths.is_empty() {
             self.widths.sort_unstable();
@@ -156,6 +161,8 @@ impl<'a> Emitter<'a> {
             aliases: self.aliases,
             notes,
             shares_buffers: self.shares_buffers,
+            interface,
+            ties,
         }
     }
 
@@ -219,7 +226,13 @@ impl<'a> Emitter<'a> {
         output
     }
 
-    fn constant(&mut self, key: String, kind: ElementType, shape: &[u64], bytes: Vec<u8>) -> String {
+    pub(super) fn constant(
+        &mut self,
+        key: String,
+        kind: ElementType,
+        shape: &[u64],
+        bytes: Vec<u8>,
+    ) -> String {
         if let Some(name) = self.once.get(&key) {
             return name.clone();
         }
@@ -300,177 +313,6 @@ impl<'a> Emitter<'a> {
         self.once.insert(key.to_owned(), name.clone());
         name
     }
-
-    fn external(&mut self, name: String, kind: ElementType, shape: Vec<u64>) -> usize {
-        self.external.push(self.graph.initializers.len());
-        self.graph.initializers.push(Initializer {
-            name,
-            element_type: kind,
-            shape,
-            data: InitializerData::default(),
-        });
-        self.external.len() - 1
-    }
-
-    /// A matrix's initializers, declared when it is first met.
-    fn matrix(&mut self, id: WeightId, expert: Option<(u32, u32)>, rows: u64, columns: u64) -> Stored {
-        let tied = self.checkpoint.description().head.is_some_and(|head| head.tied);
-        let id = if tied && id == Role::Head.global() { Role::TokenEmbedding.global() } else { id };
-        let key = (id, expert.map_or(0, |(number, _)| number));
-        if let Some(stored) = self.stored.get(&key) {
-            return stored.clone();
-        }
-        let storage = match id.role {
-            // Few rows, looked up or decisive.
-            Role::PositionEmbedding | Role::TokenTypeEmbedding | Role::Router | Role::SharedScore => {
-                Storage::Float(match self.scheme.storage {
-                    Storage::Float(dtype) => dtype,
-                    Storage::Blocks { .. } => DType::F32,
-                })
-            }
-            _ => {
-                let storage = self.scheme.for_columns(columns);
-                if storage != self.scheme.storage {
-                    self.widths.push(columns);
-                }
-                storage
-            }
-        };
-        let name = match expert {
-            Some((number, _)) => format!("{}.expert{number}", name_of(id)),
-            None => name_of(id),
-        };
-        let mut outputs = Vec::new();
-        let mut stored = Stored {
-            storage,
-            data: name.clone(),
-            place: 0,
-            scales: String::new(),
-            points: String::new(),
-            floats: None,
-            reshaped: None,
-            rows,
-            columns,
-        };
-        match storage {
-            Storage::Float(dtype) => {
-                outputs.push(self.external(name, element_type(dtype), vec![rows, columns]));
-            }
-            Storage::Blocks { bits, block, symmetric } => {
-                let groups = columns / u64::from(block);
-                let bytes = u64::from(block) * u64::from(bits) / 8;
-                stored.scales = format!("{name}.scales");
-                outputs.push(self.external(name.clone(), UINT8, vec![rows, groups, bytes]));
-                outputs.push(self.external(stored.scales.clone(), FLOAT, vec![rows, groups]));
-                if !symmetric {
-                    stored.points = format!("{name}.zero_points");
-                    let bytes = (groups * u64::from(bits)).div_ceil(8);
-                    outputs.push(self.external(stored.points.clone(), UINT8, vec![rows, bytes]));
-                }
-            }
-        }
-        stored.place = outputs[0];
-        self.matrices.push(Matrix { id, expert, rows, columns, storage, outputs });
-        self.stored.insert(key, stored.clone());
-        stored
-    }
-
-    /// A stored matrix's numbers as float32.
-    fn floats(&mut self, id: WeightId, expert: Option<(u32, u32)>, stored: &Stored) -> String {
-        if stored.storage == Storage::Float(DType::F32) {
-            return stored.data.clone();
-        }
-        if let Some(floats) = &stored.floats {
-            return floats.clone();
-        }
-        let scope = std::mem::replace(&mut self.scope, "/weights".into());
-        let floats = self.cast(&stored.data, FLOAT);
-        self.scope = scope;
-        if let Some(kept) = self.stored.get_mut(&(id, expert.map_or(0, |(number, _)| number))) {
-            kept.floats = Some(floats.clone());
-        }
-        floats
-    }
-
-    /// `x · Wᵀ + b`, of one expert of a stack where one is named.
-    pub(super) fn product(&mut self, x: &str, linear: &Linear, expert: Option<(u32, u32)>) -> Result<String> {
-        let (rows, columns) = (u64::from(linear.outputs), u64::from(linear.inputs));
-        let stored = self.matrix(linear.weight, expert, rows, columns);
-        let bias = linear.bias.map(|bias| self.vector(bias, expert)).transpose()?;
-        match stored.storage {
-            Storage::Float(_) => {
-                let weight = self.floats(linear.weight, expert, &stored);
-                let attributes = vec![("transB", Attribute::Int(1))];
-                let y = self.op_of(MICROSOFT, "FusedMatMul", &[x, &weight], attributes);
-                Ok(match bias {
-                    Some(bias) => self.op("Add", &[&y, &bias], Vec::new()),
-                    None => y,
-                })
-            }
-            Storage::Blocks { bits, block, .. } => {
-                let int = |value: u64| Attribute::Int(value as i64);
-                let attributes = vec![
-                    ("K", int(columns)),
-                    ("N", int(rows)),
-                    ("bits", int(bits.into())),
-                    ("block_size", int(block.into())),
-                    ("accuracy_level", Attribute::Int(if bits == 2 { 0 } else { 4 })),
-                ];
-                let mut inputs = vec![x, &stored.data, &stored.scales, &stored.points];
-                if let Some(bias) = &bias {
-                    inputs.extend(["", bias]);
-                } else if stored.points.is_empty() {
-                    inputs.pop();
-                }
-                Ok(self.op_of(MICROSOFT, "MatMulNBits", &inputs, attributes))
-            }
-        }
-    }
-
-    /// Rows of a table.
-    pub(super) fn rows(&mut self, table: &Table, ids: &str) -> String {
-        let stored = self.matrix(table.weight, None, table.rows.into(), table.width.into());
-        match stored.storage {
-            Storage::Float(dtype) => {
-                let rows = self.op("Gather", &[&stored.data, ids], vec![("axis", Attribute::Int(0))]);
-                if dtype == DType::F32 { rows } else { self.cast(&rows, FLOAT) }
-            }
-            Storage::Blocks { bits, block, .. } => {
-                let data = self.flat_codes(table.weight, &stored, bits);
-                let mut inputs = vec![data.as_str(), ids, &stored.scales, &stored.points];
-                if stored.points.is_empty() {
-                    inputs.pop();
-                }
-                let int = |value: i64| Attribute::Int(value);
-                let attributes = vec![
-                    ("gather_axis", int(0)),
-                    ("quantize_axis", int(1)),
-                    ("block_size", int(block.into())),
-                    ("bits", int(bits.into())),
-                ];
-                self.op_of(MICROSOFT, "GatherBlockQuantized", &inputs, attributes)
-            }
-        }
-    }
-
-    /// The codes as `[rows, bytes]`: the same bytes under another name, since the head reads them by blocks.
-    fn flat_codes(&mut self, id: WeightId, stored: &Stored, bits: u8) -> String {
-        if let Some(name) = &stored.reshaped {
-            return name.clone();
-        }
-        let name = format!("{}.rows", stored.data);
-        self.aliases.push(Alias { initializer: self.graph.initializers.len(), of: stored.place });
-        self.graph.initializers.push(Initializer {
-            name: name.clone(),
-            element_type: UINT8,
-            shape: vec![stored.rows, stored.columns * u64::from(bits) / 8],
-            data: InitializerData::default(),
-        });
-        if let Some(kept) = self.stored.get_mut(&(id, 0)) {
-            kept.reshaped = Some(name.clone());
-        }
-        name
-    }
 }
 
 /// A value's declaration: sizes that are numbers are fixed, all others symbols.
@@ -483,13 +325,5 @@ pub(super) fn info(name: &str, kind: ElementType, shape: &[&str]) -> ValueInfo {
         name: name.to_owned(),
         element_type: Some(kind),
         shape: Some(shape.iter().map(dimension).collect()),
-    }
-}
-
-/// An initializer's name.
-fn name_of(id: WeightId) -> String {
-    match id.layer {
-        Some(layer) => format!("layers.{layer}.{:?}", id.role),
-        None => format!("{:?}", id.role),
     }
 }

@@ -2,10 +2,18 @@
 //!
 //! [`OnnxExport`] emits the graph once and knows which rows fill its external data; nothing but norms and biases is held in
 //! memory. Matrices are stored as a [`Scheme`] says. Activations and caches are float32.
+//!
+//! One emitter has two forms. The open one above takes any number of tokens and uses ONNX Runtime's own operators. The fixed one
+//! ([`FixedExport`]) is for compilers: standard operators, fixed shapes, caches as plain inputs and outputs, and whole numbers for
+//! activations too where ranges are known.
 
 mod emit;
+mod fixed;
+mod fixed_export;
 mod genai;
+mod matrices;
 mod operations;
+mod qdq;
 mod scheme;
 mod weights;
 
@@ -18,6 +26,9 @@ use crate::checkpoint::Checkpoint;
 use crate::description::ModelKind;
 use crate::error::Result;
 use emit::Emitter;
+pub use fixed::{Cache, Interface, Mask, Rotation, Weights};
+pub use fixed_export::{FixedExport, Step};
+pub use qdq::{Range, Ranges};
 pub use scheme::{SCHEMES, Scheme, Storage, scheme};
 pub use weights::Importances;
 use weights::{Alias, Matrix};

@@ -347,6 +347,9 @@ impl Graph for Emitter<'_> {
     }
 
     fn embedding(&mut self, table: &Table, index: Index) -> Result<Value> {
+        if self.fixed.is_some() {
+            return self.fixed_embedding(table, index);
+        }
         let ids = match index {
             Index::Tokens => "input_ids".to_owned(),
             Index::Positions { offset: 0 } => self.positions(),
@@ -359,7 +362,7 @@ impl Graph for Emitter<'_> {
                 self.op("Mul", &["input_ids", &zero], Vec::new())
             }
         };
-        Ok(Value(self.rows(table, &ids)))
+        Ok(Value(self.rows(table, &ids)?))
     }
 
     fn linear(&mut self, x: &Value, linear: &Linear) -> Result<Value> {
@@ -376,6 +379,9 @@ impl Graph for Emitter<'_> {
     }
 
     fn rope(&mut self, x: &Value, spec: &RopeSpec<'_>) -> Result<Value> {
+        if self.fixed.is_some() {
+            return Ok(self.fixed_rope(x, spec));
+        }
         let RopeRows { cos, sin } = self.rope_rows(spec.index, spec.rope);
         let numbers = self.token_numbers();
         let (heads, head, width) =
@@ -412,6 +418,9 @@ impl Graph for Emitter<'_> {
 
     fn attention(&mut self, q: &Value, k: &Value, v: &Value, spec: &AttentionSpec) -> Result<Value> {
         let operands = [q.0.as_str(), k.0.as_str(), v.0.as_str()];
+        if self.fixed.is_some() {
+            return self.fixed_attention(operands, spec);
+        }
         // `GroupQueryAttention` wants heads of keys and values alike, multiples of eight numbers wide.
         let grouped = spec.key_width == spec.value_width && spec.key_width.is_multiple_of(8);
         Ok(Value(if self.encoder || !grouped {
@@ -472,6 +481,9 @@ impl Graph for Emitter<'_> {
     }
 
     fn experts(&mut self, x: &Value, spec: &ExpertSpec) -> Result<Value> {
+        if self.fixed.is_some() {
+            return Err(self.unsupported("a mixture of experts of fixed shapes"));
+        }
         let logits = self.product(&x.0, &spec.router, None)?;
         let weights = self.routing_weights(&logits, &spec.routing)?;
         let count = spec.routing.experts;

@@ -5,7 +5,7 @@ use std::fmt;
 use drophammer_formats::DType;
 
 /// How one matrix is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Storage {
     /// As floats, turned into float32 when the model is loaded.
     Float(DType),
@@ -18,6 +18,16 @@ pub enum Storage {
         /// Whether zero lies in the middle of the codes, so that blocks need no zero point.
         symmetric: bool,
     },
+    /// One float32 scale per row and codes around zero, decoded by `DequantizeLinear`.
+    Channels {
+        /// Bits of a code: 4 or 8.
+        bits: u8,
+    },
+    /// One scale and one zero point for the whole matrix: tables whose rows become activations.
+    Even {
+        /// Bits of a code: 8 or 16.
+        bits: u8,
+    },
 }
 
 impl fmt::Display for Storage {
@@ -27,6 +37,8 @@ impl fmt::Display for Storage {
             Storage::Blocks { bits, block, symmetric } => {
                 write!(f, "int{bits}{}_b{block}", if *symmetric { "_sym" } else { "" })
             }
+            Storage::Channels { bits } => write!(f, "int{bits}_channels"),
+            Storage::Even { bits } => write!(f, "uint{bits}"),
         }
     }
 }
@@ -95,7 +107,7 @@ impl Scheme {
                     Storage::Float(DType::F16)
                 }
             }
-            float @ Storage::Float(_) => float,
+            other => other,
         }
     }
 }

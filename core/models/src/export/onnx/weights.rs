@@ -5,9 +5,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use drophammer_formats::{DType, TensorDecl};
+use drophammer_quant::channels;
 use drophammer_quant::grouped::{self, Fit, Format, Levels, ScaleType};
 use drophammer_quant::pass::{BoxError, Encoder, Importance, Item, Output, PassError, RowSource};
 
+use super::qdq::Encoding;
 use super::scheme::Storage;
 use crate::checkpoint::Checkpoint;
 use crate::names;
@@ -36,6 +38,8 @@ pub(super) struct Matrix {
     pub(super) storage: Storage,
     /// Places of the layout: the numbers; for blocks codes, scales and perhaps zero points.
     pub(super) outputs: Vec<usize>,
+    /// The encoding of the whole matrix, where it has one.
+    pub(super) encoding: Option<Encoding>,
 }
 
 impl Matrix {
@@ -76,6 +80,22 @@ impl Matrix {
                 let outputs =
                     outputs.map(|(&tensor, bytes)| Output { tensor, group_bytes: bytes as u64 }).collect();
                 Ok(Item::encode(&name, [self.rows, self.columns], rows, encoder, outputs))
+            }
+            Storage::Channels { bits } => {
+                let importance = self.importance(importances)?;
+                let encoder = Channels { bits, columns: self.columns as usize, importance };
+                // An odd number of nibbles fills up a byte with the next row's first.
+                let group = encoder.row_group();
+                let bytes = [self.columns * group * u64::from(bits) / 8, 4 * group];
+                let outputs = self.outputs.iter().zip(bytes);
+                let outputs = outputs.map(|(&tensor, group_bytes)| Output { tensor, group_bytes }).collect();
+                Ok(Item::encode(&name, [self.rows, self.columns], rows, encoder, outputs))
+            }
+            Storage::Even { bits } => {
+                let encoding = self.encoding.unwrap_or_default();
+                let group_bytes = self.columns * u64::from(bits) / 8;
+                let outputs = vec![Output { tensor: output, group_bytes }];
+                Ok(Item::encode(&name, [self.rows, self.columns], rows, encoding, outputs))
             }
         }
     }
@@ -151,6 +171,41 @@ impl Encoder for Blocks {
             let points: Vec<u8> = encoded.offsets.iter().map(|&point| point as u8).collect();
             put(packed(&points, groups))?;
         }
+        Ok(())
+    }
+}
+
+/// Codes around zero and one scale for each row.
+struct Channels {
+    bits: u8,
+    columns: usize,
+    importance: Option<Arc<[f32]>>,
+}
+
+impl Encoder for Channels {
+    fn row_group(&self) -> u64 {
+        if self.bits == 4 && self.columns % 2 == 1 { 2 } else { 1 }
+    }
+
+    fn encode(&self, _: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
+        let [codes, scales] = outputs else { return Err("codes and scales are two outputs".into()) };
+        let encoded = channels::encode(rows, self.columns, self.bits, self.importance.as_deref());
+        let packed = grouped::pack(&encoded.codes, self.bits.into());
+        if packed.len() > codes.len() || encoded.scales.len() * 4 > scales.len() {
+            return Err("outputs of another size".into());
+        }
+        codes[..packed.len()].copy_from_slice(&packed);
+        for (scale, out) in encoded.scales.iter().zip(scales.as_chunks_mut::<4>().0) {
+            *out = scale.to_le_bytes();
+        }
+        Ok(())
+    }
+}
+
+impl Encoder for Encoding {
+    fn encode(&self, _: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
+        let [out] = outputs else { return Err("a table is one output".into()) };
+        self.encode_into(rows, out);
         Ok(())
     }
 }

@@ -1,0 +1,159 @@
+//! A decoder as graphs of fixed shapes: one for a chunk of a prompt, one for a single token, over the same weights.
+
+use drophammer_formats::layout::Layout;
+use drophammer_formats::onnx::{self, InitializerData, Model};
+use drophammer_quant::pass::{Item, PassError};
+
+use super::emit::{Emitted, Emitter};
+use super::fixed::{Fixed, Interface, Weights};
+use super::qdq::{self, Ranges};
+use super::scheme::{Scheme, Storage};
+use super::weights::Importances;
+use crate::builder::build_decoder;
+use crate::checkpoint::Checkpoint;
+use crate::description::ModelKind;
+use crate::error::{Error, Result};
+
+/// The file with the graphs' weights.
+const DATA: &str = "weights";
+
+/// How many tokens go through which graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// The graph's file, without `.onnx`.
+    pub stem: &'static str,
+    /// Tokens at a time.
+    pub tokens: u32,
+}
+
+/// A decoder's fixed graphs.
+#[derive(Debug)]
+pub struct FixedExport<'a> {
+    checkpoint: &'a Checkpoint,
+    weights: Weights,
+    graphs: Vec<(Step, Emitted)>,
+}
+
+impl<'a> FixedExport<'a> {
+    /// Emits one graph for each step, each with `past` places of cache. Reads headers, norms and biases; where tables become whole
+    /// numbers, tables.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for what the form does not express; those of reading weights.
+    pub fn new(checkpoint: &'a Checkpoint, steps: &[Step], past: u32, weights: Weights) -> Result<Self> {
+        let description = checkpoint.description();
+        let unsupported = |what: &str| {
+            Err(Error::Unsupported { family: checkpoint.family().name.to_owned(), what: what.to_owned() })
+        };
+        if description.kind == ModelKind::Encoder || description.head.is_none() {
+            return unsupported("a model without logits in graphs of fixed shapes");
+        }
+        let longest = steps.iter().map(|step| step.tokens).max().unwrap_or(1).saturating_add(past);
+        if let Some(threshold) = description.ropes.iter().filter_map(crate::rope::Rope::threshold).min() {
+            // A table is chosen when the graph is made: it must be the right one for every length.
+            if longest > threshold && past >= threshold {
+                return unsupported(&format!(
+                    "a context of {past} tokens, where rotations change beyond {threshold}, in graphs of fixed shapes"
+                ));
+            }
+        }
+        let scheme = Scheme { storage: Storage::Float(drophammer_formats::DType::F32) };
+        let emit = |step: &Step| -> Result<(Step, Emitted)> {
+            let mut emitter = Emitter::new(checkpoint, scheme).fix(Fixed::new(step.tokens, past, weights));
+            let output = build_decoder(&mut emitter, description)?;
+            Ok((*step, emitter.finish(output)))
+        };
+        let graphs = steps.iter().map(emit).collect::<Result<_>>()?;
+        Ok(Self { checkpoint, weights, graphs })
+    }
+
+    /// What the graphs take and give.
+    pub fn interface(&self) -> Interface {
+        self.graphs.first().map(|(_, emitted)| emitted.interface.clone()).unwrap_or_default()
+    }
+
+    /// The first graph with outputs that tell the range of every value, in a layout with the weights; and the values' names. The
+    /// outputs are called `{value}/low` and `{value}/high`.
+    ///
+    /// # Errors
+    /// Sizes that no file holds.
+    pub fn watched(&self) -> Result<(Layout, Vec<String>), drophammer_formats::Fault> {
+        let Some((step, emitted)) = self.graphs.first() else {
+            return Ok((
+                Layout { files: Vec::new(), places: Vec::new(), side_files: Vec::new() },
+                Vec::new(),
+            ));
+        };
+        let (model, values) = qdq::watched(emitted.model.clone());
+        let mut layout = onnx::plan(DATA, &model, &emitted.external)?;
+        name(&mut layout, step.stem);
+        Ok((layout, values))
+    }
+
+    /// Every byte's place: a file of weights, and a graph for each step. With `ranges` activations become whole numbers as well.
+    ///
+    /// # Errors
+    /// Sizes that no file holds; a value whose range `ranges` does not tell.
+    pub fn layout(&self, ranges: Option<&Ranges>) -> Result<Layout, drophammer_formats::Fault> {
+        let mut layout: Option<Layout> = None;
+        for (step, emitted) in &self.graphs {
+            let quantized = match (self.weights, ranges) {
+                (Weights::Whole { activations, .. }, Some(ranges)) => {
+                    let model = qdq::quantized(&emitted.model, activations, ranges, &emitted.ties);
+                    Some(model.map_err(|value| drophammer_formats::Fault::Metadata {
+                        key: value,
+                        problem: "its range is not known".into(),
+                    })?)
+                }
+                _ => None,
+            };
+            let mut model = quantized.unwrap_or_else(|| emitted.model.clone());
+            if let Some(whole) = &mut layout {
+                refer(&mut model, &emitted.external, whole);
+                let side = onnx::plan(step.stem, &model, &[])?;
+                whole.side_files.extend(side.side_files);
+            } else {
+                let mut first = onnx::plan(DATA, &model, &emitted.external)?;
+                name(&mut first, step.stem);
+                layout = Some(first);
+            }
+        }
+        Ok(layout.unwrap_or(Layout { files: Vec::new(), places: Vec::new(), side_files: Vec::new() }))
+    }
+
+    /// The work of a pass over [`FixedExport::layout`].
+    ///
+    /// # Errors
+    /// [`PassError`], for importance of another model.
+    pub fn items(&self, importances: &Importances) -> Result<Vec<Item<'a>>, PassError> {
+        let matrices = self.graphs.first().map(|(_, emitted)| &emitted.matrices);
+        matrices.into_iter().flatten().map(|matrix| matrix.item(self.checkpoint, importances)).collect()
+    }
+
+    /// How many matrices are stored in which way.
+    pub fn types(&self) -> std::collections::BTreeMap<String, u64> {
+        let mut types = std::collections::BTreeMap::new();
+        for matrix in self.graphs.first().iter().flat_map(|(_, emitted)| &emitted.matrices) {
+            *types.entry(matrix.storage.to_string()).or_default() += 1;
+        }
+        types
+    }
+}
+
+/// Gives the graph of a layout its own name; the file of weights keeps its.
+fn name(layout: &mut Layout, stem: &str) {
+    if let Some((file, _)) = layout.side_files.first_mut() {
+        *file = format!("{stem}.onnx");
+    }
+}
+
+/// Points a further graph to the weights of the first.
+fn refer(model: &mut Model, external: &[usize], first: &Layout) {
+    for (index, place) in external.iter().zip(&first.places) {
+        let file = first.files.get(place.file).map(|file| file.name.clone());
+        if let (Some(tensor), Some(location)) = (model.graph.initializers.get_mut(*index), file) {
+            tensor.data =
+                InitializerData::External { location, offset: place.offset, length: Some(place.len) };
+        }
+    }
+}

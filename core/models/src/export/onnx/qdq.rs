@@ -1,0 +1,353 @@
+//! Activations as whole numbers: a float graph becomes one whose every value passes a `QuantizeLinear` and a `DequantizeLinear`.
+//!
+//! That pair is how ONNX says "this value is stored as codes of this encoding", and what accelerators' compilers look for. Ranges come
+//! from running the float graph on sample text ([`watched`] adds outputs that tell them). Values that are only moved keep the encoding
+//! of what they are moved from, and a cache keeps one encoding wherever it is read, so that nothing is rounded twice.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use drophammer_formats::onnx::{
+    Attribute, ElementType, Graph, Initializer, InitializerData, Model, Node, ValueInfo,
+};
+
+use super::emit::{FLOAT, INT8, UINT8};
+
+const UINT16: ElementType = ElementType(4);
+/// Operations whose output holds some of their first input's values.
+const MOVES: [&str; 6] = ["Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Gather"];
+
+/// The least and the largest value seen, by the value's name.
+pub type Ranges = BTreeMap<String, Range>;
+
+/// The least and the largest value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Range {
+    /// The least.
+    pub low: f32,
+    /// The largest.
+    pub high: f32,
+}
+
+impl Range {
+    /// The range of some numbers and zero.
+    pub fn of(values: &[f32]) -> Self {
+        values.iter().fold(Self { low: 0.0, high: 0.0 }, |range, &x| range.with(Self { low: x, high: x }))
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self { low: self.low.min(other.low), high: self.high.max(other.high) }
+    }
+
+    /// The encoding that covers it with so many bits. Zero is always met exactly.
+    pub(super) fn encoding(self, bits: u8) -> Encoding {
+        let Self { low, high } = self.with(Self { low: 0.0, high: 0.0 });
+        let top = ((1u32 << bits) - 1) as f32;
+        let scale = ((high - low) / top).max(1e-9);
+        let zero = (-low / scale).round().clamp(0.0, top) as u16;
+        Encoding { scale, zero, bits }
+    }
+}
+
+/// `scale · (code - zero)`, codes of so many bits from 0 on.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Encoding {
+    pub(super) scale: f32,
+    pub(super) zero: u16,
+    pub(super) bits: u8,
+}
+
+impl Encoding {
+    fn code(self, x: f32) -> u16 {
+        let top = ((1u32 << self.bits) - 1) as f32;
+        ((x / self.scale).round_ties_even() + f32::from(self.zero)).clamp(0.0, top) as u16
+    }
+
+    /// Writes the codes of some numbers.
+    pub(super) fn encode_into(self, values: &[f32], out: &mut [u8]) {
+        match self.bits {
+            8 => values.iter().zip(out).for_each(|(x, out)| *out = self.code(*x) as u8),
+            _ => values
+                .iter()
+                .zip(out.as_chunks_mut::<2>().0)
+                .for_each(|(x, out)| *out = self.code(*x).to_le_bytes()),
+        }
+    }
+}
+
+/// The element type of codes of so many bits.
+pub(super) fn code_type(bits: u8) -> ElementType {
+    if bits == 8 { UINT8 } else { UINT16 }
+}
+
+/// Scale and zero point of an encoding, as initializers.
+pub(super) fn parameters(name: &str, encoding: Encoding) -> [Initializer; 2] {
+    let zero =
+        if encoding.bits == 8 { vec![encoding.zero as u8] } else { encoding.zero.to_le_bytes().to_vec() };
+    let initializer = |what: &str, element_type, bytes| Initializer {
+        name: format!("{name}/{what}"),
+        element_type,
+        shape: Vec::new(),
+        data: InitializerData::Inline(bytes),
+    };
+    [
+        initializer("scale", FLOAT, encoding.scale.to_le_bytes().to_vec()),
+        initializer("zero", code_type(encoding.bits), zero),
+    ]
+}
+
+/// The float graph with two more outputs for each value whose range has to be known: `{value}/low` and `{value}/high`.
+pub(super) fn watched(mut model: Model) -> (Model, Vec<String>) {
+    let graph = &mut model.graph;
+    let integers = integers(graph);
+    let unknown =
+        |node: &&Node| !MOVES.contains(&node.op_type.as_str()) && node.op_type != "DequantizeLinear";
+    let values = graph.nodes.iter().filter(unknown).flat_map(|node| &node.outputs);
+    let inputs = graph.inputs.iter().map(|input| &input.name);
+    let values: Vec<String> =
+        values.chain(inputs).filter(|name| !integers.contains(name.as_str())).cloned().collect();
+    for value in &values {
+        for (op, what) in [("ReduceMin", "low"), ("ReduceMax", "high")] {
+            let output = format!("{value}/{what}");
+            graph.nodes.push(Node {
+                name: output.clone(),
+                op_type: op.into(),
+                inputs: vec![value.clone()],
+                outputs: vec![output.clone()],
+                attributes: vec![("keepdims".into(), Attribute::Int(0))],
+                ..Node::default()
+            });
+            graph.outputs.push(ValueInfo {
+                name: output,
+                element_type: Some(FLOAT),
+                shape: Some(Vec::new()),
+            });
+        }
+    }
+    (model, values)
+}
+
+/// Names of inputs and constants that are no floats.
+fn integers(graph: &Graph) -> HashSet<String> {
+    let inputs = graph.inputs.iter().filter(|input| input.element_type != Some(FLOAT)).map(|i| &i.name);
+    let constants = graph.initializers.iter().filter(|tensor| tensor.element_type != FLOAT).map(|i| &i.name);
+    inputs.chain(constants).cloned().collect()
+}
+
+/// A graph on its way.
+struct Pass<'a> {
+    graph: &'a Graph,
+    bits: u8,
+    ranges: &'a Ranges,
+    /// Values that have another's encoding.
+    ties: &'a HashMap<String, String>,
+    producers: HashMap<&'a str, &'a Node>,
+    constants: HashMap<&'a str, &'a Initializer>,
+    integers: HashSet<String>,
+    encodings: HashMap<String, Encoding>,
+    /// Values that a node of the graph decodes already.
+    decoded: HashSet<String>,
+    quantized: HashSet<String>,
+    nodes: Vec<Node>,
+    initializers: Vec<Initializer>,
+}
+
+/// The graph with activations of so many bits.
+///
+/// # Errors
+/// The name of a value whose range is not known.
+pub(super) fn quantized(
+    model: &Model,
+    bits: u8,
+    ranges: &Ranges,
+    ties: &HashMap<String, String>,
+) -> Result<Model, String> {
+    let graph = &model.graph;
+    let producers = graph.nodes.iter().flat_map(|node| node.outputs.iter().map(move |o| (o.as_str(), node)));
+    let mut pass = Pass {
+        graph,
+        bits,
+        ranges,
+        ties,
+        producers: producers.collect(),
+        constants: graph.initializers.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
+        integers: integers(graph),
+        encodings: HashMap::new(),
+        decoded: HashSet::new(),
+        quantized: HashSet::new(),
+        nodes: Vec::new(),
+        initializers: graph.initializers.clone(),
+    };
+    for node in &graph.nodes {
+        pass.node(node)?;
+    }
+    for output in &graph.outputs {
+        let codes = pass.codes(&output.name)?;
+        pass.decode(&output.name, &codes, output.name.clone());
+    }
+    let (nodes, initializers) = (pass.nodes, pass.initializers);
+    let used: HashSet<&str> = nodes.iter().flat_map(|node| node.inputs.iter().map(String::as_str)).collect();
+    // Places of external data are told by index: what is no longer used is emptied, not removed.
+    let initializers = initializers
+        .iter()
+        .map(|tensor| {
+            let inline = matches!(&tensor.data, InitializerData::Inline(bytes) if !bytes.is_empty());
+            if inline && !used.contains(tensor.name.as_str()) {
+                let data = InitializerData::Inline(vec![0; 4]);
+                return Initializer { name: tensor.name.clone(), element_type: FLOAT, shape: vec![1], data };
+            }
+            tensor.clone()
+        })
+        .collect();
+    let mut model = model.clone();
+    (model.graph.nodes, model.graph.initializers) = (nodes, initializers);
+    Ok(model)
+}
+
+impl<'a> Pass<'a> {
+    fn node(&mut self, node: &'a Node) -> Result<(), String> {
+        if node.op_type == "DequantizeLinear" {
+            self.decoded.extend(node.outputs.iter().cloned());
+            self.nodes.push(node.clone());
+            return Ok(());
+        }
+        let mut inputs = Vec::with_capacity(node.inputs.len());
+        for (place, input) in node.inputs.iter().enumerate() {
+            let plain =
+                input.is_empty() || self.decoded.contains(input) || self.integers.contains(input.as_str());
+            if plain {
+                inputs.push(input.clone());
+                continue;
+            }
+            let weight = node.op_type == "MatMul" && place == 1;
+            let codes = match self.constants.get(input.as_str()) {
+                Some(tensor) => self.constant(tensor, weight)?,
+                None => self.codes(input)?,
+            };
+            let name = format!("{input}/decoded {}", self.nodes.len());
+            self.decode(input, &codes, name.clone());
+            inputs.push(name);
+        }
+        let outputs = node.outputs.iter().map(|output| self.raw(output)).collect();
+        self.nodes.push(Node { inputs, outputs, ..node.clone() });
+        Ok(())
+    }
+
+    /// What a value's float is called: outputs of the graph are decoded from codes under their own name.
+    fn raw(&self, value: &str) -> String {
+        if self.graph.outputs.iter().any(|output| output.name == value) {
+            format!("{value}/float")
+        } else {
+            value.to_owned()
+        }
+    }
+
+    fn encoding(&mut self, value: &str) -> Result<Encoding, String> {
+        if let Some(encoding) = self.encodings.get(value) {
+            return Ok(*encoding);
+        }
+        let range = |low, high| Range { low, high }.encoding(self.bits);
+        let producer = self.producers.get(value).copied();
+        let moved = producer.filter(|node| MOVES.contains(&node.op_type.as_str()));
+        let encoding = if let Some(other) = self.ties.get(value) {
+            self.encoding(&other.clone())?
+        } else if let Some(from) = moved.and_then(|node| node.inputs.first()) {
+            self.encoding(from)?
+        } else if let Some(table) = producer.filter(|node| node.op_type == "DequantizeLinear") {
+            self.told(table).ok_or_else(|| value.to_owned())?
+        } else if producer.is_some_and(|node| node.op_type == "Softmax") {
+            range(0.0, 1.0)
+        } else {
+            self.ranges.get(value).ok_or_else(|| value.to_owned())?.encoding(self.bits)
+        };
+        self.encodings.insert(value.to_owned(), encoding);
+        Ok(encoding)
+    }
+
+    /// The encoding that a node of the graph decodes by.
+    fn told(&self, node: &Node) -> Option<Encoding> {
+        let bytes = |input: usize| match &self.constants.get(node.inputs.get(input)?.as_str())?.data {
+            InitializerData::Inline(bytes) => Some(bytes.as_slice()),
+            _ => None,
+        };
+        let scale = f32::from_le_bytes(bytes(1)?.try_into().ok()?);
+        let (zero, bits) = match bytes(2)? {
+            [zero] => (u16::from(*zero), 8),
+            [low, high] => (u16::from_le_bytes([*low, *high]), 16),
+            _ => return None,
+        };
+        Some(Encoding { scale, zero, bits })
+    }
+
+    fn declare(&mut self, name: &str, encoding: Encoding) {
+        if self.quantized.insert(format!("{name}/scale")) {
+            self.initializers.extend(parameters(name, encoding));
+        }
+    }
+
+    /// The codes of a value, made where they are first asked for.
+    fn codes(&mut self, value: &str) -> Result<String, String> {
+        let codes = format!("{value}/codes");
+        if self.quantized.contains(&codes) {
+            return Ok(codes);
+        }
+        let encoding = self.encoding(value)?;
+        self.declare(value, encoding);
+        let inputs = vec![self.raw(value), format!("{value}/scale"), format!("{value}/zero")];
+        self.nodes.push(Node {
+            name: codes.clone(),
+            op_type: "QuantizeLinear".into(),
+            inputs,
+            outputs: vec![codes.clone()],
+            ..Node::default()
+        });
+        self.quantized.insert(codes.clone());
+        Ok(codes)
+    }
+
+    /// A constant's codes. The second factor of a product is a weight: eight bits around zero.
+    fn constant(&mut self, tensor: &Initializer, weight: bool) -> Result<String, String> {
+        let codes = format!("{}/codes", tensor.name);
+        if self.quantized.contains(&codes) {
+            return Ok(codes);
+        }
+        let InitializerData::Inline(bytes) = &tensor.data else { return Err(tensor.name.clone()) };
+        let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let range = Range::of(&values);
+        let (kind, data) = if weight {
+            let largest = range.high.max(-range.low).max(1e-9);
+            let scale = largest / 127.0;
+            let [mut step, mut zero] = parameters(&tensor.name, Encoding { scale, zero: 0, bits: 8 });
+            (step.element_type, zero.element_type) = (FLOAT, INT8);
+            self.quantized.insert(format!("{}/scale", tensor.name));
+            self.initializers.extend([step, zero]);
+            (INT8, values.iter().map(|x| (x / scale).round_ties_even() as i8 as u8).collect())
+        } else {
+            let encoding = range.encoding(self.bits);
+            self.declare(&tensor.name, encoding);
+            let mut data = vec![0; values.len() * usize::from(self.bits) / 8];
+            encoding.encode_into(&values, &mut data);
+            (code_type(self.bits), data)
+        };
+        self.initializers.push(Initializer {
+            name: codes.clone(),
+            element_type: kind,
+            shape: tensor.shape.clone(),
+            data: InitializerData::Inline(data),
+        });
+        self.quantized.insert(codes.clone());
+        Ok(codes)
+    }
+
+    /// A node that makes floats of a value's codes. Every reader has its own: compilers take the pair around each operation.
+    fn decode(&mut self, value: &str, codes: &str, output: String) {
+        self.nodes.push(Node {
+            name: format!("{output}/decode"),
+            op_type: "DequantizeLinear".into(),
+            inputs: vec![codes.to_owned(), format!("{value}/scale"), format!("{value}/zero")],
+            outputs: vec![output],
+            ..Node::default()
+        });
+    }
+}

@@ -17,6 +17,18 @@ use crate::pins::{Runtime, Wheel, WheelFile, system};
 
 const RECORD: &str = "installed.json";
 
+/// Names runtimes, with commas between, whose licences were read and accepted beforehand: for machines that nobody sits at.
+pub const ACCEPTED_VARIABLE: &str = "DROPHAMMER_ACCEPTED_LICENCES";
+
+/// Whether the environment says that a runtime's licence was accepted.
+pub fn accepted(name: &str) -> bool {
+    std::env::var(ACCEPTED_VARIABLE).is_ok_and(|list| lists(&list, name))
+}
+
+fn lists(list: &str, name: &str) -> bool {
+    list.split(',').any(|listed| listed.trim() == name)
+}
+
 /// What an installation consists of; lies in the tree.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -107,7 +119,9 @@ impl InstallError {
     pub fn help(&self) -> String {
         match self {
             Self::NotForThisSystem { .. } => "everything else keeps working without it".to_owned(),
-            Self::LicenceNotAccepted { .. } => "read it, then add --accept-licence".to_owned(),
+            Self::LicenceNotAccepted { name, .. } => {
+                format!("read it, then add --accept-licence, or set {ACCEPTED_VARIABLE}={name}")
+            }
             Self::NotFetched { file, .. } => {
                 format!(
                     "install Python's pip, or fetch {file} from the package index on any machine and name it: --from {file}"
@@ -473,6 +487,12 @@ mod tests {
         how.accept_licence = true;
         runtime.install(&runtimes, &how, &mut |_| {}).unwrap();
         assert!(runtime.find(&runtimes, None).is_ok());
+    }
+
+    #[test]
+    fn licences_are_accepted_by_whole_names() {
+        assert!(lists("qnn", "qnn") && lists("other, qnn", "qnn"));
+        assert!(!lists("qnnx", "qnn") && !lists("", "qnn"));
     }
 
     #[test]

@@ -15,6 +15,6 @@ pub mod pins;
 mod version;
 
 pub use find::{Found, Place, Unavailable};
-pub use install::{InstallError, Installation};
+pub use install::{InstallError, Installation, accepted};
 pub use pins::{Runtime, runtime, runtimes};
 pub use version::Version;

@@ -102,7 +102,11 @@ impl Subject {
         let mut both = report.formats.iter().filter(|format| format.make && format.run);
         let Some((format, scheme)) = both.find_map(|format| Some((format.format.clone(), plain(format)?)))
         else {
-            let missing = runtimes.is_none() && !report.problems.is_empty();
+            // A runtime whose licence nobody accepted is not there, and that is no failure.
+            let licensed = drophammer_runtimes::runtime(&plugin.manifest().id).is_some_and(|runtime| {
+                runtime.notice.is_some() && !drophammer_runtimes::accepted(&runtime.name)
+            });
+            let missing = (runtimes.is_none() || licensed) && !report.problems.is_empty();
             ensure!(missing, "the plugin offers no format that it both makes and runs at plain precision");
             return Ok(None);
         };

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use drophammer_runtimes::{Installation, runtime};
+use drophammer_runtimes::{Installation, accepted, runtime};
 
 use crate::fetch;
 
-/// What tests need. Those with a licence that has to be accepted are not here.
+/// What tests need. Those with a licence that has to be accepted join where `DROPHAMMER_ACCEPTED_LICENCES` names them.
 const NEEDED: [&str; 3] = ["openvino", "onnxruntime", "mlx"];
 
 /// The directory that `DROPHAMMER_RUNTIMES` is to name, with every runtime that exists for this system.
@@ -15,7 +15,10 @@ const NEEDED: [&str; 3] = ["openvino", "onnxruntime", "mlx"];
 /// # Errors
 /// When one cannot be fetched, or is not the pinned one.
 pub(crate) fn provide() -> Result<PathBuf> {
-    provide_these(&NEEDED)
+    let licensed = drophammer_runtimes::runtimes().iter().filter(|runtime| accepted(&runtime.name));
+    let mut names = NEEDED.to_vec();
+    names.extend(licensed.map(|runtime| runtime.name.as_str()));
+    provide_these(&names)
 }
 
 /// The same for some runtimes.
@@ -27,7 +30,8 @@ pub(crate) fn provide_these(names: &[&str]) -> Result<PathBuf> {
     for name in names {
         let runtime = runtime(name).with_context(|| format!("config/runtimes.toml has no {name}"))?;
         if !runtime.wheels_here().is_empty() {
-            runtime.install(&place, &Installation::default(), &mut |step| eprintln!("{step}"))?;
+            let how = Installation { accept_licence: accepted(name), ..Installation::default() };
+            runtime.install(&place, &how, &mut |step| eprintln!("{step}"))?;
         }
     }
     Ok(place)

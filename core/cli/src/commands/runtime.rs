@@ -1,5 +1,6 @@
 //! The shared libraries that plugins need.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use drophammer_daemon::{Config, Home};
@@ -111,10 +112,36 @@ pub(super) fn install(name: &str, from: Vec<PathBuf>, accept_licence: bool, outp
         let message = format!("there is no runtime {name}");
         return Err(Failure::new(Exit::Usage, message, format!("there are {}", names.join(", "))));
     };
-    let how = Installation { from, accept_licence };
-    let path = runtime.install(&home()?.runtimes(), &how, &mut |step| eprintln!("{step}"))?;
+    let accept_licence = accept_licence || drophammer_runtimes::accepted(&runtime.name);
+    let mut how = Installation { from, accept_licence };
+    let runtimes = home()?.runtimes();
+    let install = |how: &Installation| runtime.install(&runtimes, how, &mut |step| eprintln!("{step}"));
+    let path = match install(&how) {
+        Err(InstallError::LicenceNotAccepted { notice, texts, .. }) if asked(&notice, &texts) => {
+            how.accept_licence = true;
+            install(&how)?
+        }
+        done => done?,
+    };
     let installed = Installed { name: runtime.name.clone(), version: runtime.version.clone(), path };
     answer(output.json, &installed, |_| String::new())
+}
+
+/// Shows a licence to whoever sits at the terminal and asks; nobody there is no consent.
+fn asked(notice: &str, texts: &[PathBuf]) -> bool {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return false;
+    }
+    for path in texts {
+        match std::fs::read_to_string(path) {
+            Ok(text) => eprintln!("--- {}\n{text}", path.display()),
+            // A document of another form is opened by whoever reads it.
+            Err(_) => eprintln!("--- {}", path.display()),
+        }
+    }
+    eprint!("{notice}\nDo you accept the licences above? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
 fn home() -> Result<Home> {

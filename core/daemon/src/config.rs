@@ -23,6 +23,7 @@ const TARGETS: &[(&str, &str)] = &[
     ("mlx.toml", include_str!("../../../config/targets/mlx.toml")),
     ("onnx.toml", include_str!("../../../config/targets/onnx.toml")),
     ("openvino.toml", include_str!("../../../config/targets/openvino.toml")),
+    ("qnn.toml", include_str!("../../../config/targets/qnn.toml")),
 ];
 
 /// Everything that can be set.
@@ -286,6 +287,9 @@ pub(crate) fn seconds(value: f64) -> Duration {
 struct TargetFile {
     #[serde(default)]
     target: Vec<Target>,
+    /// Devices that targets may name: data for the backend that makes them, which reads them itself.
+    #[serde(default, rename = "device")]
+    _devices: serde::de::IgnoredAny,
 }
 
 /// Every target known: those that come with the program, and those in `targets/*.toml` of the home, which replace

@@ -10,7 +10,7 @@ use crate::forge;
 /// # Errors
 /// As for [`forge::forge`]; a scheme that quantizes is refused.
 pub(crate) fn convert(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
-    if let Storage::Blocks { .. } = forge::scheme_of(&request.goal)?.storage {
+    if !matches!(forge::scheme_of(&request.goal)?.storage, Storage::Float(_)) {
         let message = format!("{} quantizes: it is not a conversion", request.goal.scheme);
         return Err(
             BackendError::new(ErrorCode::InvalidRequest, message).with_help("Ask for it to be quantized.")

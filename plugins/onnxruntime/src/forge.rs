@@ -153,7 +153,7 @@ pub(crate) fn estimate(source: &Path, goal: &Goal) -> Result<Estimate> {
             // Weights that one thread encodes in a second, rounded down.
             let rate = match plan.export.scheme().storage {
                 Storage::Float(_) => 400e6,
-                Storage::Blocks { .. } => 30e6,
+                _ => 30e6,
             };
             estimate.seconds = 0.2 + plan.export.parameters() as f64 / (rate * work.threads as f64);
         }

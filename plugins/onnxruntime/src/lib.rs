@@ -1,14 +1,13 @@
 //! The ONNX Runtime backend: ONNX directories that onnxruntime-genai takes as its own, and sessions on ONNX Runtime.
 //!
 //! What the graph looks like is decided in [`drophammer_models::export::onnx`]; here are the goals a user can name ([`forge`]), the
-//! library ([`runtime`]), and the [`session`]. Making artifacts needs no library; running them does.
+//! library ([`drophammer_ort`]), and the [`session`]. Making artifacts needs no library; running them does.
 
 mod convert;
 mod forge;
 mod model;
 mod probe;
 mod quantize;
-mod runtime;
 mod session;
 
 use drophammer_sdk::{

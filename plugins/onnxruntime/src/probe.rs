@@ -3,7 +3,7 @@
 use drophammer_models::export::onnx::SCHEMES;
 use drophammer_sdk::{Device, FormatSupport, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
 
-use crate::{forge, runtime};
+use crate::forge;
 
 /// What is offered where the host names no goal.
 const OFFERED: [&str; 3] = ["int4", "int8", "fp16"];
@@ -13,7 +13,7 @@ const OFFERED: [&str; 3] = ["int4", "int8", "fp16"];
 /// # Errors
 /// When the source cannot be read.
 pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeReport> {
-    let found = runtime::find(host);
+    let found = drophammer_ort::find(host, "onnxruntime", "library");
     let runs = found.is_ok();
     let mut report = ProbeReport {
         formats: vec![FormatSupport {

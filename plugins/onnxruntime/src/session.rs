@@ -9,7 +9,7 @@ use drophammer_sdk::{
 use ort::session::{Session as OrtModel, SessionInputValue};
 use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
 
-use crate::{model, runtime};
+use crate::model;
 
 /// Context of a session that was not told one, where the model can take as much.
 const USUAL_CONTEXT: u32 = 4096;
@@ -70,11 +70,11 @@ impl OrtSession {
                 .with_help("Merge the adapter while the directory is made."));
         }
         let file = model::file(&request.path)?;
-        let environment = runtime::environment(host)?;
-        let refused = |error: ort::Error<_>| runtime::failed("a session cannot be prepared", &error);
+        let environment = drophammer_ort::environment(host, "library")?;
+        let refused = |error: ort::Error<_>| drophammer_ort::failed("a session cannot be prepared", &error);
         let threads = job.budgets().threads.max(1) as usize;
         let mut builder = OrtModel::builder(environment)
-            .map_err(|error| runtime::failed("a session cannot be prepared", &error))?
+            .map_err(|error| drophammer_ort::failed("a session cannot be prepared", &error))?
             .with_intra_threads(threads)
             .map_err(refused)?
             .with_inter_threads(1)
@@ -156,8 +156,9 @@ impl OrtSession {
         let logits = output.name() == "logits";
         let output = output.name().to_owned();
         let (told, most, vocabulary) = {
-            let metadata =
-                model.metadata().map_err(|error| runtime::failed("metadata cannot be read", &error))?;
+            let metadata = model
+                .metadata()
+                .map_err(|error| drophammer_ort::failed("metadata cannot be read", &error))?;
             let number = |key: &str| metadata.custom(key).and_then(|value| value.parse::<u32>().ok());
             let context = number("drophammer.context");
             // Of a foreign graph nothing beyond its word is known.
@@ -200,7 +201,7 @@ impl OrtSession {
         let Some(state) = self.sequences.get_mut(sequence) else { return Ok(()) };
         let past = if self.encoder { 0 } else { state.length };
         let count = tokens.len();
-        let refused = |error: ort::Error| runtime::failed("a tensor cannot be made", &error);
+        let refused = |error: ort::Error| drophammer_ort::failed("a tensor cannot be made", &error);
         let row = |values: Vec<i64>| Tensor::from_array(([1, values.len()], values)).map_err(refused);
         let ids = row(tokens.iter().map(|&token| token.into()).collect())?;
         let mask = row(vec![1; past as usize + count])?;
@@ -218,8 +219,10 @@ impl OrtSession {
         for (kept, tensor) in self.kept.iter().zip(&state.tensors) {
             inputs.push((&kept.past, tensor.into()));
         }
-        let mut outputs =
-            self.model.run(inputs).map_err(|error| runtime::failed("the model cannot be run", &error))?;
+        let mut outputs = self
+            .model
+            .run(inputs)
+            .map_err(|error| drophammer_ort::failed("the model cannot be run", &error))?;
         let lost = || BackendError::new(ErrorCode::Failed, "the model gave back less than it declares");
         let values = outputs.remove(&self.output).ok_or_else(lost)?;
         let (_, rows) = values.try_extract_tensor::<f32>().map_err(refused)?;
@@ -278,11 +281,13 @@ impl Kept {
     fn empty(&self) -> Result<DynValue> {
         let shape = [1, self.heads, 0, self.width];
         let tensor = Tensor::<f32>::from_array((shape, Vec::new()));
-        Ok(tensor.map_err(|error| runtime::failed("an empty cache cannot be made", &error))?.into_dyn())
+        Ok(tensor
+            .map_err(|error| drophammer_ort::failed("an empty cache cannot be made", &error))?
+            .into_dyn())
     }
 
     fn prefix(&self, tensor: &DynValue, length: u32, wanted: u32) -> Result<DynValue> {
-        let failed = |error: ort::Error| runtime::failed("a cache cannot be cut", &error);
+        let failed = |error: ort::Error| drophammer_ort::failed("a cache cannot be cut", &error);
         let (_, values) = tensor.try_extract_tensor::<f32>().map_err(failed)?;
         let (row, part) = (length as usize * self.width, wanted as usize * self.width);
         let heads = values.chunks_exact(row.max(1)).flat_map(|head| &head[..part.min(head.len())]);

@@ -10,6 +10,8 @@ use crate::safetensors::INDEX_NAME;
 
 /// The graph of an OpenVINO directory, as its own tools name it.
 const OPENVINO_MODEL: &str = "openvino_model.xml";
+/// What a directory of compiled QNN contexts says of itself.
+const QNN_MODEL: &str = "qnn_model.json";
 
 /// The files of a source, found but not yet opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +96,9 @@ fn identify_file(path: &Path) -> Result<Found> {
         }
         "onnx" => Ok(Found::new(SourceKind::Onnx, path, vec![path.to_owned()])),
         _ if is_pickle(path) => Err(Error::Pickle { path: path.to_owned() }),
+        "json" if path.file_name().is_some_and(|name| name == QNN_MODEL) => {
+            Ok(Found::new(SourceKind::Qnn, parent(path), Vec::new()))
+        }
         "json" if path.file_name().is_some_and(|name| name == INDEX_NAME || name == "config.json") => {
             Err(Error::NotAModel {
                 path: path.to_owned(),
@@ -143,6 +148,9 @@ fn identify_directory(path: &Path) -> Result<Found> {
     }
     if has(OPENVINO_MODEL) && has("openvino_model.bin") {
         return Ok(Found::new(SourceKind::OpenVino, path, Vec::new()));
+    }
+    if has(QNN_MODEL) {
+        return Ok(Found::new(SourceKind::Qnn, path, Vec::new()));
     }
     if let Some(onnx) = find_single(path, &names, "onnx", |_| true)? {
         return Ok(Found::new(SourceKind::Onnx, path, vec![onnx]));

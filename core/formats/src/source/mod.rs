@@ -43,6 +43,8 @@ pub enum SourceKind {
     Onnx,
     /// A directory with an OpenVINO model, or its XML file. It is run, not converted: no tensors are read.
     OpenVino,
+    /// A directory with compiled QNN contexts. It is run, not converted: no tensors are read.
+    Qnn,
 }
 
 impl SourceKind {
@@ -56,6 +58,7 @@ impl SourceKind {
             SourceKind::Gguf => "gguf",
             SourceKind::Onnx => "onnx",
             SourceKind::OpenVino => "openvino",
+            SourceKind::Qnn => "qnn",
         }
     }
 }

@@ -60,9 +60,11 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn new(source: Arc<Source>) -> Result<Self> {
-        if source.kind() == SourceKind::OpenVino {
-            let what = "converting an OpenVINO model, which is already converted,".to_owned();
-            return Err(Error::Unsupported { family: "openvino".to_owned(), what });
+        let finished =
+            [(SourceKind::OpenVino, "an OpenVINO model"), (SourceKind::Qnn, "compiled QNN contexts")];
+        if let Some((kind, what)) = finished.into_iter().find(|(kind, _)| *kind == source.kind()) {
+            let what = format!("converting {what}, already converted,");
+            return Err(Error::Unsupported { family: kind.name().to_owned(), what });
         }
         let (document, family, layout) = model_config(&source)?;
         let published = Config::new(&document);

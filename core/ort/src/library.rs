@@ -7,29 +7,32 @@ use drophammer_runtimes::{Found, runtime};
 use drophammer_sdk::{BackendError, ErrorCode, HostInfo, Result};
 use ort::environment::Environment;
 
-/// Where the library lies.
+/// What the runtime is called in the table of runtimes.
+const NAME: &str = "onnxruntime";
+
+/// Where a runtime of the table lies; `key` names the plugin's setting that may name its library.
 ///
 /// # Errors
 /// [`ErrorCode::MissingRuntime`]: missing, too old or broken, and how to get it.
-pub(crate) fn find(host: &HostInfo) -> Result<Found> {
-    let pinned = runtime("onnxruntime").ok_or_else(|| {
-        BackendError::new(ErrorCode::Failed, "the table of runtimes has no onnxruntime")
+pub fn find(host: &HostInfo, name: &str, key: &str) -> Result<Found> {
+    let pinned = runtime(name).ok_or_else(|| {
+        BackendError::new(ErrorCode::Failed, format!("the table of runtimes has no {name}"))
             .with_help("This is a fault of the program: report it.")
     })?;
-    let configured = host.config.get("library").and_then(|value| value.as_str()).map(Path::new);
+    let configured = host.config.get(key).and_then(|value| value.as_str()).map(Path::new);
     Ok(pinned.find(&host.runtimes, configured)?)
 }
 
-/// The opened library.
+/// ONNX Runtime, opened; `key` as for [`find`].
 ///
 /// # Errors
 /// As for [`find`], and when the library cannot be opened.
-pub(crate) fn environment(host: &HostInfo) -> Result<&'static Environment> {
+pub fn environment(host: &HostInfo, key: &str) -> Result<&'static Environment> {
     static OPENED: OnceLock<Environment> = OnceLock::new();
     if let Some(environment) = OPENED.get() {
         return Ok(environment);
     }
-    let library = find(host)?.library;
+    let library = find(host, NAME, key)?.library;
     let broken = |problem: String| {
         let message = format!("ONNX Runtime at {} cannot be opened: {problem}", library.display());
         BackendError::new(ErrorCode::MissingRuntime, message)
@@ -45,7 +48,7 @@ pub(crate) fn environment(host: &HostInfo) -> Result<&'static Environment> {
 }
 
 /// A failure of the library.
-pub(crate) fn failed<R>(what: &str, error: &ort::Error<R>) -> BackendError {
+pub fn failed<R>(what: &str, error: &ort::Error<R>) -> BackendError {
     BackendError::new(ErrorCode::Failed, format!("{what}: {}", error.message()))
         .with_help("The job's log holds the library's own messages.")
 }

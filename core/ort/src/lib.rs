@@ -1,0 +1,14 @@
+//! ONNX Runtime's library, as plugins use it: found where `drophammer runtime install` or the user put it, opened once per process.
+//!
+//! - [`find`] and [`environment`]: the library itself.
+//! - [`provider`]: execution providers that come as libraries of their own, and their devices.
+//! - [`placement`]: which operations of a session went to which provider.
+//! - [`failed`] words the library's errors.
+//!
+//! What must not come in: knowledge of a model. Plugins build their sessions with the crate `ort` itself.
+
+mod library;
+pub mod placement;
+pub mod provider;
+
+pub use library::{environment, failed, find};

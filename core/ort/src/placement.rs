@@ -1,0 +1,70 @@
+//! Which operations of a session went to which provider.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_char};
+use std::ptr;
+
+use drophammer_sdk::{BackendError, ErrorCode, Result};
+use ort::AsPointer;
+use ort::session::Session;
+use ort::sys::{OrtEpAssignedNode, OrtEpAssignedSubgraph, OrtStatusPtr};
+
+/// The session setting without which nothing is recorded; set it to `1`.
+pub const RECORD: &str = "session.record_ep_graph_assignment_info";
+
+/// Operations by provider and kind.
+pub type Placement = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// Where a session's operations went. It must have been made with [`RECORD`].
+///
+/// # Errors
+/// When the library has no record.
+#[allow(unsafe_code)] // the crate `ort` has no wrapper of these functions
+pub fn of(session: &Session) -> Result<Placement> {
+    let api = ort::api();
+    let mut placement = Placement::new();
+    // SAFETY: the session is alive for the whole function, and what these functions give belongs to it: arrays of so many
+    // pointers, and strings that end with zero. All are written before they are read, as success says.
+    unsafe {
+        let mut graphs: *const *const OrtEpAssignedSubgraph = ptr::null();
+        let mut count = 0;
+        check((api.Session_GetEpGraphAssignmentInfo)(session.ptr(), &raw mut graphs, &raw mut count))?;
+        for graph in 0..count {
+            let graph = *graphs.add(graph);
+            let provider = text(|out| (api.EpAssignedSubgraph_GetEpName)(graph, out))?;
+            let operations = placement.entry(provider).or_default();
+            let mut nodes: *const *const OrtEpAssignedNode = ptr::null();
+            let mut count = 0;
+            check((api.EpAssignedSubgraph_GetNodes)(graph, &raw mut nodes, &raw mut count))?;
+            for node in 0..count {
+                let node = *nodes.add(node);
+                let kind = text(|out| (api.EpAssignedNode_GetOperatorType)(node, out))?;
+                *operations.entry(kind).or_default() += 1;
+            }
+        }
+    }
+    Ok(placement)
+}
+
+/// A text that a function of the library points to.
+#[allow(unsafe_code)]
+fn text(ask: impl FnOnce(*mut *const c_char) -> OrtStatusPtr) -> Result<String> {
+    let mut out = ptr::null();
+    check(ask(&raw mut out))?;
+    if out.is_null() {
+        return Ok(String::new());
+    }
+    // SAFETY: on success `out` points to a string that ends with zero and lives as long as its session.
+    Ok(unsafe { CStr::from_ptr(out) }.to_string_lossy().into_owned())
+}
+
+#[allow(unsafe_code)]
+fn check(status: OrtStatusPtr) -> Result<()> {
+    if status.0.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a status that is not null is an error of the library's, which the caller gives back.
+    unsafe { (ort::api().ReleaseStatus)(status.0) };
+    Err(BackendError::new(ErrorCode::Failed, "ONNX Runtime does not say where a session's operations went")
+        .with_help("Use ONNX Runtime 1.24 or newer."))
+}

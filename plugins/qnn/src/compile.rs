@@ -1,0 +1,128 @@
+//! From a graph to a context binary, by the QNN provider.
+
+use std::path::Path;
+
+use drophammer_formats::onnx::{self, Attribute};
+use drophammer_ort::placement::{self, Placement};
+use drophammer_sdk::{BackendError, ErrorCode, Result};
+use ort::environment::Environment;
+
+use crate::artifact::{self, Compiled};
+use crate::provider::{self, NAME};
+use crate::soc::Soc;
+
+/// The largest graph around a context that is read.
+const LARGEST: u64 = 64 << 20;
+
+/// Compiles `graph` for a chip, into `{stem}.onnx` of `folder` and the binary beside it.
+///
+/// # Errors
+/// When the compiler refuses, puts nothing on the NPU, or writes no binary.
+pub(crate) fn compile(
+    environment: &Environment,
+    graph: &Path,
+    folder: &Path,
+    stem: &str,
+    tokens: u32,
+    soc: &Soc,
+) -> Result<Compiled> {
+    let model = format!("{stem}.onnx");
+    let target = folder.join(&model);
+    // What an interrupted attempt left would be refused.
+    for name in [model.clone(), format!("{stem}_qnn.bin")] {
+        let _ = std::fs::remove_file(folder.join(name));
+    }
+    let options = [
+        ("htp_arch", soc.htp_arch.to_string()),
+        ("soc_model", soc.model.to_string()),
+        ("htp_graph_finalization_optimization_mode", "3".to_owned()),
+        ("enable_htp_fp16_precision", "1".to_owned()),
+    ];
+    let entries = [
+        ("ep.context_enable", "1".to_owned()),
+        ("ep.context_file_path", target.display().to_string()),
+        ("ep.context_embed_mode", "0".to_owned()),
+    ];
+    let refused = |problem: String| {
+        let message = format!("{stem}: the QNN compiler refuses the graph for {}: {problem}", soc.name);
+        BackendError::new(ErrorCode::Failed, message)
+            .with_help("The job's log holds QNN's own messages; another scheme or chip may do.")
+    };
+    let session = provider::on_npu(environment, &options, &entries)?
+        .commit_from_file(graph)
+        .map_err(|error| refused(error.message().to_owned()))?;
+    let placement = placement::of(&session)?;
+    drop(session);
+    if placement.get(NAME).is_none_or(std::collections::BTreeMap::is_empty) {
+        return Err(refused("it takes none of its operations".into()));
+    }
+    let mut files = vec![artifact::told(folder, &model)?];
+    for binary in binaries(&target)? {
+        if !folder.join(&binary).is_file() {
+            return Err(refused(format!("{binary} was not written")));
+        }
+        files.push(artifact::told(folder, &binary)?);
+    }
+    if files.len() < 2 {
+        return Err(refused("no binary was written".into()));
+    }
+    Ok(Compiled { tokens, model, files, placement })
+}
+
+/// The binaries that a graph of contexts names.
+fn binaries(model: &Path) -> Result<Vec<String>> {
+    let unreadable = |problem: String| {
+        BackendError::new(ErrorCode::Failed, format!("{}: {problem}", model.display()))
+            .with_help("The job's log holds QNN's own messages.")
+    };
+    let length = std::fs::metadata(model).map_err(|error| unreadable(error.to_string()))?.len();
+    if length > LARGEST {
+        return Err(unreadable("is too large".into()));
+    }
+    let bytes = std::fs::read(model).map_err(|error| unreadable(error.to_string()))?;
+    let parsed = onnx::parse(&bytes).map_err(|fault| unreadable(fault.to_string()))?;
+    let contexts = parsed.graph.nodes.iter().filter(|node| node.op_type == "EPContext");
+    let mut names: Vec<String> = contexts
+        .flat_map(|node| &node.attributes)
+        .filter_map(|(name, value)| match value {
+            Attribute::String(text) if name == "ep_cache_context" => String::from_utf8(text.clone()).ok(),
+            _ => None,
+        })
+        .filter(|name| !name.is_empty())
+        .collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// A placement in words: how much is on the NPU, and what is not.
+pub(crate) fn told(placement: &Placement) -> String {
+    let count = |provider: &str| placement.get(provider).map_or(0, |kinds| kinds.values().sum());
+    let on_npu: u64 = count(NAME);
+    let others: Vec<String> = placement
+        .iter()
+        .filter(|(provider, _)| *provider != NAME)
+        .flat_map(|(_, kinds)| kinds)
+        .map(|(kind, count)| format!("{count} {kind}"))
+        .collect();
+    if others.is_empty() {
+        format!("all {on_npu} operations on the NPU")
+    } else {
+        format!("{on_npu} operations on the NPU, on the processor {}", others.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placements_are_told() {
+        let kinds =
+            |list: &[(&str, u64)]| list.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        let mut placement = Placement::from([(NAME.to_owned(), kinds(&[("Gemm", 7), ("Add", 2)]))]);
+        assert_eq!(told(&placement), "all 9 operations on the NPU");
+        placement.insert("CPUExecutionProvider".into(), kinds(&[("Gather", 1)]));
+        assert_eq!(told(&placement), "9 operations on the NPU, on the processor 1 Gather");
+    }
+}

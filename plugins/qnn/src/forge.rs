@@ -1,0 +1,256 @@
+//! From any source to compiled contexts: graphs and weights, ranges of activations, the compiler, the folder.
+
+use std::path::{Path, PathBuf};
+
+use drophammer_forge::{Recipe, failure};
+use drophammer_formats::digest::Digest;
+use drophammer_formats::layout::Layout;
+use drophammer_models::Checkpoint;
+use drophammer_models::export::onnx::{FixedExport, Importances, Ranges, Step, Weights};
+use drophammer_sdk::{
+    BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LogLevel,
+    Result,
+};
+
+use crate::artifact::{self, Artifact, Head};
+use crate::calibrate::{self, Samples};
+use crate::scheme::{self, Scheme};
+use crate::soc::{self, Soc};
+use crate::{compile, provider};
+
+/// The compiled graphs: a chunk of a prompt, and one token.
+const STEPS: [Step; 2] = [Step { stem: "prefill", tokens: 64 }, Step { stem: "decode", tokens: 1 }];
+/// The longest sequence where the goal names none.
+const USUAL_CONTEXT: u32 = 512;
+/// The longest sequence that is compiled.
+const MOST_CONTEXT: u32 = 8192;
+/// Files of a source that its folder keeps, besides those of the tokenizer.
+const KEPT: [&str; 2] = ["config.json", "generation_config.json"];
+/// Resident memory of a worker with the compiler in it, besides a model.
+const WORKER_BYTES: u64 = 400 << 20;
+/// What the compiler holds for each byte of float weights.
+const COMPILER_FACTOR: u64 = 4;
+
+/// A goal, decided.
+struct Plan {
+    checkpoint: Checkpoint,
+    scheme: Scheme,
+    soc: &'static Soc,
+    context: u32,
+}
+
+impl Plan {
+    fn of(request: &ForgeRequest) -> Result<Self> {
+        let scheme = scheme::of(&request.goal)?;
+        let soc = soc::of(&request.goal)?;
+        let checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
+        if !request.no_tokenizer && !checkpoint.source().tokenizer().is_complete() {
+            let message = if checkpoint.has_tokenizer() {
+                "the tokenizer lies in GGUF keys; a folder of contexts needs it as tokenizer.json"
+            } else {
+                "there is no tokenizer beside the weights"
+            };
+            let message = format!("{}: {message}", request.source.display());
+            return Err(BackendError::new(ErrorCode::InvalidInput, message).with_help(
+                "Put the model's tokenizer.json beside it, or ask for the model without one (--no-tokenizer).",
+            ));
+        }
+        let context = context_of(&request.goal, checkpoint.description().context)?;
+        Ok(Self { checkpoint, scheme, soc, context })
+    }
+
+    fn export(&self) -> Result<FixedExport<'_>> {
+        FixedExport::new(&self.checkpoint, &STEPS, self.context, self.scheme.weights)
+            .map_err(|error| failure::of_model(self.checkpoint.source().root(), &error))
+    }
+
+    fn parameters(&self) -> u64 {
+        self.checkpoint.weights().iter().map(|weight| weight.shape.iter().product::<u64>()).sum()
+    }
+
+    fn bits_per_weight(&self, layout: &Layout) -> f64 {
+        let bytes: u64 = layout.places.iter().map(|place| place.len).sum();
+        // Floats are written in single precision and compiled in half.
+        let bytes = if self.scheme.calibrated() { bytes } else { bytes / 2 };
+        bytes as f64 * 8.0 / self.parameters().max(1) as f64
+    }
+}
+
+/// The longest sequence: the goal's option `context`, or the usual one; never longer than the model's.
+fn context_of(goal: &Goal, most: u32) -> Result<u32> {
+    let most = most.min(MOST_CONTEXT);
+    let Some(value) = goal.options.get("context") else { return Ok(USUAL_CONTEXT.min(most)) };
+    let asked = value.as_u64().filter(|context| (1..=u64::from(most)).contains(context));
+    asked.map(|context| context as u32).ok_or_else(|| {
+        let message = format!("option `context`: {value} is no length from 1 to {most}");
+        BackendError::new(ErrorCode::InvalidRequest, message)
+            .with_help("A longer context makes every step slower: its length is compiled in.")
+    })
+}
+
+/// The layout with activations as they are, or by ranges.
+fn layout(export: &FixedExport<'_>, ranges: Option<&Ranges>) -> Result<Layout> {
+    export.layout(ranges).map_err(|fault| {
+        BackendError::new(ErrorCode::UnsupportedInput, fault.to_string()).with_help(fault.help())
+    })
+}
+
+/// Makes a folder of compiled contexts.
+///
+/// # Errors
+/// For unknown goals, sources that cannot be read or expressed, a missing runtime, and graphs that the compiler refuses.
+pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+    job.check()?;
+    let plan = Plan::of(request)?;
+    let compiler = provider::look(host).map_err(first)?;
+    let importances = match &request.imatrix {
+        Some(path) => drophammer_forge::gguf::read_importance(path)?,
+        None => Importances::new(),
+    };
+    let export = plan.export()?;
+    let mut notes = Vec::new();
+    let mut recipe = Recipe::new("qnn", env!("CARGO_PKG_VERSION"), plan.scheme.name)
+        .with_source(plan.checkpoint.source())?
+        .with_files(request.adapters.iter().chain(&request.imatrix))?
+        .with_option("context", &plan.context.to_string());
+    let ranges = if plan.scheme.calibrated() {
+        let samples = Samples::of(&plan.checkpoint, &request.goal)?;
+        let bytes: Vec<u8> = samples.tokens.iter().flatten().flat_map(|token| token.to_le_bytes()).collect();
+        recipe = recipe.with_option("samples", &Digest::of(&bytes).to_string());
+        notes.push(samples.told.clone());
+        let place = request.staging.join("calibration");
+        Some(calibrate::ranges(host, &plan.checkpoint, &samples, plan.scheme.unseen, &place, job)?)
+    } else {
+        None
+    };
+    let layout = layout(&export, ranges.as_ref())?;
+    let graphs = request.staging.join("graphs");
+    let io = |path: &Path, error: std::io::Error| {
+        BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
+            .with_help("Check the path, its permissions and the free space.")
+    };
+    std::fs::create_dir_all(&graphs).map_err(|error| io(&graphs, error))?;
+    let items = export.items(&importances).map_err(|error| failure::of_pass(&error))?;
+    drophammer_forge::run(&graphs, &layout, &items, &recipe, job)?;
+    drop(items);
+    let environment = provider::open(host)?;
+    let mut steps = Vec::new();
+    for (number, step) in STEPS.iter().enumerate() {
+        job.check()?;
+        job.progress("compiling", step.stem, number as u64, STEPS.len() as u64);
+        let graph = graphs.join(format!("{}.onnx", step.stem));
+        let compiled =
+            compile::compile(environment, &graph, &request.staging, step.stem, step.tokens, plan.soc)?;
+        let told = format!("{}: {}", step.stem, compile::told(&compiled.placement));
+        job.log(LogLevel::Info, &told);
+        notes.push(told);
+        steps.push(compiled);
+    }
+    notes.push(format!("compiled for {} ({})", plan.soc.name, plan.soc.sold_as));
+    if provider::EMULATED {
+        notes.push(provider::EMULATION.to_owned());
+    }
+    let head = Head {
+        scheme: plan.scheme.name,
+        soc: plan.soc,
+        compiler: format!("onnxruntime-qnn {compiler}"),
+        vocabulary: plan.checkpoint.description().vocabulary,
+        context: plan.context,
+        unseen: plan.scheme.unseen,
+        interface: export.interface(),
+    };
+    let artifact = Artifact::new(head, steps);
+    let mut files = vec![PathBuf::from(artifact::FILE)];
+    files.extend(artifact.steps.iter().flat_map(|step| &step.files).map(|(name, _)| PathBuf::from(name)));
+    let document = serde_json::to_vec_pretty(&artifact)
+        .map_err(|error| BackendError::new(ErrorCode::Failed, format!("{}: {error}", artifact::FILE)))?;
+    let path = request.staging.join(artifact::FILE);
+    std::fs::write(&path, document).map_err(|error| io(&path, error))?;
+    for (name, source) in kept(&plan.checkpoint, request.no_tokenizer) {
+        let target = request.staging.join(&name);
+        std::fs::copy(&source, &target).map_err(|error| io(&source, error))?;
+        files.push(name.into());
+    }
+    std::fs::remove_dir_all(&graphs).map_err(|error| io(&graphs, error))?;
+    let sizes = files.iter().map(|file| std::fs::metadata(request.staging.join(file)).map(|m| m.len()));
+    let bytes = sizes.sum::<std::io::Result<u64>>().map_err(|error| io(&request.staging, error))?;
+    Ok(ForgeReport {
+        files,
+        bytes,
+        bits_per_weight: plan.bits_per_weight(&layout),
+        parameters: plan.parameters(),
+        notes,
+        types: export.types(),
+    })
+}
+
+/// What a runtime wants beside the contexts: the configuration and the tokenizer as they are.
+fn kept(checkpoint: &Checkpoint, no_tokenizer: bool) -> Vec<(String, PathBuf)> {
+    let source = checkpoint.source();
+    let documents = KEPT.iter().map(|name| ((*name).to_owned(), source.root().join(name)));
+    let tokenizer = source.tokenizer().iter().map(|(name, path)| (name.to_owned(), path.to_owned()));
+    let tokenizer: Vec<_> = tokenizer.filter(|_| !no_tokenizer).collect();
+    documents.filter(|(_, path)| path.is_file()).chain(tokenizer).collect()
+}
+
+/// The first of some errors, with the remedies of all.
+pub(crate) fn first(errors: Vec<BackendError>) -> BackendError {
+    let helps: Vec<String> = errors.iter().map(|error| error.help.clone()).collect();
+    let mut errors = errors.into_iter();
+    let error = errors.next().unwrap_or_else(|| BackendError::new(ErrorCode::Failed, "no runtime was found"));
+    error.with_help(helps.join(" and "))
+}
+
+/// What reaching a goal would take; a goal that cannot be reached says why.
+///
+/// # Errors
+/// When the source cannot be read.
+pub(crate) fn estimate(host: &HostInfo, source: &Path, goal: &Goal) -> Result<Estimate> {
+    let mut estimate =
+        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
+    let request = ForgeRequest {
+        source: source.to_owned(),
+        goal: goal.clone(),
+        name: "model".into(),
+        no_tokenizer: goal.options.get("no_tokenizer").and_then(serde_json::Value::as_bool).unwrap_or(false),
+        ..ForgeRequest::default()
+    };
+    let planned = Plan::of(&request).and_then(|plan| {
+        // Emitting a graph of floats reads little and finds everything that the form does not express.
+        FixedExport::new(&plan.checkpoint, &STEPS, plan.context, Weights::Floats)
+            .map_err(|error| failure::of_model(source, &error))?;
+        provider::look(host).map_err(first)?;
+        Ok(plan)
+    });
+    match planned {
+        Ok(plan) => {
+            let parameters = plan.parameters();
+            let bits = match plan.scheme.weights {
+                Weights::Floats => 16,
+                Weights::Whole { bits, .. } => u64::from(bits),
+            };
+            estimate.supported = true;
+            let words = if provider::EMULATED { provider::EMULATION } else { "runs on this machine's NPU" };
+            estimate.reason = Some(format!("compiled for {} ({}); {words}", plan.soc.name, plan.soc.sold_as));
+            if plan.scheme.calibrated() {
+                estimate
+                    .steps
+                    .push("run the float graph over sample text for the ranges of activations".into());
+            }
+            estimate
+                .steps
+                .push(format!("write the weights as {} and two graphs over them", plan.scheme.name));
+            estimate.steps.push(format!("compile both for {}; say what goes to its NPU", plan.soc.name));
+            // Every context holds all weights.
+            estimate.bytes = STEPS.len() as u64 * parameters * bits / 8;
+            estimate.peak_memory_bytes = WORKER_BYTES + COMPILER_FACTOR * 4 * parameters;
+            estimate.seconds = 5.0 + parameters as f64 / if plan.scheme.calibrated() { 1.5e6 } else { 5e6 };
+        }
+        Err(error) if error.code == ErrorCode::Failed => return Err(error),
+        Err(error) => {
+            estimate.reason = Some(error.message);
+            estimate.help = Some(error.help).filter(|help| !help.is_empty());
+        }
+    }
+    Ok(estimate)
+}

@@ -1,0 +1,235 @@
+//! Folders of contexts are made, run in emulation, and give nearly the references' numbers.
+//!
+//! The runtime is proprietary: it is there only where whoever runs the tests accepted its licence
+//! (`DROPHAMMER_ACCEPTED_LICENCES=qnn cargo xtask test`). Without it, tests that compile say so and only check what is refused.
+
+#![allow(clippy::unwrap_used)] // a test stops at the first surprise
+
+use std::path::{Path, PathBuf};
+
+use drophammer_formats::Source;
+use drophammer_qnn::Qnn;
+use drophammer_sdk::{
+    Backend, Batch, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest,
+    LogLevel, ProbeRequest, Session,
+};
+
+struct Job;
+
+impl JobContext for Job {
+    fn progress(&self, _: &str, _: &str, _: u64, _: u64) {}
+    fn log(&self, _: LogLevel, line: &str) {
+        println!("{line}");
+    }
+    fn cancelled(&self) -> bool {
+        false
+    }
+    fn budgets(&self) -> Budgets {
+        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
+    }
+}
+
+fn fixtures(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn backend() -> Qnn {
+    Qnn::open(HostInfo::default()).unwrap()
+}
+
+/// Whether there is a runtime to compile and run anything with.
+fn runs() -> bool {
+    let report = backend().probe(&ProbeRequest::default()).unwrap();
+    let runs = report.formats[0].run;
+    assert!(runs || !licence_accepted(), "{:?}", report.problems);
+    if !runs {
+        eprintln!("not run: {:?}", report.problems);
+    }
+    runs
+}
+
+fn licence_accepted() -> bool {
+    std::env::var_os("DROPHAMMER_RUNTIMES").is_some()
+        && std::env::var("DROPHAMMER_ACCEPTED_LICENCES")
+            .is_ok_and(|list| list.split(',').any(|name| name == "qnn"))
+}
+
+fn goal(scheme: &str) -> Goal {
+    Goal { format: "qnn".into(), scheme: scheme.into(), ..Goal::default() }
+}
+
+fn forge(source: &Path, goal: Goal, staging: &Path) -> drophammer_sdk::Result<ForgeReport> {
+    let request = ForgeRequest {
+        source: source.to_owned(),
+        goal,
+        staging: staging.to_owned(),
+        name: "model".into(),
+        no_tokenizer: !source.join("tokenizer.json").exists(),
+        ..ForgeRequest::default()
+    };
+    backend().quantize(&request, &Job)
+}
+
+fn load(path: &Path) -> Box<dyn Session> {
+    let request = LoadRequest { path: path.to_owned(), reference: true, ..LoadRequest::default() };
+    backend().load(&request, Box::new(Job)).unwrap()
+}
+
+/// Token rows and the logits due.
+fn reference(directory: &Path) -> (Vec<Vec<u32>>, Vec<f32>) {
+    let file = Source::open(directory.join("reference.safetensors")).unwrap();
+    let tokens = file.tensor("tokens").unwrap();
+    let ids = file.bytes(tokens).chunks_exact(8);
+    let ids: Vec<u32> = ids.map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()) as u32).collect();
+    let rows = ids.chunks(tokens.row_elements() as usize).map(<[u32]>::to_vec).collect();
+    let due = file.bytes(file.tensor("logits").unwrap()).chunks_exact(4);
+    (rows, due.map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect())
+}
+
+fn step(session: &mut dyn Session, tokens: &[u32], first: u32) -> Vec<f32> {
+    let count = tokens.len() as u32;
+    let positions: Vec<u32> = (first..first + count).collect();
+    let (sequences, outputs) = (vec![0; tokens.len()], (0..count).collect::<Vec<_>>());
+    let mut out = vec![f32::NAN; tokens.len() * session.limits().output_width as usize];
+    let batch = Batch { tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
+    session.forward(batch, &mut out).unwrap();
+    out
+}
+
+fn best(row: &[f32]) -> usize {
+    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap()
+}
+
+/// Share of rows with the same best token, and mean KL divergence in nats.
+fn compare(found: &[f32], due: &[f32], width: usize) -> (f64, f64) {
+    let log_softmax = |row: &[f32]| -> Vec<f64> {
+        let most = row.iter().copied().fold(f32::MIN, f32::max);
+        let sum: f64 = row.iter().map(|x| f64::from(x - most).exp()).sum();
+        row.iter().map(|x| f64::from(x - most) - sum.ln()).collect()
+    };
+    let rows = found.chunks(width).zip(due.chunks(width));
+    let (mut same, mut divergence, mut count) = (0, 0.0, 0);
+    for (found, due) in rows {
+        same += usize::from(best(found) == best(due));
+        let (q, p) = (log_softmax(found), log_softmax(due));
+        divergence += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+        count += 1;
+    }
+    (same as f64 / f64::from(count), divergence / f64::from(count))
+}
+
+#[test]
+fn schemes_come_as_near_to_the_trained_model_as_their_bits_allow() {
+    if !runs() {
+        return;
+    }
+    let source = fixtures("shakespeare-llama");
+    let (rows, due) = reference(&source);
+    for (scheme, same, divergence) in
+        [("fp16", 0.99, 1e-5), ("a16w8", 0.97, 6e-4), ("a16w4", 0.88, 1.2e-2), ("a8w8", 0.8, 5e-2)]
+    {
+        let staging = tempfile::tempdir().unwrap();
+        let report = forge(&source, goal(scheme), staging.path()).unwrap();
+        println!("{scheme}: {} bytes, {:?}", report.bytes, report.notes);
+        let told = report.notes.iter().filter(|note| note.contains("on the NPU")).count();
+        assert_eq!(told, 2, "{:?}", report.notes);
+        let mut session = load(staging.path());
+        let width = session.limits().output_width as usize;
+        let mut found = Vec::new();
+        for row in &rows {
+            session.remove(0, 0, u32::MAX).unwrap();
+            found.extend(step(session.as_mut(), row, 0));
+        }
+        let seen = compare(&found, &due, width);
+        println!("{scheme}: top-1 {:.2}%, KL {:.2e}", seen.0 * 100.0, seen.1);
+        assert!(seen.0 >= same && seen.1 <= divergence, "{scheme}: {seen:?}");
+    }
+}
+
+#[test]
+fn a_trained_model_goes_on_as_its_reference_does_and_again_in_another_session() {
+    if !runs() {
+        return;
+    }
+    let source = fixtures("shakespeare-llama");
+    let text = std::fs::read_to_string(source.join("reference.json")).unwrap();
+    let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let expected: Vec<u32> = serde_json::from_value(reference["greedy_tokens"].clone()).unwrap();
+    let staging = tempfile::tempdir().unwrap();
+    let report = forge(&source, goal("fp16"), staging.path()).unwrap();
+    let mut before: Option<Vec<f32>> = None;
+    for _ in 0..2 {
+        let mut session = load(&staging.path().join(&report.files[0]));
+        let width = session.limits().output_width as usize;
+        let mut tokens = expected[..5].to_vec();
+        let mut rows = step(session.as_mut(), &tokens, 0);
+        let mut all = rows.clone();
+        while tokens.len() < 69.min(expected.len()) {
+            let next = best(&rows[rows.len() - width..]) as u32;
+            rows = step(session.as_mut(), &[next], tokens.len() as u32);
+            all.extend_from_slice(&rows);
+            tokens.push(next);
+        }
+        assert_eq!(tokens, expected[..tokens.len()]);
+        println!("{} tokens as the reference's", tokens.len() - 5);
+        if let Some(before) = &before {
+            assert!(before.iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits()), "logits differ");
+        }
+        before = Some(all);
+    }
+}
+
+#[test]
+fn what_cannot_be_made_or_run_is_told() {
+    let staging = tempfile::tempdir().unwrap();
+    let error = forge(&fixtures("arch/llama"), goal("int4"), staging.path()).unwrap_err();
+    assert!(error.code == ErrorCode::UnsupportedInput && error.help.contains("a16w8"), "{error}");
+    let mut other = goal("fp16");
+    other.options.insert("soc".into(), "sm1".into());
+    let error = forge(&fixtures("arch/llama"), other, staging.path()).unwrap_err();
+    assert!(error.code == ErrorCode::InvalidRequest && error.help.contains("sm8650"), "{error}");
+    let mut other = goal("fp16");
+    other.options.insert("context".into(), 0.into());
+    let error = forge(&fixtures("arch/llama"), other, staging.path()).unwrap_err();
+    assert!(error.message.contains("context"), "{error}");
+    let plan = |name: &str| {
+        let request = ProbeRequest {
+            source: Some(fixtures(name)),
+            goals: vec![{
+                let mut goal = goal("fp16");
+                goal.options.insert("no_tokenizer".into(), true.into());
+                goal
+            }],
+        };
+        backend().probe(&request).unwrap().estimates.remove(0)
+    };
+    for (name, reason) in [("arch/mixtral", "mixture of experts"), ("arch/bert", "without logits")] {
+        let estimate = plan(name);
+        assert!(!estimate.supported, "{name}");
+        assert!(estimate.reason.as_ref().unwrap().contains(reason), "{name}: {estimate:?}");
+    }
+    let estimate = plan("arch/llama");
+    if runs() {
+        assert!(estimate.supported && estimate.reason.unwrap().contains("emulation"));
+    } else {
+        assert!(estimate.help.unwrap().contains("drophammer runtime install"));
+    }
+}
+
+#[test]
+fn a_damaged_folder_is_refused_before_qnn_reads_it() {
+    if !runs() {
+        return;
+    }
+    let staging = tempfile::tempdir().unwrap();
+    let report = forge(&fixtures("arch/llama"), goal("fp16"), staging.path()).unwrap();
+    let binary = report.files.iter().find(|file| file.extension().is_some_and(|kind| kind == "bin")).unwrap();
+    let path = staging.path().join(binary);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let request = LoadRequest { path: staging.path().to_owned(), ..LoadRequest::default() };
+    let error = backend().load(&request, Box::new(Job)).err().unwrap();
+    assert!(error.code == ErrorCode::InvalidInput && error.message.contains("digest"), "{error}");
+}

@@ -12,6 +12,9 @@ pub(crate) struct Weights<'a> {
 /// What even an unimportant column counts, so that a block met by no activation is still encoded sensibly.
 const FLOOR: f32 = 1e-4;
 
+/// How many times its block's mean square a weight's own must be to count √2 times as much: see [`Tile::favour_large`].
+const LARGE: f32 = 4.0;
+
 impl<'a> Weights<'a> {
     /// `None`, or importance that is zero everywhere, weighs all columns alike.
     pub(crate) fn new(importance: Option<&'a [f32]>) -> Self {
@@ -85,8 +88,36 @@ impl Tile {
                 *line = &columns[first..first + length];
             }
             side_by_side(&lines[..count], &mut self.w, |w| w * weights.gain + FLOOR);
+            self.favour_large();
         }
         self.weighted = weights.columns.is_some();
+    }
+
+    /// Multiplies weights by `sqrt(1 + x² / 4σ²)`, σ being the block's root mean square: what is large in a matrix was made so by
+    /// training, and its error is worth a little more than its column tells. (ggml multiplies by `sqrt(2σ² + x²)`.)
+    fn favour_large(&mut self) {
+        // Relative to the block's largest, so that no square overflows; then to the block's own sum, so that no block counts more
+        // than by its columns.
+        let mut largest = [0.0f32; LANES];
+        for row in &self.x {
+            largest.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
+        }
+        let unit = largest.map(|largest| if largest < f32::MIN_POSITIVE { 0.0 } else { 1.0 / largest });
+        let mut squares = [0.0; LANES];
+        for row in &self.x {
+            for lane in 0..LANES {
+                let u = row[lane] * unit[lane];
+                squares[lane] += u * u;
+            }
+        }
+        let share = self.x.len() as f32 / LARGE;
+        let gain = squares.map(|sum| if sum > 0.0 { share / sum } else { 0.0 });
+        for (weights, row) in self.w.iter_mut().zip(&self.x) {
+            for lane in 0..LANES {
+                let u = row[lane] * unit[lane];
+                weights[lane] *= (1.0 + u * u * gain[lane]).sqrt();
+            }
+        }
     }
 
     /// The codes block after block, each block's in order.

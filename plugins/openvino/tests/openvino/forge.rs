@@ -81,12 +81,12 @@ fn plans_say_what_would_be_made_and_why_not() {
     assert!(estimate.reason.unwrap().contains("128 does not divide"), "the fallback is told");
 }
 
-/// How many tensors the trained model stores as what, with these options.
-fn types(
+/// What the trained model is stored as with these options: the weights' file, and the report.
+fn made(
     scheme: &str,
     options: &str,
     imatrix: Option<&Path>,
-) -> Result<(BTreeMap<String, u64>, Vec<String>), String> {
+) -> Result<(Vec<u8>, drophammer_sdk::ForgeReport), String> {
     let place = tempfile::tempdir().unwrap();
     let request = ForgeRequest {
         source: fixture("shakespeare-llama"),
@@ -97,7 +97,16 @@ fn types(
         ..ForgeRequest::default()
     };
     let report = backend().quantize(&request, &Job).map_err(|error| error.message)?;
-    Ok((report.types, report.notes))
+    Ok((std::fs::read(place.path().join("openvino_model.bin")).unwrap(), report))
+}
+
+/// How many of its tensors are stored as what, and the notes.
+fn types(
+    scheme: &str,
+    options: &str,
+    imatrix: Option<&Path>,
+) -> Result<(BTreeMap<String, u64>, Vec<String>), String> {
+    made(scheme, options, imatrix).map(|(_, report)| (report.types, report.notes))
 }
 
 #[test]
@@ -146,6 +155,52 @@ fn statistics_change_the_weights_and_those_of_another_model_are_refused() {
     assert!(types("int4_sym_g64", "{}", Some(&wide)).unwrap_err().contains("200"));
     let other = file("other.gguf", "encoder.weight", 256);
     assert!(types("int4_sym_g64", "{}", Some(&other)).unwrap_err().contains("another model"));
+}
+
+#[test]
+fn columns_are_scaled_and_errors_made_up_for_where_calibration_allows() {
+    let place = tempfile::tempdir().unwrap();
+    let width = 256;
+    // A few columns meet strong activations, and each column's are half its left neighbour's.
+    let strength = |column: usize| if column % 16 == 3 { 40.0 } else { 0.5f32 };
+    let sums = (0..width).map(|column| strength(column).powi(2) * 64.0).collect();
+    let products: Vec<u8> = (0..width * width)
+        .map(|place| (place / width, place % width))
+        .map(|(i, j)| strength(i) * strength(j) * 64.0 * 0.5f32.powi(i.abs_diff(j) as i32))
+        .flat_map(f32::to_le_bytes)
+        .collect();
+    let name = "blk.0.ffn_up.weight";
+    let matrices = BTreeMap::from([(name.to_owned(), Columns { sums, counts: vec![64.0] })]);
+    let importance = Importance { matrices, ..Importance::default() };
+    let [plain, whole, other] = ["plain", "whole", "other"].map(|name| place.path().join(name));
+    importance.write(&plain).unwrap();
+    importance.write_with(&whole, &[(name, &products)]).unwrap();
+    importance.write_with(&other, &[("encoder.weight", &products)]).unwrap();
+
+    let scheme = "int4_sym_g64";
+    let (usual, report) = made(scheme, "{}", Some(&whole)).unwrap();
+    let [(scaled, scaled_report), (compensated, _), (both, _)] =
+        [r#"{"awq": true}"#, r#"{"compensate": true}"#, r#"{"awq": true, "compensate": true}"#]
+            .map(|options| made(scheme, options, Some(&whole)).unwrap());
+    assert!(
+        scaled_report.notes.iter().any(|note| note.contains("columns are scaled in 1 of")),
+        "{scaled_report:?}"
+    );
+    assert_eq!(report.bytes, scaled_report.bytes);
+    let files = [&usual, &scaled, &compensated, &both];
+    for (number, file) in files.iter().enumerate() {
+        assert!(files[..number].iter().all(|other| other != file), "{number} is the same as another");
+    }
+    for (options, imatrix, named) in [
+        (r#"{"awq": true}"#, None, "importance matrix"),
+        (r#"{"compensate": true}"#, None, "no imatrix"),
+        (r#"{"compensate": true}"#, Some(&plain), "no products"),
+        (r#"{"compensate": true}"#, Some(&other), "another model"),
+        (r#"{"awq": 1}"#, Some(&plain), "neither true nor false"),
+    ] {
+        let error = made(scheme, options, imatrix.map(AsRef::as_ref)).unwrap_err();
+        assert!(error.contains(named), "{error}");
+    }
 }
 
 #[test]

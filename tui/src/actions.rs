@@ -116,6 +116,7 @@ actions! {
     }
     Artifacts {
         Serve, "artifact.serve", ["s"], "serve", "Load this artifact so that requests reach it, or unload it";
+        Pin, "artifact.pin", ["p"], "pin", "Load this artifact and keep it loaded whatever else needs memory, or take that back";
         ChatWith, "artifact.chat", ["c"], "chat", "Talk to this artifact";
         Compare, "artifact.compare", ["space", "v"], "compare", "Mark this artifact for comparison; two marks show the difference";
         Delete, "artifact.delete", ["D"], "delete", "Remove this artifact from the library, after asking";

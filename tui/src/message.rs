@@ -111,6 +111,10 @@ pub enum Effect {
     Serve(String),
     /// Unload an artifact.
     Unserve(String),
+    /// Load an artifact and keep it loaded.
+    Pin(String),
+    /// Let an artifact be unloaded again.
+    Unpin(String),
     /// Remove an artifact.
     Delete(String),
     /// Probe a plugin again.

@@ -191,6 +191,14 @@ impl Program {
                 client.unserve_artifact(&id).await?;
                 Ok("unloaded".to_owned())
             }),
+            Effect::Pin(id) => self.ask(async move {
+                let served = client.pin_artifact(&id).await?;
+                Ok(format!("{} stays loaded", served.name))
+            }),
+            Effect::Unpin(id) => self.ask(async move {
+                client.unpin_artifact(&id).await?;
+                Ok("it may be unloaded again".to_owned())
+            }),
             Effect::Delete(id) => self.ask(async move {
                 client.delete_artifact(&id).await?;
                 Ok("removed from the library".to_owned())

@@ -80,6 +80,9 @@ impl From<ServeError> for Failure {
             ServeError::Invalid(_) => "change the prompt or the settings",
             ServeError::Busy { .. } => "try again later",
             ServeError::NoSuchModel { .. } => "`drophammer models` lists what is there",
+            ServeError::NoRoom { .. } => {
+                "raise `serve.memory_bytes`, unpin another model or serve a smaller artifact"
+            }
             ServeError::CannotLoad { .. } | ServeError::Broke(_) => "see `drophammer doctor`",
         };
         Self::new(Exit::Failed, error.to_string(), help)

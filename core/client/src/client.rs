@@ -220,6 +220,22 @@ impl Client {
         self.ask(Method::DELETE, &routes::serve_artifact(id)).await
     }
 
+    /// Loads an artifact and keeps it loaded, over restarts of the daemon too.
+    ///
+    /// # Errors
+    /// When there is none of that id, or it does not fit into memory.
+    pub async fn pin_artifact(&self, id: &str) -> Result<ServedModel, ClientError> {
+        self.call(Method::POST, &routes::pin_artifact(id), None, WORK_TIMEOUT).await
+    }
+
+    /// Lets an artifact be unloaded again.
+    ///
+    /// # Errors
+    /// When there is none of that id, or the configuration pins it.
+    pub async fn unpin_artifact(&self, id: &str) -> Result<(), ClientError> {
+        self.ask(Method::DELETE, &routes::pin_artifact(id)).await
+    }
+
     /// The models loaded now.
     ///
     /// # Errors

@@ -21,6 +21,8 @@
 //! | `DELETE` [`ARTIFACT`] | | none (204) |
 //! | `POST` [`SERVE_ARTIFACT`] | | [`ServedModel`](crate::api::ServedModel) |
 //! | `DELETE` [`SERVE_ARTIFACT`] | | none (204): unloads it |
+//! | `POST` [`PIN_ARTIFACT`] | | [`ServedModel`](crate::api::ServedModel) |
+//! | `DELETE` [`PIN_ARTIFACT`] | | none (204): takes the pin back |
 //! | `GET` [`SERVED`] | | [`Served`](crate::api::Served) |
 //! | `GET` [`PLUGINS`] | | [`Plugins`](crate::api::Plugins) |
 //! | `POST` [`RELOAD_PLUGIN`] | | [`Plugin`](crate::api::Plugin) |
@@ -63,6 +65,8 @@ pub const RETRY_JOB: &str = "/api/control/jobs/{id}/retry";
 pub const ARTIFACT: &str = "/api/control/artifacts/{id}";
 /// `POST` loads an artifact so that `/v1` answers with it, `DELETE` unloads it.
 pub const SERVE_ARTIFACT: &str = "/api/control/artifacts/{id}/serve";
+/// `POST` loads an artifact and keeps it loaded whatever else needs memory, `DELETE` takes that back.
+pub const PIN_ARTIFACT: &str = "/api/control/artifacts/{id}/pin";
 /// The models loaded now.
 pub const SERVED: &str = "/api/control/served";
 /// Every plugin found, working or not.
@@ -104,6 +108,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("DELETE", ARTIFACT),
     ("POST", SERVE_ARTIFACT),
     ("DELETE", SERVE_ARTIFACT),
+    ("POST", PIN_ARTIFACT),
+    ("DELETE", PIN_ARTIFACT),
     ("GET", SERVED),
     ("GET", PLUGINS),
     ("POST", RELOAD_PLUGIN),
@@ -161,6 +167,11 @@ pub fn artifact(id: &str) -> String {
 /// `POST` to serve an artifact, `DELETE` to unload it.
 pub fn serve_artifact(id: &str) -> String {
     fill(SERVE_ARTIFACT, id)
+}
+
+/// `POST` to pin an artifact, `DELETE` to take the pin back.
+pub fn pin_artifact(id: &str) -> String {
+    fill(PIN_ARTIFACT, id)
 }
 
 /// `POST` to probe a plugin again.

@@ -178,6 +178,10 @@ pub struct Serve {
     pub body_limit_bytes: usize,
     /// Unload after.
     pub idle_seconds: f64,
+    /// Memory of all loaded models together; 0 leaves the choice to the daemon.
+    pub memory_bytes: u64,
+    /// Models that stay loaded.
+    pub pinned: Vec<String>,
     /// Longest context.
     pub context: u32,
     /// Requests answered at a time by one model.
@@ -198,6 +202,8 @@ impl Default for Serve {
             origins: Vec::new(),
             body_limit_bytes: 16 << 20,
             idle_seconds: 600.0,
+            memory_bytes: 0,
+            pinned: Vec::new(),
             context: 4096,
             sequences: 8,
             queue: 256,

@@ -140,6 +140,7 @@ impl Daemon {
         let working = tokio::spawn(pipeline.clone().run(stop.clone()));
         let watching = tokio::spawn(watching);
         let sampling = tokio::spawn(self.clone().sample_for_watchers());
+        self.serving.load_pinned();
         let signals = tokio::spawn(wait_for_signal(stop.clone()));
         http::serve(self.clone(), socket, tcp, stop.clone()).await;
         stop.cancel();

@@ -26,6 +26,12 @@ pub fn capacity(config: &Config) -> Resources {
     }
 }
 
+/// Memory that all loaded models may take together.
+pub fn serving_memory(config: &Config) -> u64 {
+    let wanted = config.serve.memory_bytes;
+    if wanted == 0 { total_memory() / 10 * 6 } else { wanted }
+}
+
 /// What the machine lets one job take, of all that jobs may take together, with results at `place`.
 pub fn machine(config: &Config, capacity: Resources, place: &Path) -> Machine {
     let wanted = config.limits.cores_per_job;

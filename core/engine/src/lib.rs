@@ -7,6 +7,7 @@
 //! - [`job`]: what may happen to a job next?
 //! - [`admission`]: which waiting jobs may start now?
 //! - [`choice`]: which artifact answers for its model?
+//! - [`residence`]: which loaded models make room for another?
 //!
 //! What comes in are facts, as numbers and words; what goes out are verdicts. No files, no clocks (a moment is an
 //! argument), no network, no processes, and no backend's name.
@@ -16,6 +17,7 @@ pub mod choice;
 pub mod identify;
 pub mod job;
 pub mod plan;
+pub mod residence;
 pub mod settle;
 mod words;
 

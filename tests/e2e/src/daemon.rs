@@ -166,6 +166,38 @@ impl Daemon {
         })
     }
 
+    /// The workers that answer requests: the `model` value of each and its process.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn served(&self) -> Result<Vec<(String, u32)>> {
+        let (_, text) = self.control("GET", "/api/control/served", None)?;
+        let served: Value = serde_json::from_str(&text)?;
+        let models = served["models"].as_array().cloned().unwrap_or_default();
+        let ready = models.iter().filter_map(|model| {
+            Some((model["name"].as_str()?.to_owned(), u32::try_from(model["pid"].as_u64()?).ok()?))
+        });
+        Ok(ready.collect())
+    }
+
+    /// Asks the control API again until `found` finds what it looks for in the answer.
+    ///
+    /// # Errors
+    /// When that takes too long; the last answer is told.
+    pub fn watch<T>(&self, path: &str, found: impl Fn(&Value) -> Option<T>) -> Result<T> {
+        let started = Instant::now();
+        loop {
+            let answer = serde_json::from_str(&self.control("GET", path, None)?.1)?;
+            if let Some(found) = found(&answer) {
+                return Ok(found);
+            }
+            if started.elapsed() > PATIENCE {
+                bail!("{path} never showed what was waited for: {answer:#}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Artifacts in the library, by their directories.
     ///
     /// # Errors
@@ -211,6 +243,14 @@ pub fn misbehaving_home(schemes: &[&str], configuration: &str) -> Result<Home> {
 /// # Errors
 /// When it does not start or publishes nothing.
 pub fn counting(ways: &[&str]) -> Result<Daemon> {
+    counting_with(ways, "")
+}
+
+/// The same with further settings of `[serve]`.
+///
+/// # Errors
+/// When it does not start or publishes nothing.
+pub fn counting_with(ways: &[&str], serve: &str) -> Result<Daemon> {
     let target = |name: &str, artifact: &str| {
         format!(
             "[[target]]\nname = \"{name}\"\nformat = \"faulty\"\nscheme = \"obey\"\n\
@@ -218,7 +258,8 @@ pub fn counting(ways: &[&str]) -> Result<Daemon> {
         )
     };
     let names: Vec<&str> = ways.iter().copied().chain(["counts"]).collect();
-    let home = Home::faulty(&format!("{FAULTY}\n[targets]\ndefault = {names:?}\n"))?;
+    let settings = FAULTY.replace("[serve]", &format!("[serve]\n{serve}"));
+    let home = Home::faulty(&format!("{settings}\n[targets]\ndefault = {names:?}\n"))?;
     let mut targets = target("counts", "obey");
     targets.extend(ways.iter().map(|way| target(way, way)));
     std::fs::create_dir_all(home.path().join("targets"))?;
@@ -230,6 +271,16 @@ pub fn counting(ways: &[&str]) -> Result<Daemon> {
         ensure!(job["state"] == "succeeded", "{job:#}");
     }
     Ok(daemon)
+}
+
+/// Sends a signal, such as `KILL`, to a process.
+///
+/// # Errors
+/// When it is not there.
+pub fn signal(name: &str, pid: u32) -> Result<()> {
+    let sent = std::process::Command::new("kill").args([format!("-{name}"), pid.to_string()]).status()?;
+    ensure!(sent.success(), "process {pid} cannot be sent SIG{name}");
+    Ok(())
 }
 
 fn spawn(home: &Home) -> Result<Child> {

@@ -4,7 +4,7 @@
 // Whatever goes wrong in a test's own steps is its failure.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use drophammer_e2e::daemon::counting;
+use drophammer_e2e::daemon::{counting, signal};
 use serde_json::{Value, json};
 
 fn completion(model: &str, extra: &Value) -> Value {
@@ -147,4 +147,25 @@ fn a_killed_serving_worker_is_replaced_by_the_next_request() {
             })
             .unwrap();
     }
+}
+
+#[test]
+fn a_request_that_a_dying_worker_had_not_taken_goes_to_another() {
+    let daemon = counting(&[]).unwrap();
+    let ask = completion("model", &json!({}));
+    let (_, expected) = daemon.ask_json("POST", "/v1/completions", Some(&ask)).unwrap();
+    let (_, pid) = daemon.served().unwrap().remove(0);
+    // A stopped worker takes nothing.
+    signal("STOP", pid).unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| daemon.ask_json("POST", "/v1/completions", Some(&ask)).unwrap());
+        let queued =
+            |requests: &Value| (requests.pointer("/live/0/phase")? == "queued").then_some(());
+        daemon.watch("/api/control/requests", queued).unwrap();
+        signal("KILL", pid).unwrap();
+        let (status, answer) = asked.join().unwrap();
+        assert_eq!(status, 200, "{answer:#}");
+        assert_eq!(answer["choices"], expected["choices"]);
+    });
+    assert_ne!(daemon.served().unwrap()[0].1, pid);
 }

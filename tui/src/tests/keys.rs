@@ -114,6 +114,23 @@ fn sampling_settings_travel_with_the_question() {
 }
 
 #[test]
+fn a_pin_is_set_and_taken_back_and_shown() {
+    let mut app = app("dark");
+    let mut served = recorded().served;
+    assert_eq!(press(&mut app, "2 /"), []);
+    write(&mut app, "mistral");
+    press(&mut app, "enter");
+    let effects = press(&mut app, "p");
+    let Some(Effect::Pin(artifact)) = effects.last() else { panic!("{effects:?}") };
+    served[0].artifact.clone_from(artifact);
+    served[0].pinned = true;
+    let told = Event::Served(drophammer_client::api::Served { models: served });
+    app.update(Message::Event(Box::new(told)));
+    shows(&mut app, "●pinned");
+    assert_eq!(press(&mut app, "p").last(), Some(&Effect::Unpin(artifact.clone())));
+}
+
+#[test]
 fn deleting_asks_first() {
     let mut app = app("dark");
     assert_eq!(press(&mut app, "2 D esc"), []);

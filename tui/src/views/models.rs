@@ -7,7 +7,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::{Line, Span};
 
 use super::job_details::push;
-use super::vocabulary::{error_lines, model_mark, model_style, on_device, served_mark, source_summary};
+use super::vocabulary::{error_lines, model_mark, model_style, on_device, served_mark, served_word, source_summary};
 use super::{Ask, Outbox, View, comparison, plot};
 use crate::actions::Action;
 use crate::canvas::{Canvas, Pane, Spot};
@@ -37,7 +37,7 @@ const COLUMNS: &[Column] = &[
     Column::right("PREFILL", 7, 8),
     Column::right("TOK/S", 6, 2),
     Column::right("MEMORY", 8, 4),
-    Column::left("", 7, 0, 3),
+    Column::left("", 8, 0, 3),
 ];
 
 /// One line: an artifact, or a model that has none yet.
@@ -65,6 +65,14 @@ pub(crate) fn serve(artifact: &Artifact, mirror: &Mirror) -> Effect {
     match mirror.served(&artifact.id) {
         Some(_) => Effect::Unserve(artifact.id.clone()),
         None => Effect::Serve(artifact.id.clone()),
+    }
+}
+
+/// The effect that keeps an artifact loaded, or takes that back.
+fn pin(artifact: &Artifact, mirror: &Mirror) -> Effect {
+    match mirror.served(&artifact.id) {
+        Some(served) if served.pinned => Effect::Unpin(artifact.id.clone()),
+        _ => Effect::Pin(artifact.id.clone()),
     }
 }
 
@@ -126,7 +134,7 @@ impl View for ModelsView {
         }
         let mut actions = Vec::new();
         if self.artifact(mirror).is_some() {
-            actions.extend([Action::Serve, Action::ChatWith, Action::Compare, Action::Delete]);
+            actions.extend([Action::Serve, Action::Pin, Action::ChatWith, Action::Compare, Action::Delete]);
         }
         if self.selected(mirror).is_some() {
             actions.push(Action::ForgeMore);
@@ -170,6 +178,7 @@ impl View for ModelsView {
                 }
             }
             Action::Serve => out.0.extend(self.artifact(mirror).map(|it| Ask::Effect(serve(it, mirror)))),
+            Action::Pin => out.0.extend(self.artifact(mirror).map(|it| Ask::Effect(pin(it, mirror)))),
             Action::ChatWith => {
                 let artifact = self.artifact(mirror).map(|artifact| artifact.id.clone());
                 out.push(Ask::Chat { column: 0, artifact });
@@ -392,7 +401,7 @@ fn fields(
     let best = if artifact.best { "★" } else { " " };
     let served = mirror.served(&artifact.id);
     let state = served
-        .map_or(best.to_owned(), |served| format!("{best}{}{}", served_mark(served.state), served.state));
+        .map_or(best.to_owned(), |served| format!("{best}{}{}", served_mark(served.state), served_word(served)));
     let kl_style = if plot::is_on_front(artifact, &model.artifacts) { theme.good } else { theme.text };
     let kl = measured.kl_mean.map(units::divergence);
     vec![
@@ -461,7 +470,9 @@ fn artifact_lines(
         push(&mut lines, "note", &notes.join("; "), theme, width);
     }
     if let Some(served) = mirror.served(&artifact.id) {
-        let text = format!("{} {} · {} sequences", served_mark(served.state), served.state, served.sequences);
+        let kept = if served.pinned { " · pinned: it stays loaded" } else { "" };
+        let text =
+            format!("{} {} · {} sequences{kept}", served_mark(served.state), served.state, served.sequences);
         push(&mut lines, "served", &text, theme, width);
         if let Some(error) = &served.error {
             lines.extend(error_lines(error, width, theme));

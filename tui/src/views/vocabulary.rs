@@ -2,7 +2,8 @@
 //! with its word: colour only underlines what both already say.
 
 use drophammer_client::api::{
-    Artifact, ErrorReport, Job, JobState, ModelState, PluginState, ServedState, SourceInfo, Stage,
+    Artifact, ErrorReport, Job, JobState, ModelState, PluginState, ServedModel, ServedState, SourceInfo,
+    Stage,
 };
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
@@ -88,6 +89,11 @@ pub(crate) fn served_mark(state: ServedState) -> &'static str {
         ServedState::Draining => "◍",
         ServedState::Failed => "✗",
     }
+}
+
+/// Where a served model stands; of one that is ready and stays, that it stays.
+pub(crate) fn served_word(served: &ServedModel) -> &'static str {
+    if served.pinned && served.state == ServedState::Ready { "pinned" } else { served.state.as_str() }
 }
 
 /// `gguf q4_k_m`, or what there is of it.

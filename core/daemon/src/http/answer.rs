@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use drophammer_client::api::{ApiError, ErrorReport};
 
 use crate::pipeline::OrderError;
+use crate::serving::ServeError;
 
 /// An error answer.
 #[derive(Debug)]
@@ -32,6 +33,29 @@ impl Refusal {
             StatusCode::NOT_FOUND,
             error.about(name.to_owned()).help("`drophammer models`, `jobs` and `plugins` list what is there"),
         )
+    }
+}
+
+impl From<ServeError> for Refusal {
+    fn from(error: ServeError) -> Self {
+        let message = error.to_string();
+        let (status, code, help) = match error {
+            ServeError::NoSuchModel { name, .. } => return Self::absent("artifact", &name),
+            ServeError::NoRoom { .. } => (
+                StatusCode::CONFLICT,
+                "no_room",
+                "raise `serve.memory_bytes`, unpin another model or serve a smaller artifact",
+            ),
+            ServeError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "ask for something else"),
+            ServeError::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "busy", "try again later"),
+            ServeError::CannotLoad { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "cannot_load", "see `drophammer doctor`")
+            }
+            ServeError::Broke(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "failed", "the daemon's log may tell more")
+            }
+        };
+        Self::new(status, ErrorReport::new(code, message).help(help))
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) fn router(daemon: Shared) -> Router {
         .route(routes::RETRY_JOB, post(retry_job))
         .route(routes::ARTIFACT, delete(delete_artifact))
         .route(routes::SERVE_ARTIFACT, post(serve_artifact).delete(unserve_artifact))
+        .route(routes::PIN_ARTIFACT, post(pin_artifact).delete(unpin_artifact))
         .route(routes::SERVED, get(served))
         .route(routes::PLUGINS, get(plugins))
         .route(routes::RELOAD_PLUGIN, post(reload_plugin))
@@ -157,7 +158,7 @@ pub(super) async fn serve_artifact(
     State(daemon): State<Shared>,
     Path(id): Path<String>,
 ) -> Answer<ServedModel> {
-    daemon.serving.serve(&id).map(Json).map_err(|_| Refusal::absent("artifact", &id))
+    Ok(Json(daemon.serving.serve(&id)?))
 }
 
 #[utoipa::path(delete, path = routes::SERVE_ARTIFACT, params(("id" = String, Path)), responses((status = 204)))]
@@ -170,6 +171,23 @@ pub(super) async fn unserve_artifact(
     } else {
         Err(Refusal::absent("served model", &id))
     }
+}
+
+#[utoipa::path(post, path = routes::PIN_ARTIFACT, params(("id" = String, Path)), responses((status = 200, body = ServedModel)))]
+pub(super) async fn pin_artifact(State(daemon): State<Shared>, Path(id): Path<String>) -> Answer<ServedModel> {
+    Ok(Json(daemon.serving.pin(&id)?))
+}
+
+#[utoipa::path(delete, path = routes::PIN_ARTIFACT, params(("id" = String, Path)), responses((status = 204)))]
+pub(super) async fn unpin_artifact(
+    State(daemon): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    if daemon.serving.unpin(&id)? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let error = ErrorReport::new("pinned_by_configuration", format!("the configuration pins {id}"));
+    Err(Refusal::new(StatusCode::CONFLICT, error.help("take it out of `serve.pinned`")))
 }
 
 #[utoipa::path(get, path = routes::SERVED, responses((status = 200, body = Served)))]

@@ -45,6 +45,7 @@ impl From<ServeError> for Refusal {
             ServeError::NoSuchModel { .. } => StatusCode::NOT_FOUND,
             ServeError::Invalid(_) => StatusCode::BAD_REQUEST,
             ServeError::Busy { .. } | ServeError::CannotLoad { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            ServeError::NoRoom { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             ServeError::Broke(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self(status, error.to_string())

@@ -32,6 +32,8 @@ use super::{control, events};
         control::hardware,
         control::serve_artifact,
         control::unserve_artifact,
+        control::pin_artifact,
+        control::unpin_artifact,
         control::served,
         control::requests,
         control::shutdown,

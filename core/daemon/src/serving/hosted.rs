@@ -8,12 +8,12 @@ use std::time::Instant;
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
 use super::wire::{Call, Reply, Trouble};
-use super::{Ask, Embedded, Prompt, Said, ServeError};
+use super::{Ask, Said, ServeError};
 use crate::worker::protocol::{FRAME_LIMIT, Frame};
 use crate::workers::{Running, WorkerFailure};
 
@@ -23,6 +23,8 @@ pub struct Hosted {
     calls: mpsc::UnboundedSender<Call>,
     shared: Arc<Shared>,
     _unloading: tokio_util::sync::DropGuard,
+    /// Cancelled once its process is no more.
+    gone: CancellationToken,
     /// The worker's process.
     pub pid: u32,
     /// The backend that runs it.
@@ -40,12 +42,21 @@ struct Shared {
     ended: watch::Sender<Option<String>>,
 }
 
+/// Why a worker did not take a request.
+#[derive(Debug)]
+pub(super) enum Untaken {
+    /// It says why.
+    Refused(ServeError),
+    /// It died first; another one may take it.
+    Gone(String),
+}
+
 /// A request in hand.
 #[derive(Debug)]
 struct Open {
     to: mpsc::UnboundedSender<Said>,
-    /// Told once the worker has taken it.
-    accepted: Option<tokio::sync::oneshot::Sender<()>>,
+    /// Told once the worker has taken it, or why it has not.
+    taken: Option<oneshot::Sender<Result<(), Untaken>>>,
     /// Answers that are not complete.
     choices: u32,
 }
@@ -65,9 +76,9 @@ impl Shared {
         let (id, said) = match reply {
             Reply::Ready { .. } => return true,
             Reply::Accepted { id } => {
-                if let Some(accepted) = open.get_mut(&id).and_then(|request| request.accepted.take()) {
+                if let Some(taken) = open.get_mut(&id).and_then(|request| request.taken.take()) {
                     // Fails when the client has gone in the meantime.
-                    let _ = accepted.send(());
+                    let _ = taken.send(Ok(()));
                 }
                 return true;
             }
@@ -78,7 +89,14 @@ impl Shared {
             Reply::Finished { id, choice, text, reason, usage } => {
                 (id, Said::Finished { choice, text, reason, usage })
             }
-            Reply::Failed { id, trouble } => (id, Said::Failed(trouble.into())),
+            Reply::Failed { id, trouble } => {
+                if let Some(taken) = open.get_mut(&id).and_then(|request| request.taken.take()) {
+                    open.remove(&id);
+                    let _ = taken.send(Err(Untaken::Refused(trouble.into())));
+                    return true;
+                }
+                (id, Said::Failed(trouble.into()))
+            }
         };
         let Some(request) = open.get_mut(&id) else { return false };
         let last = match &said {
@@ -98,12 +116,17 @@ impl Shared {
         last || listening
     }
 
-    /// The worker is gone: so are all its requests.
+    /// The worker is gone: so are all its requests, but those that it had not taken.
     fn end(&self, why: &str) {
-        for (_, request) in self.open().drain() {
-            let _ = request.to.send(Said::Failed(ServeError::Broke(why.to_owned())));
-        }
+        // First, so that who comes later does not wait for it.
         self.ended.send_replace(Some(why.to_owned()));
+        for (_, mut request) in self.open().drain() {
+            // Either fails when the client has gone in the meantime.
+            let _ = match request.taken.take() {
+                Some(taken) => taken.send(Err(Untaken::Gone(why.to_owned()))).is_ok(),
+                None => request.to.send(Said::Failed(ServeError::Broke(why.to_owned()))).is_ok(),
+            };
+        }
     }
 }
 
@@ -154,8 +177,14 @@ impl Hosted {
         });
         tokio::spawn(write(FramedWrite::new(writer, codec()), orders));
         let unloaded = CancellationToken::new();
-        tokio::spawn(read(reader, running, shared.clone(), unloaded.clone(), on_event));
-        Ok(Self { calls, shared, _unloading: unloaded.drop_guard(), pid, backend, context })
+        let gone = CancellationToken::new();
+        let reading = read(reader, running, shared.clone(), unloaded.clone(), on_event);
+        let leaving = gone.clone().drop_guard();
+        tokio::spawn(async move {
+            reading.await;
+            drop(leaving);
+        });
+        Ok(Self { calls, shared, _unloading: unloaded.drop_guard(), gone, pid, backend, context })
     }
 
     /// Asks the model.
@@ -164,39 +193,35 @@ impl Hosted {
     /// When the worker refuses, or is no more.
     pub async fn ask(&self, ask: Ask) -> Result<mpsc::UnboundedReceiver<Said>, ServeError> {
         let choices = ask.choices.max(1);
-        self.call(choices, |id| Call::Ask { id, ask: Box::new(ask) }).await
+        let asked = self.call(choices, |id| Call::Ask { id, ask: Box::new(ask) }).await;
+        asked.map_err(|untaken| match untaken {
+            Untaken::Refused(error) => error,
+            Untaken::Gone(why) => ServeError::Broke(why),
+        })
     }
 
-    /// Has texts embedded.
+    /// Has the worker take a request with so many answers.
     ///
     /// # Errors
-    /// When the worker refuses, breaks, or is no more.
-    pub async fn embed(&self, texts: Vec<Prompt>, truncate: bool) -> Result<Embedded, ServeError> {
-        let mut said = self.call(1, |id| Call::Embed { id, texts, truncate }).await?;
-        match said.recv().await {
-            Some(Said::Embedded(embedded)) => Ok(embedded),
-            Some(Said::Failed(error)) => Err(error),
-            _ => Err(ServeError::lost()),
-        }
-    }
-
-    async fn call(
+    /// When it refuses, or is no more.
+    pub(super) async fn call(
         &self,
         choices: u32,
         call: impl FnOnce(u64) -> Call,
-    ) -> Result<mpsc::UnboundedReceiver<Said>, ServeError> {
-        let (to, mut said) = mpsc::unbounded_channel();
-        let (accepted, taken) = tokio::sync::oneshot::channel();
+    ) -> Result<mpsc::UnboundedReceiver<Said>, Untaken> {
+        let (to, said) = mpsc::unbounded_channel();
+        let (accepted, taken) = oneshot::channel();
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let gone = to.clone();
-        let request = Open { to, accepted: Some(accepted), choices };
+        let request = Open { to, taken: Some(accepted), choices };
         self.shared.open().insert(id, request);
         self.shared.touch();
         if let Some(why) = self.ended() {
             self.shared.open().remove(&id);
-            return Err(ServeError::Broke(why));
+            return Err(Untaken::Gone(why));
         }
-        self.calls.send(call(id)).map_err(|_| ServeError::lost())?;
+        let gone_already = |_| Untaken::Gone(ServeError::lost().to_string());
+        self.calls.send(call(id)).map_err(gone_already)?;
         // A client that goes takes its place in the batch with it.
         let (calls, shared) = (self.calls.downgrade(), Arc::downgrade(&self.shared));
         tokio::spawn(async move {
@@ -206,12 +231,10 @@ impl Hosted {
                 let _ = calls.send(Call::Forget { id });
             }
         });
-        if taken.await.is_ok() {
-            return Ok(said);
-        }
-        match said.recv().await {
-            Some(Said::Failed(error)) => Err(error),
-            _ => Err(ServeError::lost()),
+        match taken.await {
+            Ok(Ok(())) => Ok(said),
+            Ok(Err(untaken)) => Err(untaken),
+            Err(_) => Err(Untaken::Gone(ServeError::lost().to_string())),
         }
     }
 
@@ -227,6 +250,11 @@ impl Hosted {
             // Fails when it was unloaded, which is an end as well.
             let _ = ended.wait_for(Option::is_some).await;
         }
+    }
+
+    /// Waits until its process is no more.
+    pub(super) fn until_gone(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.gone.clone().cancelled_owned()
     }
 
     /// Requests in hand.
@@ -266,9 +294,12 @@ async fn read(
                 continue;
             }
             frame = reader.next() => frame,
-            // With its supervision goes the worker.
             () = unloaded.cancelled() => {
                 shared.end("the model was unloaded");
+                // A worker whose channel is closed ends by itself, or is made to.
+                drop(reader);
+                running.cancel();
+                let _ = running.finish().await;
                 return;
             }
         };

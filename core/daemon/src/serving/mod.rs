@@ -1,6 +1,8 @@
 //! Published artifacts that answer requests: loaded into workers when somebody asks, unloaded when nobody does.
 
 mod hosted;
+mod pins;
+mod room;
 mod rooms;
 mod traffic;
 pub(crate) mod wire;
@@ -120,6 +122,14 @@ pub enum ServeError {
         /// The artifact.
         artifact: String,
         /// Why.
+        why: String,
+    },
+    /// It never fits beside what must stay.
+    #[error("{artifact} cannot be loaded: {why}")]
+    NoRoom {
+        /// The artifact.
+        artifact: String,
+        /// The figures.
         why: String,
     },
     /// Its worker failed or died over it.

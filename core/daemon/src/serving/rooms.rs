@@ -1,52 +1,50 @@
-//! Which models are loaded, and how they come and go.
+//! What the loaded models are asked, and what is known of them.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use drophammer_client::api;
-use tokio::sync::watch;
+use tokio::sync::{Notify, mpsc};
 
-use super::hosted::Hosted;
-use super::{Answers, Ask, Embedded, Prompt, ServeError, Traffic};
-use crate::config::seconds;
+use super::hosted::Untaken;
+use super::pins::Pins;
+use super::room::{Guest, Room, Rooms, State};
+use super::traffic::Visit;
+use super::wire::Call;
+use super::{Answers, Ask, Embedded, Prompt, Said, ServeError, Traffic};
 use crate::ledger::Servable;
 use crate::pipeline::Pipeline;
-use crate::worker::protocol::{Limits, ServeOrder, Work};
-use crate::workers::{Task, WorkerEvent};
-
-/// Memory that a model takes beside its weights, roughly: context, logits, tokenizer.
-const BESIDE_WEIGHTS: u64 = 256 << 20;
 
 /// The loaded models.
 #[derive(Debug)]
 pub struct Serving {
-    pipeline: Arc<Pipeline>,
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) pins: Pins,
+    /// Memory of all loaded models together, bytes.
+    pub(super) budget: u64,
+    /// Who needs memory waits for it in turn.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    /// A model's memory is free again.
+    pub(super) vacated: Notify,
     traffic: Arc<Traffic>,
-    rooms: Mutex<HashMap<String, Arc<Room>>>,
-}
-
-/// A place for one model.
-#[derive(Debug)]
-struct Room {
-    servable: Servable,
-    state: watch::Sender<State>,
-}
-
-#[derive(Debug, Clone)]
-enum State {
-    Loading,
-    Ready(Arc<Hosted>),
-    Failed(String),
+    rooms: Mutex<Rooms>,
 }
 
 impl Serving {
     /// Nothing is loaded yet.
     pub fn new(pipeline: Arc<Pipeline>) -> Arc<Self> {
-        Arc::new(Self { pipeline, traffic: Arc::default(), rooms: Mutex::default() })
+        let config = &pipeline.config;
+        Arc::new(Self {
+            pins: Pins::of_home(&pipeline.home.root, &config.serve.pinned),
+            budget: crate::planning::serving_memory(config),
+            turn: tokio::sync::Mutex::default(),
+            vacated: Notify::new(),
+            traffic: Arc::default(),
+            rooms: Mutex::default(),
+            pipeline,
+        })
     }
 
-    fn rooms(&self) -> MutexGuard<'_, HashMap<String, Arc<Room>>> {
+    pub(super) fn rooms(&self) -> MutexGuard<'_, Rooms> {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -63,12 +61,8 @@ impl Serving {
     ) -> Result<Answers, ServeError> {
         let visit = self.traffic.arrive(id, name, route);
         let choices = ask.choices;
-        let asked = async {
-            let hosted = self.find(name).await?;
-            visit.phase(api::RequestPhase::Queued);
-            hosted.ask(ask).await
-        };
-        match asked.await {
+        let call = |id| Call::Ask { id, ask: Box::new(ask.clone()) };
+        match self.taken(name, &visit, choices.max(1), call).await {
             Ok(said) => Ok(Answers::new(said, visit, choices)),
             Err(error) => {
                 visit.not_taken(matches!(error, ServeError::Busy { .. }));
@@ -90,15 +84,15 @@ impl Serving {
         truncate: bool,
     ) -> Result<Embedded, ServeError> {
         let visit = self.traffic.arrive(id, name, route);
+        let call = |id| Call::Embed { id, texts: texts.clone(), truncate };
         let embedded = async {
-            let hosted = self.find(name).await?;
+            let mut said = self.taken(name, &visit, 1, call).await?;
             visit.phase(api::RequestPhase::Prefill);
-            let serve = &self.pipeline.config.serve;
-            if hosted.in_hand() >= (serve.sequences + serve.queue) as usize {
-                let message = format!("{} requests wait for this model", hosted.in_hand());
-                return Err(ServeError::Busy { message, retry_after_seconds: 1 });
+            match said.recv().await {
+                Some(Said::Embedded(embedded)) => Ok(embedded),
+                Some(Said::Failed(error)) => Err(error),
+                _ => Err(ServeError::lost()),
             }
-            hosted.embed(texts, truncate).await
         };
         match embedded.await {
             Ok(embedded) => {
@@ -112,8 +106,28 @@ impl Serving {
         }
     }
 
-    async fn find(self: &Arc<Self>, name: &str) -> Result<Arc<Hosted>, ServeError> {
-        self.load(self.named(name)?).await
+    /// Has a worker take a request; another one, when the first died before it took it.
+    async fn taken(
+        self: &Arc<Self>,
+        name: &str,
+        visit: &Visit,
+        choices: u32,
+        call: impl Fn(u64) -> Call,
+    ) -> Result<mpsc::UnboundedReceiver<Said>, ServeError> {
+        let mut again = true;
+        loop {
+            let guest = self.load(self.named(name)?).await?;
+            visit.phase(api::RequestPhase::Queued);
+            match guest.call(choices, &call).await {
+                Ok(said) => return Ok(said),
+                Err(Untaken::Refused(error)) => return Err(error),
+                Err(Untaken::Gone(why)) if std::mem::take(&mut again) => {
+                    tracing::info!(model = name, why, "a request goes to another worker");
+                    visit.phase(api::RequestPhase::Loading);
+                }
+                Err(Untaken::Gone(why)) => return Err(ServeError::Broke(why)),
+            }
+        }
     }
 
     /// What a request for `name` reaches.
@@ -158,216 +172,112 @@ impl Serving {
                 queue_capacity: serve.queue,
             })
         };
-        self.rooms().values().filter_map(use_of).collect()
+        self.rooms().all().filter_map(use_of).collect()
     }
 
-    /// Loads it, or waits for whoever loads it already.
+    /// Loads what has this name on somebody's order; it is loading when this returns.
     ///
     /// # Errors
-    /// [`ServeError::CannotLoad`].
-    async fn load(self: &Arc<Self>, servable: Servable) -> Result<Arc<Hosted>, ServeError> {
-        let (id, name) = (servable.id.clone(), servable.api_name.clone());
-        let cannot = |why: String| ServeError::CannotLoad { artifact: name.clone(), why };
-        let room = self.enter(servable);
-        let mut state = room.state.subscribe();
-        let settled = state.wait_for(|state| !matches!(state, State::Loading)).await;
-        match settled.as_deref() {
-            Ok(State::Ready(hosted)) => Ok(hosted.clone()),
-            Ok(State::Failed(why)) => {
-                self.leave(&id, &room);
-                Err(cannot(why.clone()))
-            }
-            Ok(State::Loading) | Err(_) => Err(cannot("it was unloaded".to_owned())),
-        }
+    /// [`ServeError::NoSuchModel`] and [`ServeError::NoRoom`].
+    pub fn serve(self: &Arc<Self>, name: &str) -> Result<api::ServedModel, ServeError> {
+        let guest = self.enter(self.named(name)?)?;
+        Ok(self.document(guest.room()))
     }
 
-    /// Its room; the first visitor has it loaded.
-    fn enter(self: &Arc<Self>, servable: Servable) -> Arc<Room> {
-        let mut rooms = self.rooms();
-        let id = servable.id.clone();
-        if let Some(room) = rooms.get(&id) {
-            let gone = matches!(&*room.state.borrow(), State::Ready(hosted) if hosted.ended().is_some());
-            if !gone {
-                return room.clone();
-            }
-        }
-        let room = Arc::new(Room { servable, state: watch::Sender::new(State::Loading) });
-        rooms.insert(id, room.clone());
-        drop(rooms);
-        let (serving, entered) = (self.clone(), room.clone());
-        tokio::spawn(async move { serving.furnish(&entered).await });
-        self.tell();
-        room
-    }
-
-    /// Loads what belongs into a room and watches over it until it goes.
-    async fn furnish(self: Arc<Self>, room: &Arc<Room>) {
-        self.make_space(&room.servable);
-        let id = room.servable.id.clone();
-        match self.start(&room.servable).await {
-            Err(why) => {
-                tracing::warn!(artifact = id, why, "a model cannot be loaded");
-                room.state.send_replace(State::Failed(why));
-                self.tell();
-            }
-            Ok((hosted, place)) => {
-                tracing::info!(artifact = id, pid = hosted.pid, "a model is loaded");
-                let ended = hosted.until_ended();
-                room.state.send_replace(State::Ready(Arc::new(hosted)));
-                self.tell();
-                tokio::select! {
-                    () = ended => {}
-                    () = self.until_idle(room) => tracing::info!(artifact = id, "an idle model is unloaded"),
-                }
-                drop(place);
-                self.leave(&id, room);
-            }
-        }
-    }
-
-    async fn start(&self, servable: &Servable) -> Result<(Hosted, crate::board::Place), String> {
-        let plugin = self.pipeline.plugins.runner(&servable.format, servable.backend.as_deref()).await;
-        let plugin = plugin.ok_or_else(|| {
-            format!("no installed plugin runs {}; `drophammer plugin list` tells more", servable.format)
-        })?;
-        let serve = &self.pipeline.config.serve;
-        let context = servable
-            .identity
-            .context_length
-            .map_or(serve.context, |most| u32::try_from(most).unwrap_or(u32::MAX).min(serve.context));
-        let mut order = ServeOrder::of(&servable.path, context, serve.sequences, serve.queue);
-        order.load.device.clone_from(&servable.device);
-        // An encoder reads every text in one batch.
-        order.load.max_batch = servable.identity.encodes.then_some(context);
-        order.vocabulary.clone_from(&servable.vocabulary);
-        let limits = Limits { threads: self.pipeline.capacity.cores, ..Limits::default() };
-        let host = self.pipeline.host_info(&plugin.id());
-        let task = Task { plugin: plugin.directory.clone(), host, limits, work: Work::Serve(order) };
-        let started = self.pipeline.supervisor.start_serving(task).await;
-        let (running, channel) = started.map_err(|failure| failure.report().to_string())?;
-        let place = self.pipeline.board.put(running.pid(), api::WorkerRole::Serve, &plugin.id(), |worker| {
-            worker.model = Some(servable.model.clone());
-            worker.artifact = Some(servable.id.clone());
-            worker.threads = Some(limits.threads);
-        });
-        let name = servable.api_name.clone();
-        let told = move |event: WorkerEvent| match event {
-            WorkerEvent::Log(level, line) => tracing::info!(model = name, ?level, line, "plugin"),
-            WorkerEvent::Output(_, line) => tracing::debug!(model = name, line, "printed"),
-            WorkerEvent::Progress(_) => {}
-        };
-        let hosted = Hosted::wait(running, channel, told).await;
-        Ok((hosted.map_err(|failure| failure.report().to_string())?, place))
-    }
-
-    /// Unloads models that nobody uses, those unused longest first, until another one fits.
-    fn make_space(&self, newcomer: &Servable) {
-        let needs = |servable: &Servable| servable.bytes.saturating_add(BESIDE_WEIGHTS);
-        loop {
-            let mut taken = needs(newcomer);
-            let mut idle: Vec<(std::time::Instant, String, Arc<Room>)> = Vec::new();
-            for (id, room) in self.rooms().iter() {
-                if let State::Ready(hosted) = &*room.state.borrow() {
-                    taken = taken.saturating_add(needs(&room.servable));
-                    if hosted.in_hand() == 0 {
-                        idle.push((hosted.used(), id.clone(), room.clone()));
-                    }
-                }
-            }
-            idle.sort_by_key(|(used, ..)| *used);
-            let Some((_, id, room)) = idle.into_iter().next() else { return };
-            if taken <= self.pipeline.capacity.memory {
-                return;
-            }
-            self.leave(&id, &room);
-        }
-    }
-
-    /// Waits until a loaded model was not used for the configured time.
-    async fn until_idle(&self, room: &Room) {
-        let idle = seconds(self.pipeline.config.serve.idle_seconds);
-        if idle.is_zero() {
-            return std::future::pending().await;
-        }
-        loop {
-            let used = match &*room.state.borrow() {
-                State::Ready(hosted) if hosted.in_hand() == 0 => hosted.used(),
-                State::Ready(_) => std::time::Instant::now(),
-                State::Loading | State::Failed(_) => return,
-            };
-            let left = idle.saturating_sub(used.elapsed());
-            if left.is_zero() {
-                return;
-            }
-            tokio::time::sleep(left.max(Duration::from_millis(100))).await;
-        }
-    }
-
-    /// Empties a room, unless it is another's by now.
-    fn leave(&self, id: &str, room: &Arc<Room>) {
-        let mut rooms = self.rooms();
-        if rooms.get(id).is_some_and(|now| Arc::ptr_eq(now, room)) {
-            rooms.remove(id);
-        }
-        drop(rooms);
-        room.state.send_replace(State::Failed("it was unloaded".to_owned()));
-        self.tell();
-    }
-
-    /// Loads what has this id on somebody's order; it is loading when this returns.
-    ///
-    /// # Errors
-    /// [`ServeError::NoSuchModel`].
-    pub fn serve(self: &Arc<Self>, id: &str) -> Result<api::ServedModel, ServeError> {
-        Ok(document(&self.enter(self.named(id)?)))
-    }
-
-    /// Unloads an artifact; false when it is not loaded.
+    /// Unloads an artifact once it has answered what it was asked; false when it is not loaded.
     pub fn unload(&self, id: &str) -> bool {
-        let room = self.rooms().get(id).cloned();
-        room.map(|room| self.leave(id, &room)).is_some()
+        let room = self.rooms().open(id);
+        room.map(|room| self.retire(&room)).is_some()
+    }
+
+    /// Loads what has this name and keeps it loaded, over restarts of the daemon too.
+    ///
+    /// # Errors
+    /// [`ServeError`]; [`ServeError::Broke`] when it cannot be written down.
+    pub fn pin(self: &Arc<Self>, name: &str) -> Result<api::ServedModel, ServeError> {
+        let servable = self.named(name)?;
+        let guest = self.enter(servable)?;
+        let pinned = self.pins.add(&guest.room().servable.api_name);
+        pinned.map_err(|error| ServeError::Broke(format!("{error:#}")))?;
+        self.tell();
+        Ok(self.document(guest.room()))
+    }
+
+    /// Takes a pin back; it stays loaded as long as nobody needs its memory. False when the configuration pins it.
+    ///
+    /// # Errors
+    /// [`ServeError::NoSuchModel`]; [`ServeError::Broke`] when it cannot be written down.
+    pub fn unpin(&self, name: &str) -> Result<bool, ServeError> {
+        let servable = self.named(name)?;
+        let names = [servable.api_name.as_str(), servable.id.as_str(), name];
+        self.pins.remove(&names).map_err(|error| ServeError::Broke(format!("{error:#}")))?;
+        self.tell();
+        Ok(!self.is_pinned(&servable))
+    }
+
+    /// Loads every pinned model there is.
+    pub fn load_pinned(self: &Arc<Self>) {
+        for name in self.pins.names() {
+            if let Err(error) = self.named(&name).and_then(|servable| self.enter(servable)) {
+                tracing::warn!(model = name, %error, "a pinned model is not loaded");
+            }
+        }
+    }
+
+    /// Whether a pinned name means it.
+    pub(super) fn is_pinned(&self, servable: &Servable) -> bool {
+        self.pins.names().iter().any(|name| {
+            [&servable.id, &servable.api_name].contains(&name)
+                // A bare name means whatever is best now.
+                || *name == servable.model
+                    && self.pipeline.ledger.servable(name).is_some_and(|best| best.id == servable.id)
+        })
     }
 
     /// The loaded models.
     pub fn documents(&self) -> api::Served {
-        let mut models: Vec<_> = self.rooms().values().map(|room| document(room)).collect();
+        let rooms: Vec<Arc<Room>> = self.rooms().shown();
+        let mut models: Vec<_> = rooms.iter().map(|room| self.document(room)).collect();
         models.sort_by(|a, b| a.name.cmp(&b.name));
         api::Served { models }
     }
 
-    fn tell(&self) {
+    pub(super) fn tell(&self) {
         self.pipeline.events.tell(|| api::Event::Served(self.documents()));
     }
-}
 
-fn document(room: &Room) -> api::ServedModel {
-    let servable = &room.servable;
-    let mut document = api::ServedModel {
-        name: servable.api_name.clone(),
-        model: servable.model.clone(),
-        artifact: servable.id.clone(),
-        backend: servable.backend.clone().unwrap_or_default(),
-        state: api::ServedState::Loading,
-        pid: None,
-        context_length: None,
-        sequences: 0,
-        pinned: false,
-        error: None,
-    };
-    match &*room.state.borrow() {
-        State::Loading => {}
-        State::Ready(hosted) => {
-            document.state =
-                if hosted.ended().is_some() { api::ServedState::Failed } else { api::ServedState::Ready };
-            document.pid = Some(hosted.pid);
-            document.backend.clone_from(&hosted.backend);
-            document.context_length = Some(hosted.context.into());
-            document.sequences = hosted.in_hand() as u32;
+    fn document(&self, room: &Room) -> api::ServedModel {
+        let servable = &room.servable;
+        let mut document = api::ServedModel {
+            name: servable.api_name.clone(),
+            model: servable.model.clone(),
+            artifact: servable.id.clone(),
+            backend: servable.backend.clone().unwrap_or_default(),
+            state: api::ServedState::Loading,
+            pid: None,
+            context_length: None,
+            sequences: 0,
+            pinned: self.is_pinned(servable),
+            error: None,
+        };
+        match &*room.state.borrow() {
+            State::Loading => {}
+            State::Ready(hosted) => {
+                document.state = match hosted.ended() {
+                    Some(_) => api::ServedState::Failed,
+                    None if room.leaves() => api::ServedState::Draining,
+                    None => api::ServedState::Ready,
+                };
+                document.pid = Some(hosted.pid);
+                document.backend.clone_from(&hosted.backend);
+                document.context_length = Some(hosted.context.into());
+                document.sequences = hosted.in_hand() as u32;
+            }
+            State::Failed(why) => {
+                document.state = api::ServedState::Failed;
+                document.error = Some(api::ErrorReport::new("cannot_load", why.clone()));
+            }
         }
-        State::Failed(why) => {
-            document.state = api::ServedState::Failed;
-            document.error = Some(api::ErrorReport::new("cannot_load", why.clone()));
-        }
+        document
     }
-    document
 }

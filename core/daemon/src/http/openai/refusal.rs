@@ -72,6 +72,9 @@ impl From<ServeError> for Refusal {
             ServeError::CannotLoad { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", None, Some(5))
             }
+            ServeError::NoRoom { .. } => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "model_too_large", Some("model"), None)
+            }
             ServeError::Broke(_) => (StatusCode::BAD_GATEWAY, "model_failed", None, None),
         };
         Self { status, code, message, param, retry_after }

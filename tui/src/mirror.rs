@@ -118,6 +118,57 @@ impl History {
     }
 }
 
+/// Something that can be talked to: a published artifact, or a source as it was dropped.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Voice<'a> {
+    /// Names it among all of them.
+    pub(crate) id: &'a str,
+    /// What requests call it.
+    pub(crate) api_name: &'a str,
+    pub(crate) model: &'a str,
+    pub(crate) format: &'a str,
+    pub(crate) scheme: &'a str,
+    /// What is known of it beyond that; a source was not measured.
+    pub(crate) artifact: Option<&'a Artifact>,
+}
+
+impl<'a> Voice<'a> {
+    fn of_artifact(artifact: &'a Artifact) -> Self {
+        Self {
+            id: &artifact.id,
+            api_name: &artifact.api_name,
+            model: &artifact.model,
+            format: &artifact.format,
+            scheme: &artifact.scheme,
+            artifact: Some(artifact),
+        }
+    }
+
+    fn of_source(model: &'a ModelEntry) -> Option<Self> {
+        let source = &model.source;
+        let api_name = source.api_name.as_deref()?;
+        Some(Self {
+            id: api_name,
+            api_name,
+            model: &model.name,
+            format: source.format.as_deref().unwrap_or_default(),
+            scheme: source.scheme.as_deref().unwrap_or_default(),
+            artifact: None,
+        })
+    }
+
+    /// A line that tells it from others.
+    pub(crate) fn title(&self) -> String {
+        let source = if self.artifact.is_none() { " (source)" } else { "" };
+        format!("{} · {} {}{source}", self.model, self.format, self.scheme)
+    }
+
+    /// How it is loaded, if it is.
+    pub(crate) fn served<'m>(&self, mirror: &'m Mirror) -> Option<&'m ServedModel> {
+        mirror.served.iter().find(|served| served.artifact == self.id || served.name == self.api_name)
+    }
+}
+
 impl Mirror {
     /// Takes over everything.
     pub(crate) fn load(&mut self, loaded: Loaded) {
@@ -202,6 +253,16 @@ impl Mirror {
 
     pub(crate) fn artifact(&self, id: &str) -> Option<&Artifact> {
         self.artifacts().find(|artifact| artifact.id == id)
+    }
+
+    /// Everything that can be talked to: artifacts, then sources.
+    pub(crate) fn voices(&self) -> impl Iterator<Item = Voice<'_>> {
+        let sources = self.models.values().filter_map(Voice::of_source);
+        self.artifacts().map(Voice::of_artifact).chain(sources)
+    }
+
+    pub(crate) fn voice(&self, id: &str) -> Option<Voice<'_>> {
+        self.voices().find(|voice| voice.id == id)
     }
 
     /// How an artifact is loaded, if it is.

@@ -1,4 +1,4 @@
-//! Choosing an artifact to talk to.
+//! Choosing an artifact or a source to talk to.
 
 use ratatui::layout::Rect;
 
@@ -7,7 +7,7 @@ use crate::canvas::{Canvas, Pane, Spot};
 use crate::keys::Chord;
 use crate::mirror::Mirror;
 use crate::units;
-use crate::views::vocabulary::{on_device, served_mark};
+use crate::views::vocabulary::{on_device, served_mark, served_word};
 use crate::views::{Ask, Outbox, View};
 use crate::widgets::fuzzy;
 use crate::widgets::input::Input;
@@ -25,7 +25,7 @@ const COLUMNS: &[Column] = &[
 
 pub(crate) struct Picker {
     column: usize,
-    /// Artifacts that match, by id.
+    /// What matches, by id.
     found: Vec<String>,
     query: Input,
     list: ListState,
@@ -42,12 +42,14 @@ impl Picker {
     fn search(&mut self, mirror: &Mirror) {
         let query = self.query.text();
         let mut found: Vec<(i32, bool, &str)> = mirror
-            .artifacts()
+            .voices()
             .filter_map(|it| {
-                let text = format!("{} {} {} {}", it.model, it.scheme, it.backend, it.format);
+                let backend = it.artifact.map_or("source", |artifact| &artifact.backend);
+                let text = format!("{} {} {backend} {}", it.model, it.scheme, it.format);
                 let score = fuzzy::score(&query, &text)?;
-                let first = it.best || mirror.served(&it.id).is_some();
-                Some((score, first, it.id.as_str()))
+                let first =
+                    it.artifact.is_some_and(|artifact| artifact.best) || it.served(mirror).is_some();
+                Some((score, first, it.id))
             })
             .collect();
         found.sort_by_key(|(score, first, _)| std::cmp::Reverse((*score, *first)));
@@ -120,18 +122,24 @@ impl View for Picker {
         };
         let theme = canvas.theme;
         table.draw(canvas, body, |index| {
-            let Some(it) = mirror.artifact(&self.found[index]) else { return Row::Fields(Vec::new()) };
+            let Some(it) = mirror.voice(&self.found[index]) else { return Row::Fields(Vec::new()) };
             let number =
                 |text: Option<String>| Field::new(text.unwrap_or_else(|| "–".to_owned()), theme.text);
-            let best = if it.best { "★ " } else { "  " };
-            let served = mirror.served(&it.id);
-            let state = served.map_or(String::new(), |it| format!("{} {}", served_mark(it.state), it.state));
+            let best = if it.artifact.is_some_and(|artifact| artifact.best) { "★ " } else { "  " };
+            let served = it.served(mirror);
+            let state =
+                served.map_or(String::new(), |it| format!("{} {}", served_mark(it.state), served_word(it)));
+            let backend = it.artifact.map_or_else(
+                || "source".to_owned(),
+                |artifact| on_device(&artifact.backend, artifact.device.as_deref()),
+            );
+            let measured = it.artifact.map(|artifact| &artifact.measurements);
             Row::Fields(vec![
                 Field::new(format!("{best}{}", it.model), theme.text),
-                Field::new(it.scheme.clone(), theme.text),
-                Field::new(on_device(&it.backend, it.device.as_deref()), theme.dim),
-                number(it.measurements.kl_mean.map(units::divergence)),
-                number(it.measurements.decode_tps.map(units::speed)),
+                Field::new(it.scheme.to_owned(), theme.text),
+                Field::new(backend, theme.dim),
+                number(measured.and_then(|it| it.kl_mean).map(units::divergence)),
+                number(measured.and_then(|it| it.decode_tps).map(units::speed)),
                 Field::new(state, theme.good),
             ])
         });

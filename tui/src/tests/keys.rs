@@ -131,6 +131,20 @@ fn a_pin_is_set_and_taken_back_and_shown() {
 }
 
 #[test]
+fn a_source_is_talked_to_by_its_own_name() {
+    let mut app = app("dark");
+    press(&mut app, "5 m");
+    write(&mut app, "smollm2 source");
+    shows(&mut app, "q4_1");
+    press(&mut app, "enter");
+    shows(&mut app, "smollm2-135m · gguf q4_1 (source)");
+    write(&mut app, "hi");
+    let effects = press(&mut app, "enter");
+    let Some(Effect::Chat { request, .. }) = effects.last() else { panic!("{effects:?}") };
+    assert_eq!(request.model, "smollm2-135m:source");
+}
+
+#[test]
 fn deleting_asks_first() {
     let mut app = app("dark");
     assert_eq!(press(&mut app, "2 D esc"), []);

@@ -1,9 +1,9 @@
-//! Talking to an artifact, or to two side by side.
+//! Talking to an artifact or a source, or to two of them side by side.
 
 use std::borrow::Cow;
 
 use drophammer_client::api::{
-    Artifact, ChatChunk, ChatMessage, ChatRequest, ChatRole, ErrorReport, ServedState, Usage,
+    ChatChunk, ChatMessage, ChatRequest, ChatRole, ErrorReport, ServedState, Usage,
 };
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
@@ -15,7 +15,7 @@ use crate::actions::Action;
 use crate::canvas::{Canvas, Pane, Spot};
 use crate::keys::Chord;
 use crate::message::{ChatPiece, Effect};
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, Voice};
 use crate::overlays::chat_settings::ChatSettings;
 use crate::overlays::picker::Picker;
 use crate::theme::Theme;
@@ -57,7 +57,8 @@ struct Turn {
 
 #[derive(Debug, Default)]
 struct Column {
-    artifact: Option<String>,
+    /// The id of what is talked to.
+    voice: Option<String>,
     turns: Vec<Turn>,
     /// Number of the last question; pieces of earlier ones are dropped.
     turn: u64,
@@ -169,18 +170,18 @@ impl Turn {
 }
 
 impl Chat {
-    /// Talks to another artifact from now on; `None` dismisses the second column.
-    pub(crate) fn talk_to(&mut self, column: usize, artifact: Option<String>, out: &mut Outbox) {
-        match artifact {
+    /// Talks to another one from now on; `None` dismisses the second column.
+    pub(crate) fn talk_to(&mut self, column: usize, voice: Option<String>, out: &mut Outbox) {
+        match voice {
             None if column > 0 => {
                 self.columns.truncate(column);
                 out.effect(Effect::StopChat(column));
             }
-            artifact => {
+            voice => {
                 while self.columns.len() <= column {
                     self.columns.push(Column::default());
                 }
-                self.columns[column].artifact = artifact;
+                self.columns[column].voice = voice;
                 self.writing = true;
             }
         }
@@ -200,8 +201,8 @@ impl Chat {
         }
     }
 
-    fn artifact<'a>(&self, column: usize, mirror: &'a Mirror) -> Option<&'a Artifact> {
-        mirror.artifact(self.columns.get(column)?.artifact.as_deref()?)
+    fn voice<'a>(&self, column: usize, mirror: &'a Mirror) -> Option<Voice<'a>> {
+        mirror.voice(self.columns.get(column)?.voice.as_deref()?)
     }
 
     fn send(&mut self, mirror: &Mirror, out: &mut Outbox) {
@@ -213,7 +214,7 @@ impl Chat {
             return;
         }
         let names: Vec<Option<String>> = (0..self.columns.len())
-            .map(|column| self.artifact(column, mirror).map(|artifact| artifact.api_name.clone()))
+            .map(|column| self.voice(column, mirror).map(|voice| voice.api_name.to_owned()))
             .collect();
         if names.iter().any(Option::is_none) {
             Self::pick(0, mirror, out);
@@ -228,8 +229,8 @@ impl Chat {
     }
 
     fn pick(column: usize, mirror: &Mirror, out: &mut Outbox) {
-        if mirror.artifacts().next().is_none() {
-            out.notice("nothing can be talked to yet: no artifact is published");
+        if mirror.voices().next().is_none() {
+            out.notice("nothing can be talked to yet: no model is there");
         } else {
             out.overlay(Picker::new(column, mirror));
         }
@@ -270,7 +271,7 @@ impl View for Chat {
             Action::Back => self.writing = false,
             Action::Write | Action::Open => {
                 self.writing = true;
-                if self.columns[0].artifact.is_none() {
+                if self.columns[0].voice.is_none() {
                     Self::pick(0, mirror, out);
                 }
             }
@@ -331,12 +332,15 @@ impl View for Chat {
 
     fn refresh(&mut self, mirror: &Mirror, _out: &mut Outbox) {
         // Whoever comes here without having chosen meets what is loaded, or else the best.
-        let first = &mut self.columns[0].artifact;
-        if first.as_deref().is_none_or(|id| mirror.artifact(id).is_none()) {
-            let ready = mirror.served.iter().find(|served| served.state == ServedState::Ready);
-            let loaded = ready.and_then(|served| mirror.artifact(&served.artifact));
+        let first = &mut self.columns[0].voice;
+        if first.as_deref().is_none_or(|id| mirror.voice(id).is_none()) {
+            let ready = |voice: &Voice<'_>| {
+                voice.served(mirror).is_some_and(|served| served.state == ServedState::Ready)
+            };
             let best = mirror.artifacts().filter(|it| it.best).max_by(|a, b| a.created.total_cmp(&b.created));
-            *first = loaded.or(best).map(|artifact| artifact.id.clone());
+            let chosen = mirror.voices().find(ready);
+            let chosen = chosen.or_else(|| mirror.voice(&best?.id)).or_else(|| mirror.voices().next());
+            *first = chosen.map(|voice| voice.id.to_owned());
         }
     }
 
@@ -368,12 +372,11 @@ impl Chat {
     }
 
     fn draw_column(&self, canvas: &mut Canvas<'_>, area: Rect, at: usize, column: &Column, mirror: &Mirror) {
-        let artifact = self.artifact(at, mirror);
-        let title =
-            artifact.map_or("Chat".to_owned(), |it| format!("{} · {} {}", it.model, it.format, it.scheme));
+        let voice = self.voice(at, mirror);
+        let title = voice.map_or("Chat".to_owned(), |voice| voice.title());
         let inside = canvas.pane(area, &title, Pane::Talk, !self.writing && at == 0);
         if column.turns.is_empty() {
-            draw_empty(canvas, inside, artifact);
+            draw_empty(canvas, inside, voice);
             return;
         }
         let mut lines = Vec::new();
@@ -398,10 +401,10 @@ impl Chat {
     }
 }
 
-fn draw_empty(canvas: &mut Canvas<'_>, area: Rect, artifact: Option<&Artifact>) {
-    match artifact {
-        Some(artifact) => {
-            let name = format!("{} · {} {}", artifact.model, artifact.format, artifact.scheme);
+fn draw_empty(canvas: &mut Canvas<'_>, area: Rect, voice: Option<Voice<'_>>) {
+    match voice {
+        Some(voice) => {
+            let name = voice.title();
             canvas.empty(
                 area,
                 &[&name, "", "i writes, ⏎ sends, m chooses another,", "v puts a second beside it"],

@@ -54,6 +54,8 @@ pub struct ModelEntry {
 pub struct SourceInfo {
     /// Where it is on the daemon's machine.
     pub path: String,
+    /// The `model` value with which `/v1` requests reach the source itself, while it lies there and is understood.
+    pub api_name: Option<String>,
     /// Such as `gguf` or `safetensors`.
     pub format: Option<String>,
     /// Such as `llama`.

@@ -10,6 +10,9 @@ use drophammer_engine::plan::Planned;
 use drophammer_sdk::ForgeReport;
 use serde::{Deserialize, Serialize};
 
+/// The part after the colon in the name of a source that answers for itself.
+const SOURCE: &str = "source";
+
 /// A job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JobRecord {
@@ -281,8 +284,20 @@ impl ModelRecord {
 
     /// What it is, as far as it is known.
     pub fn source_info(&self) -> api::SourceInfo {
-        source_info(self.path.display().to_string(), self.identity.as_ref(), self.bytes)
+        let info = source_info(self.path.display().to_string(), self.identity.as_ref(), self.bytes);
+        api::SourceInfo { api_name: self.answers().map(|_| source_name(&self.name)), ..info }
     }
+
+    /// What it is and its fingerprint, if it lies there, understood and still: then it can answer for itself.
+    pub fn answers(&self) -> Option<(&Identity, u64)> {
+        let still = !self.missing && !self.settling;
+        self.identity.as_ref().zip(self.fingerprint).filter(|_| still)
+    }
+}
+
+/// The `model` value that means a model's source.
+pub(crate) fn source_name(model: &str) -> String {
+    format!("{model}:{SOURCE}")
 }
 
 /// A source as the control API shows it.
@@ -292,6 +307,7 @@ pub(crate) fn source_info(path: String, identity: Option<&Identity>, bytes: u64)
     };
     api::SourceInfo {
         path,
+        api_name: None,
         format: Some(identity.format.clone()),
         architecture: Some(identity.architecture.clone()),
         scheme: Some(identity.scheme.clone()),

@@ -5,11 +5,9 @@ use std::time::UNIX_EPOCH;
 
 use drophammer_engine::identify::Identity;
 
+use super::records::source_name;
 use super::{Book, Ledger, ModelRecord, choose};
 use crate::library::Published;
-
-/// The part after the colon in the name of a source that answers for itself.
-const SOURCE: &str = "source";
 
 /// A published artifact, or a source as it was dropped.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,13 +63,12 @@ impl Servable {
 
     /// A source that was understood and lies still.
     fn of_source(model: &ModelRecord) -> Option<Self> {
-        let identity = model.identity.clone()?;
-        let fingerprint = model.fingerprint.filter(|_| !model.missing && !model.settling)?;
+        let (identity, fingerprint) = model.answers()?;
         let written = std::fs::metadata(&model.path).and_then(|found| found.modified()).ok();
         let written = written.and_then(|moment| moment.duration_since(UNIX_EPOCH).ok());
         Some(Self {
-            id: format!("{}:{SOURCE}:{fingerprint:016x}", model.name),
-            api_name: format!("{}:{SOURCE}", model.name),
+            id: format!("{}:{fingerprint:016x}", source_name(&model.name)),
+            api_name: source_name(&model.name),
             model: model.name.clone(),
             path: model.path.clone(),
             format: identity.format.clone(),
@@ -80,7 +77,7 @@ impl Servable {
             backend: None,
             vocabulary: vec![model.path.clone()],
             bytes: identity.bytes,
-            identity,
+            identity: identity.clone(),
             created: written.map_or(0.0, |since| since.as_secs_f64()),
         })
     }

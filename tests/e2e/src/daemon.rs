@@ -283,6 +283,37 @@ pub fn signal(name: &str, pid: u32) -> Result<()> {
     Ok(())
 }
 
+/// Asks a server and gives status line with headers, and body.
+///
+/// # Errors
+/// When it does not answer, or its answer breaks off.
+pub fn exchange(
+    address: &str,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+    headers: &[(&str, &str)],
+) -> Result<(String, String)> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let body = body.map(Value::to_string).unwrap_or_default();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n",
+        body.len()
+    )?;
+    for (name, value) in headers {
+        write!(stream, "{name}: {value}\r\n")?;
+    }
+    write!(stream, "\r\n{body}")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+    Ok((head.to_owned(), body.to_owned()))
+}
+
 fn spawn(home: &Home) -> Result<Child> {
     logged(home, home.command(&["daemon"]))
 }
@@ -353,27 +384,17 @@ impl Daemon {
         body: Option<&Value>,
         headers: &[(&str, &str)],
     ) -> Result<(String, String)> {
-        use std::io::{Read as _, Write as _};
+        exchange(&self.address()?, method, path, body, headers)
+    }
+
+    /// Where the OpenAI-compatible server listens.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn address(&self) -> Result<String> {
         let status = self.home.json(&["status"])?;
-        let url = status["server"]["url"].as_str().context("the server is off")?.to_owned();
-        let address = url.trim_start_matches("http://").trim_end_matches("/v1").to_owned();
-        let mut stream = std::net::TcpStream::connect(&address)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let body = body.map(Value::to_string).unwrap_or_default();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\n",
-            body.len()
-        )?;
-        for (name, value) in headers {
-            write!(stream, "{name}: {value}\r\n")?;
-        }
-        write!(stream, "\r\n{body}")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-        Ok((head.to_owned(), body.to_owned()))
+        let url = status["server"]["url"].as_str().context("the server is off")?;
+        Ok(url.trim_start_matches("http://").trim_end_matches("/v1").to_owned())
     }
 
     /// Asks and reads the answer's document.

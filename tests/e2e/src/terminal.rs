@@ -96,6 +96,19 @@ impl Terminal {
         self.wait_until(&format!("`{text}`"), |screen| screen.contains(text))
     }
 
+    /// Takes what was drawn in the meantime.
+    pub fn look(&mut self) -> String {
+        while let Ok(bytes) = self.drawn.try_recv() {
+            self.screen.process(&bytes);
+        }
+        self.screen()
+    }
+
+    /// The program's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for the program's own end.
     ///
     /// # Errors

@@ -17,8 +17,18 @@ const PATIENCE: Duration = Duration::from_mins(2);
 pub struct Terminal {
     keyboard: File,
     child: Child,
-    drawn: Receiver<Vec<u8>>,
+    drawn: Receiver<Drawn>,
     screen: vt100::Parser,
+    tape: Option<Vec<Drawn>>,
+}
+
+/// A piece of what a program drew.
+#[derive(Debug, Clone)]
+pub struct Drawn {
+    /// When, since the terminal was opened.
+    pub moment: Duration,
+    /// Text with escapes, as it came.
+    pub bytes: Vec<u8>,
 }
 
 impl Terminal {
@@ -43,15 +53,17 @@ impl Terminal {
         let keyboard = File::from(master);
         let mut reader = keyboard.try_clone()?;
         let (sender, drawn) = channel();
+        let opened = Instant::now();
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(count @ 1..) = reader.read(&mut bytes) {
-                if sender.send(bytes[..count].to_vec()).is_err() {
+                let piece = Drawn { moment: opened.elapsed(), bytes: bytes[..count].to_vec() };
+                if sender.send(piece).is_err() {
                     return;
                 }
             }
         });
-        Ok(Self { keyboard, child, drawn, screen: vt100::Parser::new(rows, columns, 0) })
+        Ok(Self { keyboard, child, drawn, screen: vt100::Parser::new(rows, columns, 0), tape: None })
     }
 
     /// Presses keys.
@@ -78,7 +90,7 @@ impl Terminal {
                 bail!("{what} did not appear; the screen is:\n{}", self.screen());
             }
             match self.drawn.recv_timeout(Duration::from_millis(100)) {
-                Ok(bytes) => self.screen.process(&bytes),
+                Ok(piece) => self.see(piece),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     bail!("the program ended before {what} appeared; the screen is:\n{}", self.screen())
@@ -98,10 +110,64 @@ impl Terminal {
 
     /// Takes what was drawn in the meantime.
     pub fn look(&mut self) -> String {
-        while let Ok(bytes) = self.drawn.try_recv() {
-            self.screen.process(&bytes);
+        while let Ok(piece) = self.drawn.try_recv() {
+            self.see(piece);
         }
         self.screen()
+    }
+
+    fn see(&mut self, piece: Drawn) {
+        self.screen.process(&piece.bytes);
+        if let Some(tape) = &mut self.tape {
+            tape.push(piece);
+        }
+    }
+
+    /// Looks on for some time.
+    pub fn look_for(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            match self.drawn.recv_timeout(left) {
+                Ok(piece) => self.see(piece),
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(left),
+            }
+        }
+    }
+
+    /// Keeps what is drawn from now on.
+    pub fn record(&mut self) {
+        self.tape = Some(Vec::new());
+    }
+
+    /// What was drawn since [`Terminal::record`].
+    pub fn recorded(&mut self) -> Vec<Drawn> {
+        self.look();
+        self.tape.take().unwrap_or_default()
+    }
+
+    /// What stands on the screen, with its colours as escapes, a line per row.
+    pub fn styled_screen(&self) -> String {
+        let screen = self.screen.screen();
+        let (rows, columns) = screen.size();
+        let mut text = String::new();
+        for row in 0..rows {
+            let mut before = None;
+            for cell in (0..columns).filter_map(|column| screen.cell(row, column)) {
+                let look = style(cell);
+                if before.as_ref() != Some(&look) {
+                    text.push_str(&look);
+                    before = Some(look);
+                }
+                match cell.contents() {
+                    "" if cell.is_wide_continuation() => {}
+                    "" => text.push(' '),
+                    letters => text.push_str(letters),
+                }
+            }
+            text.push_str("\x1b[0m\n");
+        }
+        text
     }
 
     /// The program's process.
@@ -117,9 +183,7 @@ impl Terminal {
         let start = Instant::now();
         loop {
             // Read on: a full terminal would hold the program up.
-            while let Ok(bytes) = self.drawn.try_recv() {
-                self.screen.process(&bytes);
-            }
+            self.look();
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
@@ -129,6 +193,28 @@ impl Terminal {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// The escape that makes letters look like those of a cell.
+fn style(cell: &vt100::Cell) -> String {
+    let mut codes = vec!["0".to_owned()];
+    for (on, code) in [
+        (cell.bold(), "1"),
+        (cell.dim(), "2"),
+        (cell.italic(), "3"),
+        (cell.underline(), "4"),
+        (cell.inverse(), "7"),
+    ] {
+        codes.extend(on.then(|| code.to_owned()));
+    }
+    for (colour, kind) in [(cell.fgcolor(), 38), (cell.bgcolor(), 48)] {
+        match colour {
+            vt100::Color::Default => {}
+            vt100::Color::Idx(index) => codes.push(format!("{kind};5;{index}")),
+            vt100::Color::Rgb(r, g, b) => codes.push(format!("{kind};2;{r};{g};{b}")),
+        }
+    }
+    format!("\x1b[{}m", codes.join(";"))
 }
 
 impl Drop for Terminal {

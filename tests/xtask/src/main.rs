@@ -8,6 +8,7 @@ mod fetch;
 mod generate_model;
 mod picture;
 mod plugins;
+mod record;
 mod runtimes;
 mod shell;
 mod test;
@@ -44,6 +45,8 @@ enum Task {
     Runtimes,
     /// Turn a captured terminal screen into an SVG picture.
     Picture(picture::Options),
+    /// Play a tour of the dashboard and write it as a terminal recording and a picture.
+    Record(record::Options),
     /// Make a large model of random weights, for measuring.
     GenerateModel(generate_model::Options),
 }
@@ -54,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test(options) => test::run(&options),
         Task::GenerateModel(options) => generate_model::run(&options),
         Task::Picture(options) => picture::run(&options),
+        Task::Record(options) => record::run(&options),
         Task::Conformance(options) => conformance::run(&options),
         Task::Abi(options) => abi::run(&options),
         Task::Plugins(options) => plugins::run(&options),

@@ -94,7 +94,8 @@ fn streamed(body: &str) -> Result<bool, String> {
 
 fn plain(body: &str) -> Result<bool, String> {
     let answer: Value = serde_json::from_str(body).map_err(|error| format!("{error}: {body}"))?;
-    let listed = ["choices", "data"].iter().any(|key| answer[key].as_array().is_some_and(|list| !list.is_empty()));
+    let listed =
+        ["choices", "data"].iter().any(|key| answer[key].as_array().is_some_and(|list| !list.is_empty()));
     if listed { Ok(true) } else { Err(body.to_owned()) }
 }
 
@@ -236,5 +237,7 @@ fn requests_survive_the_deaths_of_workers_and_nothing_grows() {
         println!("{name}: {} kB in the second quarter, {} kB in the last", early >> 10, late >> 10);
         assert!(late < early + SLACK, "the {name} grew from {early} to {late} bytes");
     }
-    println!("{deaths} workers killed in {seconds} s; {whole} requests answered, {refused} cleanly refused, none lost");
+    println!(
+        "{deaths} workers killed in {seconds} s; {whole} requests answered, {refused} cleanly refused, none lost"
+    );
 }

@@ -159,8 +159,7 @@ fn a_request_that_a_dying_worker_had_not_taken_goes_to_another() {
     signal("STOP", pid).unwrap();
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| daemon.ask_json("POST", "/v1/completions", Some(&ask)).unwrap());
-        let queued =
-            |requests: &Value| (requests.pointer("/live/0/phase")? == "queued").then_some(());
+        let queued = |requests: &Value| (requests.pointer("/live/0/phase")? == "queued").then_some(());
         daemon.watch("/api/control/requests", queued).unwrap();
         signal("KILL", pid).unwrap();
         let (status, answer) = asked.join().unwrap();

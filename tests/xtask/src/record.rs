@@ -63,7 +63,8 @@ fn tour(forge: &Forge, terminal: &mut Terminal, model: &Path) -> Result<String> 
         terminal.press("j")?;
         look(terminal, 0.7);
     }
-    terminal.wait_until("the last artifact", |screen| screen.matches('✓').count() >= 2 && !working(screen))?;
+    terminal
+        .wait_until("the last artifact", |screen| screen.matches('✓').count() >= 2 && !working(screen))?;
     look(terminal, 1.5);
 
     // Every artifact, two of them compared, one kept loaded.
@@ -163,6 +164,9 @@ mod tests {
         let lines: Vec<serde_json::Value> =
             cast.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!((&lines[0]["version"], &lines[0]["width"]), (&json!(2), &json!(120)));
-        assert_eq!(lines[1..], [json!([1.0, "o", "a"]), json!([2.2, "o", "─"]), json!([3.2, "o", "\u{1b}[0m"])]);
+        assert_eq!(
+            lines[1..],
+            [json!([1.0, "o", "a"]), json!([2.2, "o", "─"]), json!([3.2, "o", "\u{1b}[0m"])]
+        );
     }
 }

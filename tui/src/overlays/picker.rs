@@ -47,8 +47,7 @@ impl Picker {
                 let backend = it.artifact.map_or("source", |artifact| &artifact.backend);
                 let text = format!("{} {} {backend} {}", it.model, it.scheme, it.format);
                 let score = fuzzy::score(&query, &text)?;
-                let first =
-                    it.artifact.is_some_and(|artifact| artifact.best) || it.served(mirror).is_some();
+                let first = it.artifact.is_some_and(|artifact| artifact.best) || it.served(mirror).is_some();
                 Some((score, first, it.id))
             })
             .collect();

@@ -7,7 +7,9 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::{Line, Span};
 
 use super::job_details::push;
-use super::vocabulary::{error_lines, model_mark, model_style, on_device, served_mark, served_word, source_summary};
+use super::vocabulary::{
+    error_lines, model_mark, model_style, on_device, served_mark, served_word, source_summary,
+};
 use super::{Ask, Outbox, View, comparison, plot};
 use crate::actions::Action;
 use crate::canvas::{Canvas, Pane, Spot};
@@ -400,8 +402,9 @@ fn fields(
     let mark = if marked { "◆ " } else { "" };
     let best = if artifact.best { "★" } else { " " };
     let served = mirror.served(&artifact.id);
-    let state = served
-        .map_or(best.to_owned(), |served| format!("{best}{}{}", served_mark(served.state), served_word(served)));
+    let state = served.map_or(best.to_owned(), |served| {
+        format!("{best}{}{}", served_mark(served.state), served_word(served))
+    });
     let kl_style = if plot::is_on_front(artifact, &model.artifacts) { theme.good } else { theme.text };
     let kl = measured.kl_mean.map(units::divergence);
     vec![

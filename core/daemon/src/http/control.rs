@@ -174,7 +174,10 @@ pub(super) async fn unserve_artifact(
 }
 
 #[utoipa::path(post, path = routes::PIN_ARTIFACT, params(("id" = String, Path)), responses((status = 200, body = ServedModel)))]
-pub(super) async fn pin_artifact(State(daemon): State<Shared>, Path(id): Path<String>) -> Answer<ServedModel> {
+pub(super) async fn pin_artifact(
+    State(daemon): State<Shared>,
+    Path(id): Path<String>,
+) -> Answer<ServedModel> {
     Ok(Json(daemon.serving.pin(&id)?))
 }
 

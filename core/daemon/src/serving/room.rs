@@ -272,26 +272,39 @@ impl Serving {
     /// Why there will never be enough.
     async fn make_space(&self, room: &Arc<Room>) -> Result<(), String> {
         let _turn = self.turn.lock().await;
-        loop {
-            let mut rooms = self.rooms();
+        while !self.step_aside(room)? {
+            self.vacated.notified().await;
+        }
+        Ok(())
+    }
+
+    /// Has others leave for it as far as needed; whether it has its place now.
+    ///
+    /// # Errors
+    /// Why it will never have one.
+    fn step_aside(&self, room: &Arc<Room>) -> Result<bool, String> {
+        let mut rooms = self.rooms();
+        let mut told = false;
+        let placed = loop {
             let (tenants, housed) = self.tenants(&rooms);
             match judge(self.budget, room.bytes(), &tenants) {
                 Verdict::Fits => {
                     room.housed.store(true, Ordering::Release);
-                    return Ok(());
+                    break true;
                 }
                 Verdict::Never(why) => return Err(why),
                 Verdict::Unload(index) => {
                     rooms.close(&housed[index]);
-                    drop(rooms);
-                    self.tell();
+                    told = true;
                 }
-                Verdict::Wait => {
-                    drop(rooms);
-                    self.vacated.notified().await;
-                }
+                Verdict::Wait => break false,
             }
+        };
+        drop(rooms);
+        if told {
+            self.tell();
         }
+        Ok(placed)
     }
 
     /// Those that take memory, as they are judged.

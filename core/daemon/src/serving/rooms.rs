@@ -7,7 +7,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::hosted::Untaken;
 use super::pins::Pins;
-use super::room::{Guest, Room, Rooms, State};
+use super::room::{Room, Rooms, State};
 use super::traffic::Visit;
 use super::wire::Call;
 use super::{Answers, Ask, Embedded, Prompt, Said, ServeError, Traffic};

@@ -61,7 +61,8 @@ fn with(kind: &str, keywords: impl IntoIterator<Item = (&'static str, Json)>) ->
 fn text(chance: &mut Rng) -> Json {
     let mut keywords = Vec::new();
     if chance.u8(..4) == 0 {
-        let patterns = ["^[a-z]{2,5}$", "^(to|not) be$", "^[A-Z][a-z]*( [A-Z][a-z]*)?$", "[0-9]{3}", "^a+b?$"];
+        let patterns =
+            ["^[a-z]{2,5}$", "^(to|not) be$", "^[A-Z][a-z]*( [A-Z][a-z]*)?$", "[0-9]{3}", "^a+b?$"];
         return with("string", [("pattern", json!(chance.choice(patterns)))]);
     }
     let least = chance.u8(..4);
@@ -116,7 +117,8 @@ fn types(chance: &mut Rng) -> Json {
 
 /// Names with all that makes them hard to write.
 fn name(chance: &mut Rng) -> String {
-    const NAMES: &[&str] = &["name", "age", "a b", "\"quoted\"", "ключ", "a\\b", "", "$ref", "tab\t", "x/y", "é"];
+    const NAMES: &[&str] =
+        &["name", "age", "a b", "\"quoted\"", "ключ", "a\\b", "", "$ref", "tab\t", "x/y", "é"];
     (*chance.choice(NAMES).unwrap()).to_owned()
 }
 

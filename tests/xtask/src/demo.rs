@@ -53,21 +53,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// A daemon in a home of its own; both go when this is dropped.
-pub(crate) struct Forge {
+struct Forge {
     home: PathBuf,
     daemon: Child,
 }
 
 impl Forge {
     fn start() -> Result<Self> {
-        Self::start_with("")
-    }
-
-    /// Starts one with further settings.
-    pub(crate) fn start_with(settings: &str) -> Result<Self> {
         let home = std::env::temp_dir().join(format!("drophammer-demo-{}", std::process::id()));
         std::fs::create_dir_all(home.join("models"))?;
-        std::fs::write(home.join("drophammer.toml"), format!("[serve]\nport = 0\n{settings}"))?;
+        std::fs::write(home.join("drophammer.toml"), "[serve]\nport = 0\n")?;
         let log = std::fs::File::create(home.join("daemon.out"))?;
         let daemon = binary(&home)
             .arg("daemon")
@@ -88,11 +83,11 @@ impl Forge {
         Ok(forge)
     }
 
-    pub(crate) fn models(&self) -> PathBuf {
+    fn models(&self) -> PathBuf {
         self.home.join("models")
     }
 
-    pub(crate) fn command(&self) -> Command {
+    fn command(&self) -> Command {
         binary(&self.home)
     }
 
@@ -180,7 +175,7 @@ fn binary(home: &Path) -> Command {
 }
 
 /// Copies a file or a flat directory, as a user's file manager would.
-pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+fn copy(from: &Path, to: &Path) -> Result<()> {
     if from.is_file() {
         std::fs::copy(from, to).with_context(|| format!("copying {}", from.display()))?;
         return Ok(());

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use drophammer_e2e::Home;
+use drophammer_e2e::daemon::Daemon;
 use drophammer_e2e::terminal::{Drawn, Terminal};
 use serde_json::json;
 
-use crate::demo::{Forge, copy};
-use crate::picture;
 use crate::shell::root;
-use crate::{fetch, plugins};
+use crate::{fetch, picture};
 
 const COLUMNS: u16 = 120;
 const ROWS: u16 = 34;
@@ -27,16 +27,16 @@ pub(crate) struct Options {
     output: Option<PathBuf>,
 }
 
-/// Builds, plays the tour, and writes what was seen.
+/// Plays the tour with what end-to-end tests run (`DROPHAMMER_BUILT` names it, or it is built) and writes what was seen.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let smollm2 = fetch::path(fetch::Model::Smollm2)?;
-    plugins::build(true, &["native".to_owned(), "openvino".to_owned()])?;
     let place = options.output.clone().unwrap_or_else(|| root().join("tui/picture"));
     std::fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
-    let forge = Forge::start_with("[targets]\ndefault = [\"gguf-q4_k_m\", \"gguf-q8_0\"]\n")?;
-    let mut terminal = Terminal::start(forge.command(), COLUMNS, ROWS)?;
+    let settings = "[serve]\nport = 0\n[targets]\ndefault = [\"gguf-q4_k_m\", \"gguf-q8_0\"]\n";
+    let daemon = Daemon::start(Home::new(&[], settings)?)?;
+    let mut terminal = Terminal::start(daemon.home.command(&[]), COLUMNS, ROWS)?;
     terminal.record();
-    let picture = tour(&forge, &mut terminal, &smollm2)?;
+    let picture = tour(&daemon, &mut terminal, &smollm2)?;
     let drawn = terminal.recorded();
     anyhow::ensure!(terminal.end()?.success(), "the dashboard ended badly");
     write(&place.join("dashboard.svg"), &picture::svg(&picture, "The Drophammer dashboard"))?;
@@ -50,14 +50,14 @@ fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 /// Plays the tour and gives the screen that makes the picture.
-fn tour(forge: &Forge, terminal: &mut Terminal, model: &Path) -> Result<String> {
+fn tour(daemon: &Daemon, terminal: &mut Terminal, model: &Path) -> Result<String> {
     let look = |terminal: &mut Terminal, seconds: f64| terminal.look_for(Duration::from_secs_f64(seconds));
     terminal.wait_for("Drop a model")?;
     look(terminal, 1.5);
-    copy(&root().join("tests/fixtures/shakespeare-llama"), &forge.models().join("shakespeare-llama"))?;
+    daemon.drop_in(&root().join("tests/fixtures/shakespeare-llama"), "shakespeare-llama")?;
     terminal.wait_for("shakespeare-llama")?;
     look(terminal, 1.0);
-    copy(model, &forge.models().join("smollm2-135m-instruct.gguf"))?;
+    daemon.drop_in(model, "smollm2-135m-instruct.gguf")?;
     terminal.wait_for("smollm2-135m-instruct")?;
     for _ in 0..5 {
         terminal.press("j")?;

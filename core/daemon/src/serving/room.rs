@@ -164,6 +164,14 @@ impl Rooms {
         room.leave.cancel();
     }
 
+    /// The same; of one that failed nobody takes care any more, so it is forgotten.
+    fn dismiss(&mut self, room: &Arc<Room>) {
+        self.close(room);
+        if matches!(&*room.state.borrow(), State::Failed(_)) {
+            self.forget(room);
+        }
+    }
+
     fn forget(&mut self, room: &Arc<Room>) {
         if self.open.get(&room.servable.id).is_some_and(|now| Arc::ptr_eq(now, room)) {
             self.open.remove(&room.servable.id);
@@ -212,7 +220,7 @@ impl Serving {
             if !room.is_over() {
                 return Ok(Guest::of(room, most));
             }
-            rooms.close(&room);
+            rooms.dismiss(&room);
         }
         let room = Arc::new(Room {
             servable,
@@ -390,12 +398,7 @@ impl Serving {
 
     /// Has it leave once it has answered what it was asked.
     pub(super) fn retire(&self, room: &Arc<Room>) {
-        let mut rooms = self.rooms();
-        rooms.close(room);
-        if matches!(&*room.state.borrow(), State::Failed(_)) {
-            rooms.forget(room);
-        }
-        drop(rooms);
+        self.rooms().dismiss(room);
         self.tell();
     }
 

@@ -59,6 +59,8 @@ fn what_is_not_there_is_told_as_a_document_with_the_next_step() {
         ("DELETE", routes::ARTIFACT),
         ("POST", routes::SERVE_ARTIFACT),
         ("DELETE", routes::SERVE_ARTIFACT),
+        ("POST", routes::PIN_ARTIFACT),
+        ("DELETE", routes::PIN_ARTIFACT),
         ("POST", routes::RELOAD_PLUGIN),
         ("GET", routes::PLUGIN_LOG),
     ] {

@@ -62,7 +62,7 @@ fn text(chance: &mut Rng) -> Json {
     let mut keywords = Vec::new();
     if chance.u8(..4) == 0 {
         let patterns =
-            ["^[a-z]{2,5}$", "^(to|not) be$", "^[A-Z][a-z]*( [A-Z][a-z]*)?$", "[0-9]{3}", "^a+b?$"];
+            ["^[a-z]{2,5}$", "^(to|not) be$", "^[A-Z][a-z]*( [A-Z][a-z]*)?$", "^[0-9]{3}$", "^a+b?$"];
         return with("string", [("pattern", json!(chance.choice(patterns)))]);
     }
     let least = chance.u8(..4);

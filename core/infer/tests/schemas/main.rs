@@ -30,7 +30,8 @@ fn tokenizer() -> Tokenizer {
 /// Whether a text or a string in it ends with this token. Brackets end nothing inside a string, and outside of one there
 /// is little else to choose.
 fn ends(tokenizer: &Tokenizer, token: u32) -> bool {
-    tokenizer.special().end_of_generation.contains(&token) || tokenizer.token_bytes(token).first() == Some(&b'"')
+    tokenizer.special().end_of_generation.contains(&token)
+        || tokenizer.token_bytes(token).first() == Some(&b'"')
 }
 
 /// Writes by chance until the constraint is complete.

@@ -180,6 +180,31 @@ fn a_trained_model_goes_on_as_its_reference_does_and_again_in_another_session() 
 }
 
 #[test]
+fn heads_with_norms_pairs_and_windows_come_out_right() {
+    if !runs() {
+        return;
+    }
+    let mut failures = Vec::new();
+    for name in ["arch/qwen3", "arch/gemma3", "arch/hunyuan", "arch/exaone4", "arch/cohere", "arch/gpt2"] {
+        let (rows, due) = reference(&fixtures(name));
+        let staging = tempfile::tempdir().unwrap();
+        forge(&fixtures(name), goal("fp16"), staging.path()).unwrap();
+        let mut session = load(staging.path());
+        let mut found = Vec::new();
+        for row in &rows {
+            session.remove(0, 0, u32::MAX).unwrap();
+            found.extend(step(session.as_mut(), row, 0));
+        }
+        let largest = found.iter().zip(&due).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{name}: largest difference {largest:.1e}");
+        if largest.is_nan() || largest > 0.05 {
+            failures.push(format!("{name}: {largest}"));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:?}");
+}
+
+#[test]
 fn what_cannot_be_made_or_run_is_told() {
     let staging = tempfile::tempdir().unwrap();
     let error = forge(&fixtures("arch/llama"), goal("int4"), staging.path()).unwrap_err();

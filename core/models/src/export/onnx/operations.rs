@@ -373,6 +373,14 @@ impl Graph for Emitter<'_> {
         if norm.groups == 1 {
             return Ok(Value(self.normalized(&x.0, norm)?));
         }
+        if let Some(fixed) = self.fixed.as_ref().filter(|_| !norm.per_group) {
+            // Hexagon's norm goes wrong over values of four dimensions.
+            let (tokens, groups, width) =
+                (i64::from(fixed.tokens), i64::from(norm.groups), i64::from(norm.width));
+            let cut = self.reshape(&x.0, &[1, tokens * groups, width]);
+            let y = self.normalized(&cut, norm)?;
+            return Ok(Value(self.reshape(&y, &[1, tokens, groups * width])));
+        }
         let cut = self.reshape(&x.0, &[0, 0, norm.groups.into(), norm.width.into()]);
         let y = self.normalized(&cut, norm)?;
         Ok(Value(self.reshape(&y, &[0, 0, -1])))

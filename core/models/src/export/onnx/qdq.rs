@@ -351,3 +351,75 @@ impl<'a> Pass<'a> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encodings_meet_zero_and_the_ends_of_their_range() {
+        for bits in [8, 16] {
+            for (low, high) in [(-3.0, 5.0), (1.0, 2.0), (-4.0, -1.0), (0.0, 0.0)] {
+                let encoding = Range { low, high }.encoding(bits);
+                let back = |x: f32| (f32::from(encoding.code(x)) - f32::from(encoding.zero)) * encoding.scale;
+                assert_eq!(back(0.0), 0.0, "{low} {high}");
+                for x in [low, high] {
+                    assert!(
+                        (back(x) - x).abs() <= encoding.scale * 0.51,
+                        "{x} became {} with {bits} bits",
+                        back(x)
+                    );
+                }
+                assert_eq!(encoding.code(1e9), ((1u32 << bits) - 1) as u16);
+            }
+        }
+    }
+
+    #[test]
+    fn every_value_has_codes_and_moved_ones_those_of_their_source() {
+        let node = |op: &str, inputs: &[&str], output: &str| Node {
+            op_type: op.into(),
+            inputs: inputs.iter().map(|&name| name.to_owned()).collect(),
+            outputs: vec![output.to_owned()],
+            ..Node::default()
+        };
+        let info = |name: &str| ValueInfo { name: name.into(), element_type: Some(FLOAT), shape: None };
+        let graph = Graph {
+            nodes: vec![
+                node("Transpose", &["x"], "turned"),
+                node("Add", &["turned", "kept"], "sum"),
+                node("Concat", &["sum", "past"], "all"),
+            ],
+            inputs: vec![info("x"), info("past")],
+            outputs: vec![info("sum"), info("all")],
+            initializers: vec![Initializer {
+                name: "kept".into(),
+                element_type: FLOAT,
+                shape: vec![2],
+                data: InitializerData::Inline([1.0f32, -1.0].iter().flat_map(|x| x.to_le_bytes()).collect()),
+            }],
+            ..Graph::default()
+        };
+        let model = Model { graph, ..Model::default() };
+        let (told, values) = watched(model.clone());
+        assert_eq!(values, ["sum", "all", "x", "past"]);
+        assert!(told.graph.outputs.iter().any(|output| output.name == "sum/low"));
+        let range = |low, high| Range { low, high };
+        let ranges = Ranges::from([("x".into(), range(-1.0, 1.0)), ("sum".into(), range(-2.0, 2.0))]);
+        let ties = HashMap::from([("past".into(), "sum".into()), ("all".into(), "sum".into())]);
+        let quantized = quantized(&model, 16, &ranges, &ties).unwrap();
+        let scale = |value: &str| {
+            let name = format!("{value}/scale");
+            let found = quantized.graph.initializers.iter().find(|tensor| tensor.name == name).unwrap();
+            found.data.clone()
+        };
+        assert_eq!(scale("turned"), scale("x"));
+        assert_eq!(scale("all"), scale("sum"));
+        assert_eq!(scale("past"), scale("sum"));
+        let of = |kind: &str| quantized.graph.nodes.iter().filter(|node| node.op_type == kind).count();
+        // x, turned, sum, past, all; a decoder for each reader and each output.
+        assert_eq!((of("QuantizeLinear"), of("DequantizeLinear")), (5, 5 + 2));
+        let error = super::quantized(&model, 16, &Ranges::new(), &HashMap::new()).unwrap_err();
+        assert_eq!(error, "x");
+    }
+}

@@ -172,7 +172,8 @@ fn columns_are_scaled_and_errors_made_up_for_where_calibration_allows() {
     let name = "blk.0.ffn_up.weight";
     let matrices = BTreeMap::from([(name.to_owned(), Columns { sums, counts: vec![64.0] })]);
     let importance = Importance { matrices, ..Importance::default() };
-    let [plain, whole, other] = ["plain", "whole", "other"].map(|name| place.path().join(name));
+    let [plain, whole, other] =
+        ["plain.gguf", "whole.gguf", "other.gguf"].map(|name| place.path().join(name));
     importance.write(&plain).unwrap();
     importance.write_with(&whole, &[(name, &products)]).unwrap();
     importance.write_with(&other, &[("encoder.weight", &products)]).unwrap();

@@ -69,9 +69,8 @@ fn bounded(text: &str) -> String {
             in_string = letter == '"';
             exponent = match (letter, exponent) {
                 ('0'..='9', Some(digits)) => Some(digits + 1),
-                ('+' | '-', Some(0)) => Some(0),
-                // The other letters of JSON stand in `true`, `false` and `null`, where no digit follows.
-                ('e' | 'E', _) => Some(0),
+                // No digit follows an `e` of `true` or `false`.
+                ('+' | '-', Some(0)) | ('e' | 'E', _) => Some(0),
                 _ => None,
             };
         }

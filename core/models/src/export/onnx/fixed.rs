@@ -119,7 +119,7 @@ impl Rotation {
     }
 }
 
-/// An input that is added to scores: 0 where a token sees another, [`Fixed::unseen`] elsewhere. `[1, 1, tokens, past + tokens]`.
+/// An input that is added to scores: 0 where a token sees another, a number far below all scores elsewhere. `[1, 1, tokens, past + tokens]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mask {
     /// The input's name.

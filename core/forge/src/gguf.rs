@@ -245,24 +245,7 @@ pub fn quantize(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeRep
 /// # Errors
 /// When the source cannot be read.
 pub fn estimate(source: &Path, goal: &Goal) -> Result<Estimate> {
-    let mut estimate =
-        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
-    let request = ForgeRequest {
-        source: source.to_owned(),
-        goal: goal.clone(),
-        name: "model".into(),
-        no_tokenizer: goal.options.get("no_tokenizer").and_then(serde_json::Value::as_bool).unwrap_or(false),
-        ..ForgeRequest::default()
-    };
-    match plan(&request) {
-        Ok(plan) => fill(&mut estimate, &plan)?,
-        Err(error) if error.code == ErrorCode::Failed => return Err(error),
-        Err(error) => {
-            estimate.reason = Some(error.message);
-            estimate.help = Some(error.help).filter(|help| !help.is_empty());
-        }
-    }
-    Ok(estimate)
+    crate::estimate(source, goal, plan, fill)
 }
 
 fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {

@@ -1,6 +1,7 @@
 //! From a source to an artifact: what plugins that make files have in common.
 //!
 //! - [`open`] opens a source with the adapters to merge, [`failure`] words the errors of the layers below.
+//! - [`estimate`] tells what a goal would take, [`need_tokenizer`] refuses a source that lacks one.
 //! - [`run`] is the one pass over a planned layout: within the job's budgets, reported and cancelled through its context,
 //!   resumed by a [`Recipe`]; [`report`] says what came out.
 //! - [`equalize`](mod@equalize) scales columns so that rounding loses less.
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use drophammer_formats::Source;
 use drophammer_models::Checkpoint;
-use drophammer_sdk::{BackendError, ErrorCode, Goal, Result};
+use drophammer_sdk::{BackendError, ErrorCode, Estimate, ForgeRequest, Goal, Result};
 
 pub use pass::{Recipe, report, run};
 
@@ -32,6 +33,56 @@ pub fn open(path: &Path, adapters: &[PathBuf]) -> Result<Checkpoint> {
         checkpoint = checkpoint.with_adapter(source).map_err(|error| failure::of_model(adapter, &error))?;
     }
     Ok(checkpoint)
+}
+
+/// What reaching a goal would take, before there is a request to reach it; a goal that cannot be reached says why. `plan` decides,
+/// `fill` tells what that comes to.
+///
+/// # Errors
+/// As `plan` where the source cannot be read ([`ErrorCode::Failed`]), and as `fill`.
+pub fn estimate<P>(
+    source: &Path,
+    goal: &Goal,
+    plan: impl FnOnce(&ForgeRequest) -> Result<P>,
+    fill: impl FnOnce(&mut Estimate, &P) -> Result<()>,
+) -> Result<Estimate> {
+    let mut estimate =
+        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
+    let request = ForgeRequest {
+        source: source.to_owned(),
+        goal: goal.clone(),
+        name: "model".into(),
+        no_tokenizer: goal.options.get("no_tokenizer").and_then(serde_json::Value::as_bool).unwrap_or(false),
+        ..ForgeRequest::default()
+    };
+    match plan(&request) {
+        Ok(plan) => fill(&mut estimate, &plan)?,
+        Err(error) if error.code == ErrorCode::Failed => return Err(error),
+        Err(error) => {
+            estimate.reason = Some(error.message);
+            estimate.help = Some(error.help).filter(|help| !help.is_empty());
+        }
+    }
+    Ok(estimate)
+}
+
+/// Refuses a source without a tokenizer.json where `artifact` (with its article) is to hold one, unless the request does without.
+///
+/// # Errors
+/// [`ErrorCode::InvalidInput`].
+pub fn need_tokenizer(request: &ForgeRequest, checkpoint: &Checkpoint, artifact: &str) -> Result<()> {
+    if request.no_tokenizer || checkpoint.source().tokenizer().is_complete() {
+        return Ok(());
+    }
+    let message = if checkpoint.has_tokenizer() {
+        format!("the tokenizer lies in GGUF keys; {artifact} needs it as tokenizer.json")
+    } else {
+        "there is no tokenizer beside the weights".to_owned()
+    };
+    let message = format!("{}: {message}", request.source.display());
+    Err(BackendError::new(ErrorCode::InvalidInput, message).with_help(
+        "Put the model's tokenizer.json beside it, or ask for the model without one (--no-tokenizer).",
+    ))
 }
 
 /// A goal's option `max_file_bytes`: the artifact is cut into files of at most so much tensor data each.

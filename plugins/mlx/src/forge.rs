@@ -248,23 +248,7 @@ pub(crate) fn forge(request: &ForgeRequest, job: &dyn JobContext) -> Result<Forg
 
 /// What reaching a goal would take; a goal that cannot be reached says why.
 pub(crate) fn estimate(source: &Path, goal: &Goal) -> Result<Estimate> {
-    let mut estimate =
-        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
-    let request = ForgeRequest {
-        source: source.to_owned(),
-        goal: goal.clone(),
-        no_tokenizer: goal.options.get("no_tokenizer").and_then(Json::as_bool).unwrap_or(false),
-        ..ForgeRequest::default()
-    };
-    match plan(&request) {
-        Ok(plan) => fill(&mut estimate, &plan)?,
-        Err(error) if error.code == ErrorCode::Failed => return Err(error),
-        Err(error) => {
-            estimate.reason = Some(error.message);
-            estimate.help = Some(error.help).filter(|help| !help.is_empty());
-        }
-    }
-    Ok(estimate)
+    drophammer_forge::estimate(source, goal, plan, fill)
 }
 
 fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {

@@ -47,17 +47,7 @@ pub(crate) fn scheme_of(goal: &Goal) -> Result<Scheme> {
 fn plan(request: &ForgeRequest) -> Result<Plan> {
     let scheme = scheme_of(&request.goal)?;
     let checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
-    if !request.no_tokenizer && !checkpoint.source().tokenizer().is_complete() {
-        let message = if checkpoint.has_tokenizer() {
-            "the tokenizer lies in GGUF keys; an ONNX directory needs it as tokenizer.json"
-        } else {
-            "there is no tokenizer beside the weights"
-        };
-        let message = format!("{}: {message}", request.source.display());
-        return Err(BackendError::new(ErrorCode::InvalidInput, message).with_help(
-            "Put the model's tokenizer.json beside it, or ask for the model without one (--no-tokenizer).",
-        ));
-    }
+    drophammer_forge::need_tokenizer(request, &checkpoint, "an ONNX directory")?;
     let in_model = |error: &drophammer_models::Error| failure::of_model(&request.source, error);
     let export = OnnxExport::new(checkpoint, scheme).map_err(|error| in_model(&error))?;
     let mut layout = export.layout().map_err(|fault| {
@@ -127,41 +117,26 @@ pub(crate) fn forge(request: &ForgeRequest, job: &dyn JobContext) -> Result<Forg
 /// # Errors
 /// When the source cannot be read.
 pub(crate) fn estimate(source: &Path, goal: &Goal) -> Result<Estimate> {
-    let mut estimate =
-        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
-    let request = ForgeRequest {
-        source: source.to_owned(),
-        goal: goal.clone(),
-        name: "model".into(),
-        no_tokenizer: goal.options.get("no_tokenizer").and_then(serde_json::Value::as_bool).unwrap_or(false),
-        ..ForgeRequest::default()
+    drophammer_forge::estimate(source, goal, plan, fill)
+}
+
+fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
+    let items = plan.export.items(&Importances::new()).map_err(|error| failure::of_pass(&error))?;
+    let work = pass::estimate(&items, &pass::Options::default()).map_err(|error| failure::of_pass(&error))?;
+    let notes = plan.export.notes();
+    estimate.supported = true;
+    estimate.reason = (!notes.is_empty()).then(|| notes.join("; "));
+    estimate.steps = vec![
+        "write the graph".into(),
+        format!("read each matrix and write it as {} in one pass", estimate.scheme),
+    ];
+    estimate.bytes = plan.layout.total_bytes();
+    estimate.peak_memory_bytes = work.peak_bytes + WORKER_BYTES;
+    // Weights that one thread encodes in a second, rounded down.
+    let rate = match plan.export.scheme().storage {
+        Storage::Float(_) => 400e6,
+        _ => 30e6,
     };
-    match plan(&request) {
-        Ok(plan) => {
-            let items = plan.export.items(&Importances::new()).map_err(|error| failure::of_pass(&error))?;
-            let work = pass::estimate(&items, &pass::Options::default())
-                .map_err(|error| failure::of_pass(&error))?;
-            let notes = plan.export.notes();
-            estimate.supported = true;
-            estimate.reason = (!notes.is_empty()).then(|| notes.join("; "));
-            estimate.steps = vec![
-                "write the graph".into(),
-                format!("read each matrix and write it as {} in one pass", goal.scheme),
-            ];
-            estimate.bytes = plan.layout.total_bytes();
-            estimate.peak_memory_bytes = work.peak_bytes + WORKER_BYTES;
-            // Weights that one thread encodes in a second, rounded down.
-            let rate = match plan.export.scheme().storage {
-                Storage::Float(_) => 400e6,
-                _ => 30e6,
-            };
-            estimate.seconds = 0.2 + plan.export.parameters() as f64 / (rate * work.threads as f64);
-        }
-        Err(error) if error.code == ErrorCode::Failed => return Err(error),
-        Err(error) => {
-            estimate.reason = Some(error.message);
-            estimate.help = Some(error.help).filter(|help| !help.is_empty());
-        }
-    }
-    Ok(estimate)
+    estimate.seconds = 0.2 + plan.export.parameters() as f64 / (rate * work.threads as f64);
+    Ok(())
 }

@@ -15,9 +15,7 @@ use drophammer_quant::compensate::Compensator;
 use drophammer_quant::equalize::Rounding;
 use drophammer_quant::grouped::Format;
 use drophammer_quant::pass::{self, Item};
-use drophammer_sdk::{
-    BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, JobContext, Result,
-};
+use drophammer_sdk::{Estimate, ForgeReport, ForgeRequest, Goal, JobContext, Result};
 
 use crate::directory;
 use crate::encoder::{GroupedEncoder, Rows, reserved};
@@ -246,27 +244,12 @@ pub(crate) fn forge(request: &ForgeRequest, job: &dyn JobContext) -> Result<Forg
 /// # Errors
 /// When the source cannot be read.
 pub(crate) fn estimate(source: &std::path::Path, goal: &Goal) -> Result<Estimate> {
-    let mut estimate =
-        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
-    let no_tokenizer = goal.options.get("no_tokenizer").and_then(serde_json::Value::as_bool).unwrap_or(false);
-    let request = ForgeRequest {
-        source: source.to_owned(),
-        goal: goal.clone(),
-        no_tokenizer,
-        ..ForgeRequest::default()
-    };
     // Statistics come with the request to make it: until then sizes are those by the weights alone.
-    match Scheme::of(goal)
-        .and_then(|scheme| planned(&request, open(&request)?, scheme, Statistics::default()))
-    {
-        Ok(plan) => fill(&mut estimate, &plan)?,
-        Err(error) if error.code == ErrorCode::Failed => return Err(error),
-        Err(BackendError { message, help, .. }) => {
-            estimate.reason = Some(message);
-            estimate.help = Some(help).filter(|help| !help.is_empty());
-        }
-    }
-    Ok(estimate)
+    let plan = |request: &ForgeRequest| {
+        let scheme = Scheme::of(&request.goal)?;
+        planned(request, open(request)?, scheme, Statistics::default())
+    };
+    drophammer_forge::estimate(source, goal, plan, fill)
 }
 
 fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {

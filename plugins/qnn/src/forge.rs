@@ -44,17 +44,7 @@ impl Plan {
         let scheme = scheme::of(&request.goal)?;
         let soc = soc::of(&request.goal)?;
         let checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
-        if !request.no_tokenizer && !checkpoint.source().tokenizer().is_complete() {
-            let message = if checkpoint.has_tokenizer() {
-                "the tokenizer lies in GGUF keys; a folder of contexts needs it as tokenizer.json"
-            } else {
-                "there is no tokenizer beside the weights"
-            };
-            let message = format!("{}: {message}", request.source.display());
-            return Err(BackendError::new(ErrorCode::InvalidInput, message).with_help(
-                "Put the model's tokenizer.json beside it, or ask for the model without one (--no-tokenizer).",
-            ));
-        }
+        drophammer_forge::need_tokenizer(request, &checkpoint, "a folder of contexts")?;
         let context = context_of(&request.goal, checkpoint.description().context)?;
         Ok(Self { checkpoint, scheme, soc, context })
     }
@@ -206,51 +196,36 @@ pub(crate) fn first(errors: Vec<BackendError>) -> BackendError {
 /// # Errors
 /// When the source cannot be read.
 pub(crate) fn estimate(host: &HostInfo, source: &Path, goal: &Goal) -> Result<Estimate> {
-    let mut estimate =
-        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
-    let request = ForgeRequest {
-        source: source.to_owned(),
-        goal: goal.clone(),
-        name: "model".into(),
-        no_tokenizer: goal.options.get("no_tokenizer").and_then(serde_json::Value::as_bool).unwrap_or(false),
-        ..ForgeRequest::default()
-    };
-    let planned = Plan::of(&request).and_then(|plan| {
+    let plan = |request: &ForgeRequest| {
+        let plan = Plan::of(request)?;
         // Emitting a graph of floats reads little and finds everything that the form does not express.
         FixedExport::new(&plan.checkpoint, &STEPS, plan.context, Weights::Floats)
             .map_err(|error| failure::of_model(source, &error))?;
         provider::look(host).map_err(first)?;
         Ok(plan)
-    });
-    match planned {
-        Ok(plan) => {
-            let parameters = plan.parameters();
-            let bits = match plan.scheme.weights {
-                Weights::Floats => 16,
-                Weights::Whole { bits, .. } => u64::from(bits),
-            };
-            estimate.supported = true;
-            let words = if provider::EMULATED { provider::EMULATION } else { "runs on this machine's NPU" };
-            estimate.reason = Some(format!("compiled for {} ({}); {words}", plan.soc.name, plan.soc.sold_as));
-            if plan.scheme.calibrated() {
-                estimate
-                    .steps
-                    .push("run the float graph over sample text for the ranges of activations".into());
-            }
-            estimate
-                .steps
-                .push(format!("write the weights as {} and two graphs over them", plan.scheme.name));
-            estimate.steps.push(format!("compile both for {}; say what goes to its NPU", plan.soc.name));
-            // Every context holds all weights.
-            estimate.bytes = STEPS.len() as u64 * parameters * bits / 8;
-            estimate.peak_memory_bytes = WORKER_BYTES + COMPILER_FACTOR * 4 * parameters;
-            estimate.seconds = 5.0 + parameters as f64 / if plan.scheme.calibrated() { 1.5e6 } else { 5e6 };
-        }
-        Err(error) if error.code == ErrorCode::Failed => return Err(error),
-        Err(error) => {
-            estimate.reason = Some(error.message);
-            estimate.help = Some(error.help).filter(|help| !help.is_empty());
-        }
+    };
+    drophammer_forge::estimate(source, goal, plan, |estimate, plan| {
+        fill(estimate, plan);
+        Ok(())
+    })
+}
+
+fn fill(estimate: &mut Estimate, plan: &Plan) {
+    let parameters = plan.parameters();
+    let bits = match plan.scheme.weights {
+        Weights::Floats => 16,
+        Weights::Whole { bits, .. } => u64::from(bits),
+    };
+    estimate.supported = true;
+    let words = if provider::EMULATED { provider::EMULATION } else { "runs on this machine's NPU" };
+    estimate.reason = Some(format!("compiled for {} ({}); {words}", plan.soc.name, plan.soc.sold_as));
+    if plan.scheme.calibrated() {
+        estimate.steps.push("run the float graph over sample text for the ranges of activations".into());
     }
-    Ok(estimate)
+    estimate.steps.push(format!("write the weights as {} and two graphs over them", plan.scheme.name));
+    estimate.steps.push(format!("compile both for {}; say what goes to its NPU", plan.soc.name));
+    // Every context holds all weights.
+    estimate.bytes = STEPS.len() as u64 * parameters * bits / 8;
+    estimate.peak_memory_bytes = WORKER_BYTES + COMPILER_FACTOR * 4 * parameters;
+    estimate.seconds = 5.0 + parameters as f64 / if plan.scheme.calibrated() { 1.5e6 } else { 5e6 };
 }

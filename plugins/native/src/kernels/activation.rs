@@ -1,22 +1,28 @@
-//! Activations in sixteen bits: what integer products multiply by.
+//! Activations as integers: what integer products multiply by.
 //!
-//! Every 32 columns of a row get their own scale, the largest magnitude / 32767. Eight bits would do for the size of a
-//! product, not for answers: on SmolLM2-135M, whose normalized rows have outlying channels, 8 bits per 32 columns move
-//! logits by more than 1 and turn "The capital of France is Paris." (0.09 ahead in the exact logits) into another answer.
-//! Sixteen bits move them by thousandths. They cost nothing where products of bytes would have to be widened anyway (AVX2).
+//! Every 32 columns of a row get their own scale. Codes have sixteen bits where instructions multiply words (AVX2), and eight
+//! where they multiply bytes (VNNI). Eight bits would do for the size of a product, not for answers: SmolLM2-135M's normalized
+//! rows have outlying channels, and with 8 bits per 32 columns its logits move by up to 2 and "The capital of France is Paris."
+//! (0.09 ahead in the exact logits) becomes another answer. The damage is done where an outlier makes the scale of its 31
+//! neighbours coarse. So blocks that are large beside the rest of their row (see [`REFINED`]) are *refined*: what rounding
+//! left over gets codes of its own, and is multiplied as well.
 //!
-//! Rows come in *panels* of a few tokens, with pairs of columns of each token side by side, as the products broadcast
-//! them; of every four columns the first and the third make a pair, then the second and the fourth:
+//! Rows come in *panels* of a few tokens, with the words that a step multiplies by of each token side by side, as the products
+//! broadcast them. Of sixteen bits the first and the third of every four columns make a word, then the second and the fourth;
+//! of eight bits all four. Residuals lie after all codes of their panel, since few are read.
 //!
 //! ```text
-//! panel: [columns/2][tokens of a panel][2 × 16 bits]   scales: [columns/32][tokens]   sums: [columns/16][tokens]
+//! panel: [columns/32][steps][tokens of a panel]   scales, refined: [columns/32][tokens]   sums: [columns/16][tokens]
 //! ```
 
 use super::isa::{self, Isa, Kernel, LANES, Path};
 use super::tile::BLOCK;
 
-/// Largest magnitude of a code.
-const LIMIT: f32 = 32767.0;
+/// A block is refined if its largest magnitude is more than so many times that of a usual block of its row.
+const REFINED: f32 = 2.0;
+
+/// Steps of a residual's code in one of the code itself: a remainder of half a step becomes the largest byte.
+pub(crate) const RESIDUAL: f32 = 254.0;
 
 /// Blocks without a larger magnitude count as zeros: the inverse of their scale would overflow.
 const NOTHING: f32 = 1e-30;
@@ -46,6 +52,7 @@ pub(crate) struct Quantized {
     codes: Vec<u32>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    refined: Vec<bool>,
 }
 
 /// Where the room begins, as threads share it.
@@ -54,6 +61,7 @@ pub(crate) struct Room {
     codes: *mut u32,
     scales: *mut f32,
     sums: *mut i32,
+    refined: *mut bool,
     /// Rows times blocks of 32 columns.
     blocks: usize,
 }
@@ -68,8 +76,10 @@ unsafe impl Send for Room {}
 pub(crate) struct Panels {
     pub(crate) codes: *mut u32,
     pub(crate) scales: *mut f32,
-    /// Sums of the codes of every 16 columns.
+    /// Sums of the codes of every 16 columns, then of residuals.
     pub(crate) sums: *mut i32,
+    /// Which blocks have residuals.
+    pub(crate) refined: *mut bool,
     pub(crate) tokens: usize,
     pub(crate) panel: usize,
     pub(crate) columns: usize,
@@ -78,7 +88,12 @@ pub(crate) struct Panels {
 impl Quantized {
     pub(crate) fn new(tokens: usize, columns: usize) -> Self {
         let blocks = tokens.next_multiple_of(WIDEST_PANEL) * columns.div_ceil(BLOCK);
-        Self { codes: vec![0; blocks * BLOCK / 2], scales: vec![0.0; blocks], sums: vec![0; blocks * 2] }
+        Self {
+            codes: vec![0; blocks * BLOCK / 2],
+            scales: vec![0.0; blocks],
+            sums: vec![0; blocks * 4],
+            refined: vec![false; blocks],
+        }
     }
 
     /// The room, to be shared.
@@ -87,6 +102,7 @@ impl Quantized {
             codes: self.codes.as_mut_ptr(),
             scales: self.scales.as_mut_ptr(),
             sums: self.sums.as_mut_ptr(),
+            refined: self.refined.as_mut_ptr(),
             blocks: self.scales.len(),
         }
     }
@@ -103,7 +119,8 @@ impl Room {
             columns.is_multiple_of(BLOCK)
                 && tokens.next_multiple_of(panel) * (columns / BLOCK) <= self.blocks
         );
-        Panels { codes: self.codes, scales: self.scales, sums: self.sums, tokens, panel, columns }
+        let Room { codes, scales, sums, refined, .. } = *self;
+        Panels { codes, scales, sums, refined, tokens, panel, columns }
     }
 }
 
@@ -124,7 +141,8 @@ impl Panels {
         Self {
             codes: self.codes.wrapping_add(index * panel * columns / 2),
             scales: self.scales.wrapping_add(index * panel * columns / BLOCK),
-            sums: self.sums.wrapping_add(index * panel * columns / BLOCK * 2),
+            sums: self.sums.wrapping_add(index * panel * columns / BLOCK * 4),
+            refined: self.refined.wrapping_add(index * panel * columns / BLOCK),
             tokens: self.panel.min(self.tokens - index * panel),
             ..*self
         }
@@ -153,30 +171,132 @@ impl Kernel for Row<'_> {
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let Panels { codes, scales, sums, panel, columns, .. } = self.panel;
+        let Panels { scales, refined, panel, columns, .. } = self.panel;
+        let blocks = columns / BLOCK;
         // SAFETY: this token's places inside the panel; `x` holds `columns` floats, a multiple of 32.
         unsafe {
-            let (codes, scales, sums) = (codes.add(self.token), scales.add(self.token), sums.add(self.token));
-            for block in 0..columns / BLOCK {
-                let (mut largest, mut halves) = (0.0, [I::splat(0.0); 2]);
-                if let Some(x) = self.x {
-                    let x = x.as_ptr().add(block * BLOCK);
-                    halves = [I::load(x), I::load(x.add(LANES))];
-                    largest = I::largest(I::max(I::abs(halves[0]), I::abs(halves[1])));
+            let (scales, refined) = (scales.add(self.token), refined.add(self.token));
+            for block in 0..blocks {
+                let [low, high] = self.block::<I>(block);
+                *scales.add(block * panel) = I::largest(I::max(I::abs(low), I::abs(high)));
+            }
+            let limit = if I::BYTES {
+                REFINED * usual((0..blocks).map(|b| *scales.add(b * panel)))
+            } else {
+                f32::INFINITY
+            };
+            for block in 0..blocks {
+                let largest = *scales.add(block * panel);
+                *scales.add(block * panel) = largest / I::LIMIT;
+                let inverse = I::splat(if largest > NOTHING { I::LIMIT / largest } else { 0.0 });
+                let mut x = self.block::<I>(block);
+                let mut codes = x;
+                for (x, code) in x.iter_mut().zip(&mut codes) {
+                    *x = I::mul(*x, inverse);
+                    *code = I::round(*x);
                 }
-                *scales.add(block * panel) = largest / LIMIT;
-                let inverse = I::splat(if largest > NOTHING { LIMIT / largest } else { 0.0 });
-                for (half, x) in halves.into_iter().enumerate() {
-                    let x = I::round(I::mul(x, inverse));
-                    // Sixteen numbers of sixteen bits: floats hold their sum exactly.
-                    *sums.add((2 * block + half) * panel) = I::sum(x) as i32;
-                    let mut pairs = [0u32; LANES / 2];
-                    I::store_pairs(pairs.as_mut_ptr(), x);
-                    for (c, pair) in pairs.into_iter().enumerate() {
-                        *codes.add((16 * block + 8 * half + c) * panel) = pair;
+                self.put::<I>(block, codes);
+                *refined.add(block * panel) = largest > limit;
+                if largest > limit {
+                    for (x, code) in x.iter_mut().zip(codes) {
+                        *x = I::round(I::mul(I::sub(*x, code), I::splat(RESIDUAL)));
                     }
+                    self.put::<I>(blocks + block, x);
                 }
             }
         }
+    }
+}
+
+impl Row<'_> {
+    /// 32 columns; zeros for a row that fills a panel up.
+    ///
+    /// # Safety
+    /// The block is inside the row.
+    #[inline(always)]
+    unsafe fn block<I: Isa>(&self, block: usize) -> [I::F; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.x {
+                Some(x) => {
+                    let x = x.as_ptr().add(block * BLOCK);
+                    [I::load(x), I::load(x.add(LANES))]
+                }
+                None => [I::splat(0.0); 2],
+            }
+        }
+    }
+
+    /// Writes the codes of a block, or after all blocks of a residual, and their sums.
+    ///
+    /// # Safety
+    /// The panel has room for it.
+    #[inline(always)]
+    unsafe fn put<I: Isa>(&self, block: usize, x: [I::F; 2]) {
+        let Panels { codes, sums, panel, .. } = self.panel;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for (half, x) in x.into_iter().enumerate() {
+                // Sixteen numbers of sixteen bits: floats hold their sum exactly.
+                *sums.add((2 * block + half) * panel + self.token) = I::sum(x) as i32;
+            }
+            for (step, word) in I::activations(x).iter().take(I::STEPS).enumerate() {
+                *codes.add((block * I::STEPS + step) * panel + self.token) = *word;
+            }
+        }
+    }
+}
+
+/// The largest magnitude of a usual block: the mean, when those above the mean of all are left out.
+fn usual(largest: impl Iterator<Item = f32> + Clone) -> f32 {
+    let mean = |of: &mut dyn Iterator<Item = f32>| {
+        let (sum, count) = of.fold((0.0, 0.0), |(sum, count), x| (sum + x, count + 1.0));
+        sum / f32::max(count, 1.0)
+    };
+    let all = mean(&mut largest.clone());
+    mean(&mut largest.filter(|x| *x <= all))
+}
+
+/// What codes and residuals of a row stand for.
+#[cfg(test)]
+pub(crate) fn rounded(path: Path, x: &[f32]) -> Vec<f64> {
+    let largest = |x: &[f32]| x.iter().fold(0f32, |m, x| m.max(x.abs()));
+    let words = !path.takes_bytes();
+    let limit = REFINED * usual(x.chunks(BLOCK).map(largest));
+    let block = |x: &[f32]| {
+        let (largest, most) = (largest(x), if words { 32767.0 } else { 127.0 });
+        let refined = !words && largest > limit;
+        let one = move |x: f32| {
+            let x = x * (most / largest);
+            let code = x.round_ties_even();
+            let rest = if refined { ((x - code) * RESIDUAL).round_ties_even() } else { 0.0 };
+            (f64::from(code) + f64::from(rest) / f64::from(RESIDUAL)) * f64::from(largest / most)
+        };
+        x.iter().map(|x| one(*x)).collect::<Vec<_>>()
+    };
+    x.chunks(BLOCK).flat_map(block).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outlier_costs_its_neighbours_no_precision() {
+        let mut x: Vec<f32> = (0..320).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+        x[40] = 200.0;
+        for path in Path::all() {
+            for (x, rounded) in x.iter().zip(rounded(path, &x)) {
+                let error = (f64::from(*x) - rounded).abs();
+                assert!(error <= 1.0 / 254.0 + 1e-6, "{path:?}: {x} became {rounded}");
+            }
+        }
+    }
+
+    #[test]
+    fn outliers_do_not_make_a_block_usual() {
+        assert_eq!(usual([1.0, 1.0, 1.0, 1000.0].into_iter()), 1.0);
+        assert_eq!(usual([2.0; 5].into_iter()), 2.0);
+        assert_eq!(usual(std::iter::empty()), 0.0);
     }
 }

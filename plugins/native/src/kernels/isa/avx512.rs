@@ -19,6 +19,9 @@ impl Isa for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    type Codes = [__m512i; 8];
+
+    const BYTES: bool = true;
 
     const FLOAT_ROWS: usize = 12;
 
@@ -140,17 +143,16 @@ impl Isa for Avx512 {
         unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
-    unsafe fn store_pairs(p: *mut u32, x: Self::F) {
-        // SAFETY: see the head of this block.
-        unsafe {
-            let words = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x));
-            // The middle two of each four change places.
-            let order = _mm256_setr_epi8(
-                0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13,
-                10, 11, 14, 15,
-            );
-            _mm256_storeu_si256(p.cast(), _mm256_shuffle_epi8(words, order));
+    unsafe fn activations(x: [Self::F; 2]) -> [u32; 16] {
+        let mut words = [0; 16];
+        for (i, x) in x.into_iter().enumerate() {
+            // SAFETY: see the head of this block; 16 bytes are 4 words.
+            unsafe {
+                let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
+                _mm_storeu_si128(words.as_mut_ptr().add(4 * i).cast(), bytes);
+            }
         }
+        words
     }
 
     #[inline(always)]
@@ -190,11 +192,6 @@ impl Isa for Avx512 {
         unsafe { _mm512_set1_epi8(x as i8) }
     }
     #[inline(always)]
-    unsafe fn splat_pairs(x: u16) -> Self::B {
-        // SAFETY: see the head of this block.
-        unsafe { _mm512_set1_epi16(x as i16) }
-    }
-    #[inline(always)]
     unsafe fn and(a: Self::B, b: Self::B) -> Self::B {
         // SAFETY: see the head of this block.
         unsafe { _mm512_and_si512(a, b) }
@@ -222,18 +219,25 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn even(w: Self::B) -> Self::B {
-        // SAFETY: see the head of this block.
-        unsafe { _mm512_and_si512(w, _mm512_set1_epi16(0xff)) }
+    unsafe fn codes(bytes: [Self::B; 8]) -> Self::Codes {
+        bytes
     }
     #[inline(always)]
-    unsafe fn odd(w: Self::B) -> Self::B {
-        // SAFETY: see the head of this block.
-        unsafe { _mm512_srli_epi16::<8>(w) }
+    unsafe fn codes_of_nibbles(packed: [Self::B; 4]) -> Self::Codes {
+        let mut codes = [packed[0]; 8];
+        for (i, packed) in packed.into_iter().enumerate() {
+            // SAFETY: see the head of this block.
+            unsafe {
+                let nibble = _mm512_set1_epi8(0x0f);
+                codes[i] = _mm512_and_si512(packed, nibble);
+                codes[4 + i] = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), nibble);
+            }
+        }
+        codes
     }
     #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
         // SAFETY: see the head of this block.
-        unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(x)) }
+        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
     }
 }

@@ -63,6 +63,16 @@ impl Path {
         all
     }
 
+    /// Whether activations have codes of 8 bits, and some of them residuals.
+    #[cfg(test)]
+    pub(crate) fn takes_bytes(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => true,
+            _ => false,
+        }
+    }
+
     /// For reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -87,14 +97,15 @@ pub(crate) trait Kernel {
     unsafe fn run<I: Isa>(self) -> Self::Output;
 }
 
-/// Asks for the cache line at `p`, which need not be inside anything.
+/// Asks for the cache line at `p`, which need not be inside anything. Into the second cache: beside the first one's few
+/// places for lines that are on their way, those that are asked for long ahead would wait.
 #[inline(always)]
 pub(crate) fn prefetch(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint reads nothing, and every x86-64 processor has it.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
@@ -143,6 +154,15 @@ pub(crate) trait Isa: Copy + 'static {
     type I: Copy;
     /// 64 bytes: 4 for each of 16 lanes.
     type B: Copy;
+    /// Codes of 16 rows and 32 columns as products take them: [`Isa::STEPS`] vectors.
+    type Codes: Copy + AsRef<[Self::B]>;
+
+    /// Whether activations have codes of 8 bits, or of 16.
+    const BYTES: bool;
+    /// Largest magnitude of such a code.
+    const LIMIT: f32 = if Self::BYTES { 127.0 } else { 32767.0 };
+    /// Vectors of codes in a block of 32 columns: a step multiplies 4 columns of 8 bits, or 2 of 16.
+    const STEPS: usize = if Self::BYTES { 8 } else { 16 };
 
     /// Rows of activations that fit beside one another in registers when floats are accumulated.
     const FLOAT_ROWS: usize;
@@ -180,9 +200,8 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn sum(a: Self::F) -> f32;
     /// Largest lane.
     unsafe fn largest(a: Self::F) -> f32;
-    /// Rounds to integers, ties to even, and writes them in pairs of 16 bits as [`Isa::dot`] takes them: of every four
-    /// numbers the first and the third, then the second and the fourth; |x| ≤ 32767.
-    unsafe fn store_pairs(p: *mut u32, x: Self::F);
+    /// Integers, up to [`Isa::LIMIT`], as the words that the steps of a block multiply by; as many as there are steps.
+    unsafe fn activations(x: [Self::F; 2]) -> [u32; 16];
 
     unsafe fn zero_i() -> Self::I;
     unsafe fn splat_i(x: i32) -> Self::I;
@@ -192,8 +211,6 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn load_b(p: *const u8) -> Self::B;
     unsafe fn store_b(p: *mut u8, x: Self::B);
     unsafe fn splat_b(x: u8) -> Self::B;
-    /// A 16-bit number in every place.
-    unsafe fn splat_pairs(x: u16) -> Self::B;
     unsafe fn and(a: Self::B, b: Self::B) -> Self::B;
     unsafe fn or(a: Self::B, b: Self::B) -> Self::B;
     /// Shifts 16-bit units: bits of a neighbour byte come in.
@@ -202,11 +219,11 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn shift_left<const N: u32>(a: Self::B) -> Self::B;
     /// Each byte, below 16, chooses one of a table.
     unsafe fn look_up(table: &[u8; 16], indices: Self::B) -> Self::B;
-    /// The first and the third byte of each lane, as two 16-bit numbers.
-    unsafe fn even(w: Self::B) -> Self::B;
-    /// The second and the fourth.
-    unsafe fn odd(w: Self::B) -> Self::B;
-    /// Adds to each lane the products of its 2 16-bit numbers, 0 ..= 255, with the 2 signed ones of `x`.
+    /// Brings codes of one byte, four neighbouring columns to a lane, into the form that [`Isa::dot`] takes.
+    unsafe fn codes(bytes: [Self::B; 8]) -> Self::Codes;
+    /// The same from four bits: the low ones of each byte belong to the first four vectors, the high ones to the last.
+    unsafe fn codes_of_nibbles(packed: [Self::B; 4]) -> Self::Codes;
+    /// Adds to each lane the products of its codes, 0 ..= 255, with as many signed activations in `x`.
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I;
 
     /// eˣ, relative error about 2e-7; 0 far below, large but finite far above.

@@ -33,6 +33,9 @@ impl Isa for Portable {
     type F = [f32; 16];
     type I = [i32; 16];
     type B = [u8; 64];
+    type Codes = [Self::B; 16];
+
+    const BYTES: bool = false;
 
     const FLOAT_ROWS: usize = 2;
 
@@ -146,18 +149,16 @@ impl Isa for Portable {
         a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
     #[inline(always)]
-    unsafe fn store_pairs(p: *mut u32, x: Self::F) {
-        // SAFETY: see the head of this block.
-        let x = unsafe { Self::round(x) };
-        for (i, x) in x.chunks_exact(4).enumerate() {
-            let pair =
-                |low: f32, high: f32| u32::from(low as i16 as u16) | u32::from(high as i16 as u16) << 16;
-            // SAFETY: see the head of this block.
-            unsafe {
-                p.add(2 * i).write(pair(x[0], x[2]));
-                p.add(2 * i + 1).write(pair(x[1], x[3]));
+    unsafe fn activations(x: [Self::F; 2]) -> [u32; 16] {
+        let pair = |low: f32, high: f32| u32::from(low as i16 as u16) | u32::from(high as i16 as u16) << 16;
+        let mut words = [0; 16];
+        for (words, x) in words.chunks_exact_mut(8).zip(x) {
+            for (words, x) in words.chunks_exact_mut(2).zip(x.chunks_exact(4)) {
+                words[0] = pair(x[0], x[2]);
+                words[1] = pair(x[1], x[3]);
             }
         }
+        words
     }
 
     #[inline(always)]
@@ -192,11 +193,6 @@ impl Isa for Portable {
         [x; 64]
     }
     #[inline(always)]
-    unsafe fn splat_pairs(x: u16) -> Self::B {
-        let x = x.to_le_bytes();
-        std::array::from_fn(|i| x[i % 2])
-    }
-    #[inline(always)]
     unsafe fn and(a: Self::B, b: Self::B) -> Self::B {
         std::array::from_fn(|i| a[i] & b[i])
     }
@@ -217,12 +213,23 @@ impl Isa for Portable {
         std::array::from_fn(|i| table[usize::from(indices[i] & 15)])
     }
     #[inline(always)]
-    unsafe fn even(w: Self::B) -> Self::B {
-        std::array::from_fn(|i| if i % 2 == 0 { w[i] } else { 0 })
+    unsafe fn codes(bytes: [Self::B; 8]) -> Self::Codes {
+        let mut wide = [[0; 64]; 16];
+        for (wide, w) in wide.chunks_exact_mut(2).zip(bytes) {
+            wide[0] = std::array::from_fn(|i| if i % 2 == 0 { w[i] } else { 0 });
+            wide[1] = std::array::from_fn(|i| if i % 2 == 0 { w[i + 1] } else { 0 });
+        }
+        wide
     }
     #[inline(always)]
-    unsafe fn odd(w: Self::B) -> Self::B {
-        std::array::from_fn(|i| if i % 2 == 0 { w[i + 1] } else { 0 })
+    unsafe fn codes_of_nibbles(packed: [Self::B; 4]) -> Self::Codes {
+        let mut bytes = [[0; 64]; 8];
+        for (i, w) in packed.into_iter().enumerate() {
+            bytes[i] = w.map(|w| w & 15);
+            bytes[4 + i] = w.map(|w| w >> 4);
+        }
+        // SAFETY: see the head of this block.
+        unsafe { Self::codes(bytes) }
     }
     #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {

@@ -21,29 +21,15 @@ pub(crate) trait Bits {
     /// `p` holds [`Bits::VECTORS`] vectors.
     unsafe fn unpack<I: Isa>(p: *const u8) -> [I::B; 8];
 
-    /// The same as sixteen vectors of 16-bit numbers, as [`Isa::dot`] takes them: even and odd bytes of each in turn.
+    /// The same in the form that products take.
     ///
     /// # Safety
     /// As for [`Bits::unpack`].
     #[inline(always)]
-    unsafe fn unpack_wide<I: Isa>(p: *const u8) -> [I::B; 16] {
+    unsafe fn codes<I: Isa>(p: *const u8) -> I::Codes {
         // SAFETY: the caller's promise.
-        unsafe { widen::<I>(&Self::unpack::<I>(p)) }
+        unsafe { I::codes(Self::unpack::<I>(p)) }
     }
-}
-
-/// Even and odd bytes of each vector in turn.
-///
-/// # Safety
-/// The processor has the instructions.
-#[inline(always)]
-pub(crate) unsafe fn widen<I: Isa>(codes: &[I::B; 8]) -> [I::B; 16] {
-    let mut wide = [codes[0]; 16];
-    for (i, code) in codes.iter().enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe { (wide[2 * i], wide[2 * i + 1]) = (I::even(*code), I::odd(*code)) };
-    }
-    wide
 }
 
 pub(crate) struct Two;
@@ -196,21 +182,15 @@ impl Bits for Four {
     }
 
     #[inline(always)]
-    unsafe fn unpack_wide<I: Isa>(p: *const u8) -> [I::B; 16] {
-        // Nibbles straight to 16 bits: one operation in seven less than by way of bytes.
+    unsafe fn codes<I: Isa>(p: *const u8) -> I::Codes {
         // SAFETY: the caller promises four vectors.
         unsafe {
-            let nibble = I::splat_pairs(0x0f);
-            let x: [I::B; 4] =
-                [I::load_b(p), I::load_b(p.add(64)), I::load_b(p.add(128)), I::load_b(p.add(192))];
-            let mut wide = [nibble; 16];
-            for (i, x) in x.into_iter().enumerate() {
-                wide[2 * i] = I::and(x, nibble);
-                wide[2 * i + 1] = I::and(I::shift_right::<8>(x), nibble);
-                wide[8 + 2 * i] = I::and(I::shift_right::<4>(x), nibble);
-                wide[8 + 2 * i + 1] = I::shift_right::<12>(x);
-            }
-            wide
+            I::codes_of_nibbles([
+                I::load_b(p),
+                I::load_b(p.add(64)),
+                I::load_b(p.add(128)),
+                I::load_b(p.add(192)),
+            ])
         }
     }
 }

@@ -5,7 +5,7 @@
 use half::f16;
 
 use super::BLOCK;
-use super::bits::{Bits, Eight, Five, Four, Six, Three, Two, widen};
+use super::bits::{Bits, Eight, Five, Four, Six, Three, Two};
 use crate::kernels::LANES;
 use crate::kernels::isa::Isa;
 
@@ -44,20 +44,20 @@ pub(crate) trait Format {
     /// Writes one row's scales of a stored block into a unit.
     fn lay_scales(block: &[u8], row: usize, unit: &mut [u8]);
 
-    /// The codes of a block as 16-bit numbers: of each vector the even columns, then the odd ones.
+    /// The codes of a block as products take them.
     ///
     /// # Safety
     /// `p` holds a block of packed codes.
     #[inline(always)]
-    unsafe fn unpack<I: Isa>(p: *const u8) -> [I::B; 16] {
+    unsafe fn unpack<I: Isa>(p: *const u8) -> I::Codes {
         // SAFETY: the caller's promise.
         unsafe {
-            let Some(table) = &Self::TABLE else { return Self::Bits::unpack_wide::<I>(p) };
+            let Some(table) = &Self::TABLE else { return Self::Bits::codes::<I>(p) };
             let mut codes = Self::Bits::unpack::<I>(p);
             for code in &mut codes {
                 *code = I::look_up(table, *code);
             }
-            widen::<I>(&codes)
+            I::codes(codes)
         }
     }
 

@@ -11,13 +11,14 @@
 //! needs no horizontal sum. Scales of the sixteen rows lie side by side too, after the strip's codes. Codes and scales
 //! keep their width: a tile takes as many bytes as the file, give or take a few percent.
 //!
-//! [`formats`] says how each quantized type becomes tiles, [`multiply`] multiplies by them; [`plain`] does both for plain
-//! floats, whose strips have numbers where quantized ones have codes.
+//! [`formats`] says how each quantized type becomes tiles, [`multiply`] multiplies activations by them and [`residual`] what
+//! rounding left of those; [`plain`] does both for plain floats, whose strips have numbers where quantized ones have codes.
 
 pub(crate) mod bits;
 pub(crate) mod formats;
 pub(crate) mod multiply;
 pub(crate) mod plain;
+mod residual;
 
 use drophammer_formats::DType;
 

@@ -1,41 +1,44 @@
 //! Products of quantized activations with tiles.
 //!
 //! One token: codes are unpacked in registers and used at once, so that reading weights is all the work. More tokens: a
-//! strip is unpacked once into 16-bit numbers and float scales that stay in the nearest cache, then multiplied panel by panel.
-//! Integers are summed over a scale's columns, floats over all, in the same order in both forms: a batch gives bit for bit
-//! what its tokens give one by one.
+//! strip is unpacked once, to codes and float scales that stay in the nearest cache, then multiplied panel by panel; before
+//! that, block by block, by those residuals that there are. Integers are summed over a scale's columns, floats over all, and
+//! those of residuals by themselves, in the same order in both forms: a batch gives bit for bit what its tokens give one by
+//! one.
 
 use super::bits::Bits;
 use super::formats::{Format, with_format};
+use super::residual::{Products, Residuals};
 use super::{BLOCK, Tiles};
 use crate::kernels::LANES;
-use crate::kernels::activation::Panels;
+use crate::kernels::activation::{Panels, RESIDUAL, WIDEST_PANEL};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 
-/// How far ahead of the products of one token weights are asked for, bytes: the processor's own guesses stop at the end of
-/// each small page and of each strip.
-const AHEAD: usize = 1024;
+/// How far ahead of the products of one token weights are asked for, bytes. Alone the processor looks only as far ahead as it
+/// can hold instructions, five blocks, and waits for memory: on a Zen 4 core 10 GB/s come in, with this 16, of 27 that it can.
+const AHEAD: usize = 16384;
 
-/// One thread's room for a strip as 16-bit numbers and floats.
+/// One thread's room for an unpacked strip and what belongs to it.
 pub(crate) struct Unpacked {
-    codes: Vec<u8>,
-    scales: Vec<f32>,
-    minimums: Vec<f32>,
+    pub(super) codes: Vec<u8>,
+    pub(super) scales: Vec<f32>,
+    pub(super) minimums: Vec<f32>,
     /// For every 16 or 32 columns of every token: what the zero code or the minimum multiplies.
     offsets: Vec<i32>,
+    pub(super) residuals: Residuals,
 }
 
 impl Unpacked {
     /// For matrices of up to `columns` columns and up to `tokens` tokens.
     pub(crate) fn new(columns: usize, tokens: usize) -> Self {
-        let (blocks, tokens) =
-            (columns.div_ceil(BLOCK), tokens.next_multiple_of(super::super::activation::WIDEST_PANEL));
+        let (blocks, tokens) = (columns.div_ceil(BLOCK), tokens.next_multiple_of(WIDEST_PANEL));
         Self {
             codes: vec![0; blocks * BLOCK * LANES * 2 + 64],
             scales: vec![0.0; blocks * 2 * LANES],
             minimums: vec![0.0; blocks * 2 * LANES],
             offsets: vec![0; blocks * 2 * tokens],
+            residuals: Residuals::new(blocks, tokens),
         }
     }
 }
@@ -80,30 +83,58 @@ unsafe fn multiply_as<F: Format>(
             );
         }
         offsets::<F>(x, room);
+        room.residuals.find(x);
         for strip in strips {
             isa::run(path, Unpack::<F> { tiles, strip, room, format: std::marker::PhantomData });
             let rows = LANES.min(tiles.rows() - strip * LANES);
             let out = Output { begin: out.begin.add(strip * LANES), ..out };
             match (F::GROUPS, F::MINIMUMS) {
-                (1, false) => panels::<Shape<1, false>>(path, room, x, rows, out),
-                (1, true) => panels::<Shape<1, true>>(path, room, x, rows, out),
-                (_, false) => panels::<Shape<2, false>>(path, room, x, rows, out),
-                (_, true) => panels::<Shape<2, true>>(path, room, x, rows, out),
+                (1, false) => unpacked::<Shape<1, false>>(path, room, x, F::ZERO, rows, out),
+                (1, true) => unpacked::<Shape<1, true>>(path, room, x, F::ZERO, rows, out),
+                (_, false) => unpacked::<Shape<2, false>>(path, room, x, F::ZERO, rows, out),
+                (_, true) => unpacked::<Shape<2, true>>(path, room, x, F::ZERO, rows, out),
             }
         }
     }
 }
 
-unsafe fn panels<S>(path: Path, room: &Unpacked, x: Panels, rows: usize, out: Output)
+/// Multiplies the unpacked strip.
+unsafe fn unpacked<S>(path: Path, room: &mut Unpacked, x: Panels, zero: i32, rows: usize, out: Output)
 where
     for<'a> Strip<'a, S>: Kernel<Output = ()>,
+    for<'a> Products<'a, S>: Kernel<Output = ()>,
 {
+    let shape = std::marker::PhantomData;
     // SAFETY: the caller's promise.
-    unsafe { isa::run(path, Strip::<S> { room, x, rows, out, shape: std::marker::PhantomData }) }
+    unsafe {
+        isa::run(path, Products::<S> { room, tokens: x.tokens, zero, shape });
+        isa::run(path, Strip::<S> { room, x, rows, out, shape });
+    }
 }
 
-/// Prepares, for every scale's columns of every token, where integer sums begin (−zero · sum) or, as a float's bits, what
-/// minimums are multiplied by (−scale · sum).
+/// Sum of the codes that a scale is for, the `at`th of `groups` for 32 columns, from the sums of one token.
+///
+/// # Safety
+/// There are as many sums, `panel` apart.
+#[inline(always)]
+pub(super) unsafe fn sum(sums: *const i32, panel: usize, at: usize, groups: usize) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if groups == 2 {
+            *sums.add(at * panel)
+        } else {
+            *sums.add(2 * at * panel) + *sums.add((2 * at + 1) * panel)
+        }
+    }
+}
+
+/// Where an integer sum begins (−zero · sum) or, as a float's bits, what the minimum is multiplied by (−scale · sum).
+#[inline(always)]
+pub(super) fn offset(minimums: bool, zero: i32, sum: i32, scale: f32) -> i32 {
+    if minimums { (-(sum as f32) * scale).to_bits() as i32 } else { -zero * sum }
+}
+
+/// Prepares the offset for every scale's columns of every token.
 unsafe fn offsets<F: Format>(x: Panels, room: &mut Unpacked) {
     let groups = x.columns / BLOCK * F::GROUPS;
     for index in 0..x.count() {
@@ -113,17 +144,9 @@ unsafe fn offsets<F: Format>(x: Panels, room: &mut Unpacked) {
             for (m, out) in out.iter_mut().enumerate() {
                 // SAFETY: the panel holds a sum for every 16 columns and a scale for every 32.
                 unsafe {
-                    let sum = if F::GROUPS == 2 {
-                        *one.sums.add(group * x.panel + m)
-                    } else {
-                        *one.sums.add(2 * group * x.panel + m) + *one.sums.add((2 * group + 1) * x.panel + m)
-                    };
-                    *out = if F::MINIMUMS {
-                        let scale = *one.scales.add(group / F::GROUPS * x.panel + m);
-                        (-(sum as f32) * scale).to_bits() as i32
-                    } else {
-                        -F::ZERO * sum
-                    };
+                    let sum = sum(one.sums.add(m), x.panel, group, F::GROUPS);
+                    *out =
+                        offset(F::MINIMUMS, F::ZERO, sum, *one.scales.add(group / F::GROUPS * x.panel + m));
                 }
             }
         }
@@ -162,10 +185,10 @@ impl<F: Format> One<'_, F> {
     unsafe fn strip<I: Isa>(&self, strip: usize, rows: usize, out: Output) {
         let (codes, scales) = self.tiles.parts(strip);
         let parts = F::COLUMNS / BLOCK;
-        let chunk = 8 / F::GROUPS;
+        let (steps, blocks) = (I::STEPS / F::GROUPS, self.x.columns / BLOCK);
         // SAFETY: the strip holds `columns` columns of codes and scales, the panel as many of activations.
         unsafe {
-            let mut sum = I::splat(0.0);
+            let (mut sum, mut residual) = (I::splat(0.0), I::splat(0.0));
             let x = self.x.codes.cast::<i32>();
             for unit in 0..self.x.columns / F::COLUMNS {
                 let scales = scales.as_ptr().add(unit * F::SCALE_BYTES);
@@ -178,30 +201,52 @@ impl<F: Format> One<'_, F> {
                     let w = F::unpack::<I>(codes);
                     let factor = *self.x.scales.add(block);
                     for group in 0..F::GROUPS {
-                        let offset = *self.room.offsets.as_ptr().add(block * F::GROUPS + group);
-                        // Two chains, so that one need not wait for the other.
-                        let mut even = if F::MINIMUMS { I::zero_i() } else { I::splat_i(offset) };
-                        let mut odd = I::zero_i();
-                        for c in group * chunk..(group + 1) * chunk {
-                            let x = x.add((block * 8 + c) * 2);
-                            even = I::dot(even, w[2 * c], x.read());
-                            odd = I::dot(odd, w[2 * c + 1], x.add(1).read());
-                        }
-                        let scale = I::mul(F::scale::<I>(scales, part, group), I::splat(factor));
-                        sum = I::fma(I::to_float(I::add_i(even, odd)), scale, sum);
-                        if F::MINIMUMS {
-                            let offset = I::splat(f32::from_bits(offset as u32));
-                            sum = I::fma(F::minimum::<I>(scales, part, group), offset, sum);
+                        let at = block * F::GROUPS + group;
+                        let w = w.as_ref().get_unchecked(group * steps..(group + 1) * steps);
+                        let (scale, minimum) =
+                            (F::scale::<I>(scales, part, group), F::minimum::<I>(scales, part, group));
+                        let offset = *self.room.offsets.as_ptr().add(at);
+                        let x = x.add(at * steps);
+                        sum = Self::add::<I>(sum, w, x, offset, I::mul(scale, I::splat(factor)), minimum);
+                        if *self.x.refined.add(block) {
+                            let factor = factor / RESIDUAL;
+                            let codes = self::sum(self.x.sums, 1, blocks * F::GROUPS + at, F::GROUPS);
+                            let offset = self::offset(F::MINIMUMS, F::ZERO, codes, factor);
+                            let x = x.add(blocks * I::STEPS);
+                            let scale = I::mul(scale, I::splat(factor));
+                            residual = Self::add::<I>(residual, w, x, offset, scale, minimum);
                         }
                     }
                 }
             }
-            out.put::<I>(0, rows, sum);
+            out.put::<I>(0, rows, I::add(sum, residual));
+        }
+    }
+
+    /// `sum` and the products of one scale's columns.
+    #[inline(always)]
+    unsafe fn add<I: Isa>(
+        sum: I::F,
+        w: &[I::B],
+        x: *const i32,
+        offset: i32,
+        scale: I::F,
+        minimum: I::F,
+    ) -> I::F {
+        // SAFETY: the caller promises as many words of activations as vectors of codes.
+        unsafe {
+            // Two chains, so that one need not wait for the other.
+            let mut chains = [if F::MINIMUMS { I::zero_i() } else { I::splat_i(offset) }, I::zero_i()];
+            for (step, w) in w.iter().enumerate() {
+                chains[step % 2] = I::dot(chains[step % 2], *w, *x.add(step));
+            }
+            let sum = I::fma(I::to_float(I::add_i(chains[0], chains[1])), scale, sum);
+            if F::MINIMUMS { I::fma(minimum, I::splat(f32::from_bits(offset as u32)), sum) } else { sum }
         }
     }
 }
 
-/// A strip as 16-bit numbers and floats.
+/// Unpacks a strip.
 struct Unpack<'a, F> {
     tiles: &'a Tiles,
     strip: usize,
@@ -223,8 +268,8 @@ impl<F: Format> Kernel for Unpack<'_, F> {
                 for part in 0..parts {
                     let block = unit * parts + part;
                     let w = F::unpack::<I>(codes.as_ptr().add(block * F::Bits::VECTORS * 64));
-                    for (c, w) in w.into_iter().enumerate() {
-                        I::store_b(self.room.codes.as_mut_ptr().add((block * 16 + c) * 64), w);
+                    for (step, w) in w.as_ref().iter().enumerate() {
+                        I::store_b(self.room.codes.as_mut_ptr().add((block * I::STEPS + step) * 64), *w);
                     }
                     for group in 0..F::GROUPS {
                         let at = (block * F::GROUPS + group) * LANES;
@@ -241,7 +286,7 @@ impl<F: Format> Kernel for Unpack<'_, F> {
 }
 
 /// What a product needs to know of a format: formats that agree in it share their code.
-struct Shape<const GROUPS: usize, const MINIMUMS: bool>;
+pub(super) struct Shape<const GROUPS: usize, const MINIMUMS: bool>;
 
 /// An unpacked strip times all panels.
 struct Strip<'a, S> {
@@ -278,7 +323,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<GROUPS, MINIMUMS
     /// A panel of `M` tokens.
     #[inline(always)]
     unsafe fn panel<I: Isa, const M: usize>(&self, index: usize) {
-        let (x, chunk) = (self.x.at(index), 16 / GROUPS);
+        let (x, steps) = (self.x.at(index), I::STEPS / GROUPS);
         // SAFETY: the room holds the strip, the panel `M` tokens; `out` has room for the panel's tokens.
         unsafe {
             let (codes, scales) = (self.room.codes.as_ptr(), self.room.scales.as_ptr());
@@ -294,13 +339,11 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<GROUPS, MINIMUMS
                             *acc = I::splat_i(*offsets.add(at * M + m));
                         }
                     }
-                    for c in 0..chunk {
-                        let c = block * 16 + group * chunk + c;
-                        let w = I::load_b(codes.add(c * 64));
-                        let x = x.codes.cast::<i32>().add(c * M);
+                    for step in at * steps..(at + 1) * steps {
+                        let w = I::load_b(codes.add(step * 64));
+                        let x = x.codes.cast::<i32>().add(step * M);
                         for (m, acc) in acc.iter_mut().enumerate() {
-                            let x = *x.add(m);
-                            *acc = I::dot(*acc, w, x);
+                            *acc = I::dot(*acc, w, *x.add(m));
                         }
                     }
                     let scale = I::load(scales.add(at * LANES));
@@ -317,8 +360,12 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<GROUPS, MINIMUMS
                     }
                 }
             }
-            for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
-                self.out.put::<I>(index * M + m, self.rows, sum);
+            for (m, mut sum) in sums.into_iter().enumerate().take(x.tokens) {
+                let token = index * M + m;
+                if !self.room.residuals.is_empty() {
+                    sum = I::add(sum, I::load(self.room.residuals.of_token(token).as_ptr()));
+                }
+                self.out.put::<I>(token, self.rows, sum);
             }
         }
     }
@@ -328,7 +375,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<GROUPS, MINIMUMS
 mod tests {
     use super::super::{Cut, lay_strip};
     use super::*;
-    use crate::kernels::activation::Quantized;
+    use crate::kernels::activation::{Quantized, rounded};
     use crate::memory::Arena;
     use drophammer_formats::DType;
 
@@ -395,8 +442,12 @@ mod tests {
                         floats
                     })
                     .collect();
+                // Some blocks stand out.
                 let x: Vec<f32> = (0..tokens * columns)
-                    .map(|i| ((i * 7919 % 2003) as f32 / 1001.0 - 1.0).powi(3))
+                    .map(|i| {
+                        ((i * 7919 % 2003) as f32 / 1001.0 - 1.0).powi(3)
+                            * if i % 311 < 5 { 9.0 } else { 1.0 }
+                    })
                     .collect();
                 let cut = Cut::of(dtype, rows, columns).unwrap();
                 let mut tiles = Tiles::new(cut, &mut Arena::new(cut.bytes()).unwrap()).unwrap();
@@ -420,16 +471,8 @@ mod tests {
                     unsafe { multiply(path, &tiles, panels, 0..rows.div_ceil(16), to, &mut room) };
                     for t in 0..tokens {
                         let x = &x[t * columns..][..columns];
-                        // The activations as they were rounded: the product of these is exact up to float sums.
-                        let rounded: Vec<f64> = x
-                            .chunks(32)
-                            .flat_map(|x| {
-                                let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
-                                let scale = f64::from(largest / 32767.0);
-                                let inverse = 32767.0 / largest;
-                                x.iter().map(move |x| f64::from((x * inverse).round_ties_even()) * scale)
-                            })
-                            .collect();
+                        // The product of these is exact up to float sums.
+                        let rounded = rounded(path, x);
                         for r in 0..rows {
                             let terms = rounded.iter().zip(&weights[r]).map(|(x, w)| x * f64::from(*w));
                             let (exact, size) = terms.fold((0.0, 0.0), |(s, a), x| (s + x, a + x.abs()));

@@ -13,45 +13,13 @@ use drophammer_formats::DType;
 use drophammer_models::export::gguf::GgufExport;
 use drophammer_models::weight::{Role, WeightId};
 use drophammer_models::{Checkpoint, Error};
-use drophammer_quant::compensate::Products;
 use drophammer_sdk::calibration::{Calibrate, Usage};
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
 use crate::model::execute::Engine;
 use crate::model::matrix::{Bytes, Matrix};
 use crate::model::record::MatrixRef;
-
-/// Sums over the inputs of each matrix, by its number.
-pub(crate) struct Observer(Vec<Mutex<Sums>>);
-
-#[derive(Default)]
-struct Sums {
-    rows: u64,
-    squares: Vec<f64>,
-    /// Sums of products, where they are asked for.
-    products: Option<Vec<f32>>,
-}
-
-impl Observer {
-    fn new(matrices: usize, products: &[usize]) -> Self {
-        let sums =
-            |number: usize| Sums { products: products.contains(&number).then(Vec::new), ..Sums::default() };
-        Self((0..matrices).map(|number| Mutex::new(sums(number))).collect())
-    }
-
-    /// Counts one input row of a matrix.
-    pub(crate) fn count(&self, matrix: usize, row: &[f32]) {
-        let mut sums = lock(&self.0[matrix]);
-        sums.rows += 1;
-        sums.squares.resize(row.len(), 0.0);
-        for (sum, &x) in sums.squares.iter_mut().zip(row) {
-            *sum += f64::from(x) * f64::from(x);
-        }
-        if let Some(products) = &mut sums.products {
-            Products::count(products, row);
-        }
-    }
-}
+use crate::observer::Observer;
 
 /// The calibration of one session.
 pub(crate) struct Calibration {
@@ -59,7 +27,7 @@ pub(crate) struct Calibration {
     path: PathBuf,
     adapters: Vec<PathBuf>,
     references: Vec<MatrixRef>,
-    /// For each matrix the one whose products stand for it.
+    /// For each matrix the one that is counted for it.
     inputs: Vec<usize>,
     threads: usize,
     state: Mutex<State>,
@@ -108,6 +76,12 @@ impl Calibration {
             let before = engine.exchange(number, matrix);
             state.originals.entry(number).or_insert(before);
         }
+    }
+
+    /// Counts from zero; for these matrices the products of columns besides.
+    fn observer(&self, products: &[usize]) -> Observer {
+        let counted = self.inputs.iter().enumerate().filter(|(number, input)| number == *input);
+        Observer::new(counted.map(|(number, _)| (number, self.references[number].columns)), products)
     }
 
     /// Numbers of the matrices that hold these weights, with the expert they are of.
@@ -190,7 +164,7 @@ pub(crate) struct Asked(pub(crate) Arc<Calibration>);
 
 impl Calibrate for Asked {
     fn observe(&self, on: bool) -> Result<()> {
-        lock(&self.0.state).observer = on.then(|| Arc::new(Observer::new(self.0.references.len(), &[])));
+        lock(&self.0.state).observer = on.then(|| Arc::new(self.0.observer(&[])));
         Ok(())
     }
 
@@ -200,8 +174,7 @@ impl Calibrate for Asked {
         for matrix in matrices {
             numbers.extend(self.0.input(&names, matrix)?);
         }
-        let observer = Observer::new(self.0.references.len(), &numbers);
-        lock(&self.0.state).observer = Some(Arc::new(observer));
+        lock(&self.0.state).observer = Some(Arc::new(self.0.observer(&numbers)));
         Ok(())
     }
 
@@ -209,8 +182,7 @@ impl Calibrate for Asked {
         let number = self.0.input(&self.0.names()?, matrix)?;
         let observer = lock(&self.0.state).observer.clone();
         let (Some(number), Some(observer)) = (number, observer) else { return Ok(Vec::new()) };
-        let products = lock(&observer.0[number]).products.clone();
-        Ok(products.unwrap_or_default())
+        Ok(observer.products(number))
     }
 
     fn usage(&self) -> Result<Vec<Usage>> {
@@ -225,9 +197,9 @@ impl Calibrate for Asked {
             numbers.retain(|(_, reference)| !reference.table);
             numbers.sort_by_key(|(_, reference)| reference.expert);
             for (number, reference) in numbers {
-                let sums = lock(&observer.0[number]);
-                usage.counts.push(sums.rows as f32);
-                usage.sums.extend(sums.squares.iter().map(|&sum| sum as f32));
+                let (rows, squares) = observer.squares(self.0.inputs[number]);
+                usage.counts.push(rows as f32);
+                usage.sums.extend(squares);
                 usage.sums.resize(usage.counts.len() * reference.columns, 0.0);
             }
             if usage.counts.iter().any(|&count| count > 0.0) {

@@ -14,6 +14,7 @@ mod convert;
 mod kernels;
 mod memory;
 mod model;
+mod observer;
 mod probe;
 mod quantize;
 mod session;

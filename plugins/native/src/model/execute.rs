@@ -10,12 +10,12 @@ use super::experts::ExpertRoom;
 use super::matrix::Matrix;
 use super::step::{Buffer, Domain, Norm, Rotate, Step, Value};
 use crate::cache::{Cache, Place};
-use crate::calibration::Observer;
 use crate::kernels::activation::{Quantized, Room};
 use crate::kernels::attention::{self, QUERIES};
 use crate::kernels::rows::{self};
 use crate::kernels::tile::multiply::Unpacked;
 use crate::kernels::{LANES, Path};
+use crate::observer::Observer;
 use crate::threads::{Member, Pool, Shares};
 
 /// Steps, buffers and weights of a model.
@@ -92,6 +92,8 @@ pub(super) struct Scratch {
     /// One token's activations in sixteen bits.
     pub(super) quantized: Quantized,
     pub(super) unpacked: Unpacked,
+    /// What statistics are counted from.
+    pub(super) counted: Vec<f32>,
 }
 
 /// A program with everything it needs to run.
@@ -137,6 +139,7 @@ impl Engine {
                     attention: attention::Scratch::new(values),
                     quantized: Quantized::new(tiled.min(1), tiled),
                     unpacked: Unpacked::new(tiled, chunk),
+                    counted: Vec::new(),
                 })
                 .collect(),
             rotations: program

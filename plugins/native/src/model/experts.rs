@@ -183,7 +183,7 @@ impl Frame<'_> {
             }
         }
         member.barrier();
-        self.observe(&[&step.gate, &step.up], plan, room.x.begin(), hidden, member);
+        self.observe(&step.gate, plan, (room.x.begin(), hidden), member, scratch);
         let input = |begin: *mut f32, width: usize, slot: usize| Rows {
             begin: begin.wrapping_add(slot * width),
             stride: width,
@@ -210,7 +210,7 @@ impl Frame<'_> {
         // SAFETY: each element is one thread's.
         unsafe { rows::binary(self.path, Binary::Gated(step.gating), gate, up, gate, share.len()) };
         member.barrier();
-        self.observe(&[&step.down], plan, room.gate.begin(), width, member);
+        self.observe(&step.down, plan, (room.gate.begin(), width), member, scratch);
         let work = plan.experts().map(|(expert, slots)| Work {
             matrix: &self.program.matrices[step.down[expert]],
             bias: self.vector(step.down_bias.get(expert).copied()),
@@ -245,21 +245,18 @@ impl Frame<'_> {
     /// Counts the rows in the slots of each expert, where somebody counts.
     fn observe(
         &self,
-        stacks: &[&Vec<usize>],
+        stack: &[usize],
         plan: &RoutePlan,
-        rows: *const f32,
-        width: usize,
+        (rows, width): (*const f32, usize),
         member: Member<'_>,
+        scratch: &mut Scratch,
     ) {
-        let Some(observer) = self.observer.filter(|_| member.index == 0) else { return };
+        let Some(observer) = self.observer else { return };
         for (expert, slots) in plan.experts() {
-            for slot in slots {
-                // SAFETY: slots were filled before the last barrier and are only read until the next.
-                let row = unsafe { std::slice::from_raw_parts(rows.add(slot * width), width) };
-                for stack in stacks {
-                    observer.count(stack[expert], row);
-                }
-            }
+            // SAFETY: slots were filled before the last barrier and are only read until the next.
+            let rows =
+                unsafe { std::slice::from_raw_parts(rows.add(slots.start * width), slots.len() * width) };
+            observer.count(self.path, stack[expert], rows, member, &mut scratch.counted);
         }
     }
 }

@@ -63,9 +63,18 @@ pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<usize>) -> Result<
 fn inputs(steps: &[Step], matrices: usize) -> Vec<usize> {
     let mut inputs: Vec<usize> = (0..matrices).collect();
     for step in steps {
-        let Step::Linear { products, .. } = step else { continue };
-        for product in products {
-            inputs[product.matrix] = products[0].matrix;
+        match step {
+            Step::Linear { products, .. } => {
+                for product in products {
+                    inputs[product.matrix] = products[0].matrix;
+                }
+            }
+            Step::Experts(experts) => {
+                for (gate, up) in experts.gate.iter().zip(&experts.up) {
+                    inputs[*up] = *gate;
+                }
+            }
+            _ => {}
         }
     }
     inputs

@@ -81,14 +81,10 @@ impl Frame<'_> {
             }
             panels
         };
-        if let Some(observer) = self.observer.filter(|_| member.index == 0) {
-            for row in 0..tokens {
-                // SAFETY: rows were finished before the last barrier (one token's is this thread's own).
-                let row = unsafe { std::slice::from_raw_parts(input.begin.add(row * columns), columns) };
-                for product in products {
-                    observer.count(product.matrix, row);
-                }
-            }
+        if let Some(observer) = self.observer {
+            // SAFETY: rows were finished before the last barrier (one token's is this thread's own).
+            let rows = unsafe { std::slice::from_raw_parts(input.begin, tokens * columns) };
+            observer.count(self.path, products[0].matrix, rows, member, &mut scratch.counted);
         }
         let work = products.iter().map(|product| {
             let matrix = &self.program.matrices[product.matrix];

@@ -15,7 +15,7 @@ use drophammer_quant::presets;
 use drophammer_quant::sensitivity::{self, Budget, Check, Sensitivity};
 use drophammer_sdk::calibration::{self, Calibrate};
 use drophammer_sdk::host::Plugin;
-use drophammer_sdk::{BackendError, Batch, ErrorCode, JobContext, OutputKind, Result, Session};
+use drophammer_sdk::{BackendError, Batch, ErrorCode, JobContext, LoadRequest, OutputKind, Result, Session};
 
 use super::measure::{failed, text, tokenizer};
 use super::products::Products;
@@ -25,6 +25,11 @@ use crate::worker::protocol::{CalibrateOrder, Calibrated, IMATRIX_FILE, SENSITIV
 
 /// Tokens of a chunk of calibration text.
 const CHUNK: usize = 256;
+/// Chunks that go through the model together, each as a sequence of its own: weights are unpacked once for all.
+const TOGETHER: usize = 4;
+/// Of so many tokens one is asked for its logits. The head's inputs are counted for those alone: its statistics need no more rows,
+/// and it is as wide as the vocabulary.
+const LOGITS_OF: usize = 4;
 /// Tokens that probes read, together: enough to rank tensors, few enough to try each.
 const PROBE_TOKENS: std::ops::RangeInclusive<u64> = 64..=512;
 /// Tokens times parameters that one probe may cost.
@@ -39,12 +44,18 @@ pub(super) fn calibrate(plugin: &Plugin, order: &CalibrateOrder, job: &WorkerJob
     let text = text(order.text.as_deref(), CALIBRATION_TEXT)?;
     let mut tokens = tokenizer.encode(&text, false).map_err(|error| failed(&error.into()))?;
     tokens.truncate(order.most_tokens);
-    let mut session = load(plugin, &order.load, job)?;
+    // Nothing longer than a chunk is read, so nothing longer need be remembered.
+    let place = &order.load.path;
+    let most = Checkpoint::open(place).map_err(|error| invalid(place, &error))?.description().context;
+    let context = Some(order.load.context.unwrap_or(most).min(most).min(CHUNK as u32));
+    let request = LoadRequest { context, max_sequences: TOGETHER as u32, ..order.load.clone() };
+    let mut session = load(plugin, &request, job)?;
     let bench = calibration::of(session.as_ref()).ok_or_else(|| {
         BackendError::new(ErrorCode::UnsupportedInput, "this backend's sessions do not calibrate")
             .with_help("Use a backend that does, such as the native one: --backend native.")
     })?;
-    let chunk = CHUNK.min(session.limits().context as usize);
+    let limits = session.limits();
+    let chunk = CHUNK.min(limits.context.min(limits.max_batch) as usize);
     let chunks = Protocol { chunk, most_tokens: order.most_tokens }.chunks(&tokens);
     let chunks = chunks.map_err(|error| failed(&error))?.len();
     let place = order.staging.join(IMATRIX_FILE);
@@ -114,27 +125,24 @@ impl Reading<'_> {
         let (session, chunk) = (&mut *self.session, self.chunk);
         let limits = session.limits();
         let width = limits.output_width as usize;
-        // An encoder sees a chunk at once; a decoder reads as many rows as are convenient to hold.
-        let at_once = match limits.output_kind {
-            OutputKind::Hidden => chunk,
-            OutputKind::Logits => Protocol { chunk, ..Protocol::default() }.rows_at_once(width),
-        };
-        let at_once = at_once.min(limits.max_batch as usize);
-        let mut rows = vec![0.0; at_once * width];
+        // An encoder gives all it has computed.
+        let every = if limits.output_kind == OutputKind::Hidden { 1 } else { LOGITS_OF };
+        let at_once = (limits.max_batch as usize / chunk).min(limits.max_sequences as usize).max(1) * chunk;
         let whole = (self.text.len() * rounds) as u64;
-        for (number, text) in self.text.chunks_exact(chunk).enumerate() {
-            session.remove(0, 0, u32::MAX)?;
-            for (part, tokens) in text.chunks(at_once).enumerate() {
-                self.job.check()?;
-                let first = part * at_once;
-                let done = round * self.text.len() + number * chunk + first;
-                self.job.progress("observe", "", done as u64, whole);
-                let positions: Vec<u32> = (first as u32..).take(tokens.len()).collect();
-                let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
-                let sequences = vec![0; tokens.len()];
-                let batch = Batch { tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
-                session.forward(batch, &mut rows[..tokens.len() * width])?;
+        let mut rows = Vec::new();
+        for (number, tokens) in self.text.chunks(at_once).enumerate() {
+            self.job.check()?;
+            self.job.progress("observe", "", (round * self.text.len() + number * at_once) as u64, whole);
+            let count = tokens.len() as u32;
+            let (positions, sequences): (Vec<u32>, Vec<u32>) =
+                (0..count).map(|i| (i % chunk as u32, i / chunk as u32)).unzip();
+            let outputs: Vec<u32> = (0..count).skip(every - 1).step_by(every).collect();
+            for sequence in 0..limits.max_sequences {
+                session.remove(sequence, 0, u32::MAX)?;
             }
+            rows.resize(outputs.len() * width, 0.0);
+            let batch = Batch { tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
+            session.forward(batch, &mut rows)?;
         }
         Ok(())
     }

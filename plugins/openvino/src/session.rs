@@ -6,6 +6,8 @@
 //! mostly dead is replaced. A *copied* or replaced sequence notes the tokens it is to hold, and its next run computes them
 //! together with the new ones. Mask values above 1 step over removed positions: windows are counted by summing the mask.
 
+mod fixed;
+
 use std::path::{Path, PathBuf};
 
 use drophammer_formats::digest::Digest;
@@ -15,6 +17,7 @@ use drophammer_sdk::{
 };
 
 use crate::forge::MODEL;
+use crate::kept::Kept;
 use crate::outline::Outline;
 use crate::runtime::{Compiled, Numbers, Request, Runtime};
 
@@ -29,6 +32,8 @@ const TOLERATED: usize = 256;
 pub(crate) struct OpenVinoSession {
     compiled: Compiled,
     inputs: Vec<String>,
+    /// Whether shapes were fixed when the model was compiled.
+    fixed: bool,
     limits: Limits,
     vocabulary: u32,
     sequences: Vec<Sequence>,
@@ -56,14 +61,15 @@ impl Sequence {
         self.held.iter().flatten().chain(&self.due).copied()
     }
 
-    /// Keeps the entries that `stays` names.
-    fn retain(&mut self, stays: impl Fn(u32) -> bool) {
+    /// Keeps the entries that `stays` names; removed ones may lie among them as far as `tolerated` says.
+    fn retain(&mut self, tolerated: Option<usize>, stays: impl Fn(u32) -> bool) {
         for held in &mut self.held {
             *held = held.filter(|entry| stays(entry.position));
         }
         self.due.retain(|entry| stays(entry.position));
         let alive = self.held.iter().flatten().count();
-        if alive == 0 || self.held.len() - alive > alive + TOLERATED {
+        let dead = self.held.len() - alive;
+        if alive == 0 || tolerated.map_or(dead > 0, |tolerated| dead > alive + tolerated) {
             self.refill(self.entries().collect());
         }
     }
@@ -93,11 +99,19 @@ impl OpenVinoSession {
         let weights = graph.with_extension("bin");
         let outline = Outline::read(&graph)?;
         job.progress("compile", "", 0, 0);
-        let device = request.device.clone().unwrap_or_else(|| "CPU".to_owned());
+        let device = device(host, request);
         let threads = job.budgets().threads;
-        let properties = properties(host, request, threads);
+        let compiled_bytes = std::fs::metadata(&weights).map_or(0, |metadata| metadata.len());
         let context =
             request.context.unwrap_or(outline.context.unwrap_or(USUAL_CONTEXT).min(USUAL_CONTEXT)).max(1);
+        let fixed = fixed::is_for(&device);
+        if fixed && outline.cached_per_token() == 0 {
+            return Err(unsupported(
+                format!("{}: only language models have fixed shapes, which {device} needs", graph.display()),
+                "Use device=CPU or device=GPU.",
+            ));
+        }
+        let properties = properties(host, request, &device, threads, compiled_bytes, context);
         let sequences = request.max_sequences.max(1);
         let tokens = u64::from(context) * u64::from(sequences);
         let bits = outline.cached_per_token().saturating_mul(tokens).saturating_mul(cache_bits(&properties));
@@ -111,7 +125,9 @@ impl OpenVinoSession {
             return Err(BackendError::new(ErrorCode::OutOfResources, message)
                 .with_help("Ask for a shorter context or fewer sequences, or allow more memory."));
         }
-        let shortened = shortened(host, &graph, &weights, &outline)?;
+        check_device(&runtime, &device, &properties)?;
+        // With fixed shapes the plugin leaves rows out itself.
+        let shortened = if fixed { graph.clone() } else { shortened(host, &graph, &weights, &outline)? };
         let compiled = runtime.compile(&shortened, &weights, &device, &properties)?;
         let inputs = compiled.inputs()?;
         let known = ["input_ids", "attention_mask", "position_ids", "beam_idx", "token_type_ids", WANTED];
@@ -149,6 +165,7 @@ impl OpenVinoSession {
         Ok(Self {
             compiled,
             inputs,
+            fixed,
             limits,
             vocabulary: outline.vocabulary.unwrap_or(if decoder { width } else { u32::MAX }),
             sequences: (0..sequences).map(|_| Sequence::default()).collect(),
@@ -162,6 +179,9 @@ impl OpenVinoSession {
 
     /// Runs `new` entries of a sequence; writes the rows of those in `wanted` (ascending).
     fn run(&mut self, sequence: usize, new: &[Entry], wanted: &[usize], out: &mut [f32]) -> Result<()> {
+        if self.fixed {
+            return self.run_fixed(sequence, new, wanted, out);
+        }
         let decoder = self.limits.output_kind == OutputKind::Logits;
         let state = &mut self.sequences[sequence];
         if !decoder {
@@ -272,12 +292,14 @@ impl Session for OpenVinoSession {
     }
 
     fn keep(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
-        self.sequence(sequence)?.retain(|position| (from..to).contains(&position));
+        let tolerated = (!self.fixed).then_some(TOLERATED);
+        self.sequence(sequence)?.retain(tolerated, |position| (from..to).contains(&position));
         Ok(())
     }
 
     fn remove(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
-        self.sequence(sequence)?.retain(|position| !(from..to).contains(&position));
+        let tolerated = (!self.fixed).then_some(TOLERATED);
+        self.sequence(sequence)?.retain(tolerated, |position| !(from..to).contains(&position));
         Ok(())
     }
 
@@ -300,7 +322,8 @@ const WANTED: &str = "wanted";
 fn shortened(host: &HostInfo, graph: &Path, weights: &Path, outline: &Outline) -> Result<PathBuf> {
     let weights = std::fs::metadata(weights).map_or(0, |metadata| metadata.len());
     let Some(text) = outline.with_wanted_rows(WANTED, weights) else { return Ok(graph.to_path_buf()) };
-    let cache = if host.cache.as_os_str().is_empty() { std::env::temp_dir() } else { host.cache.clone() };
+    let kept = Kept::of(host).map(|kept| kept.directory().to_path_buf());
+    let cache = kept.unwrap_or_else(std::env::temp_dir);
     let digest = Digest::of(text.as_bytes()).to_string();
     let name: String = digest.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
     let path = cache.join(format!("{name}.xml"));
@@ -329,18 +352,79 @@ fn cache_bits(properties: &[(String, String)]) -> u64 {
     }
 }
 
-/// How the runtime is to work. Options in capitals are properties of the runtime and have the last word.
-fn properties(host: &HostInfo, request: &LoadRequest, threads: u32) -> Vec<(String, String)> {
-    let mut properties = vec![("PERFORMANCE_HINT", "LATENCY".to_owned()), ("NUM_STREAMS", "1".to_owned())];
-    if threads > 0 && request.device.as_deref().unwrap_or("CPU") == "CPU" {
+/// Where the model runs, in the runtime's words: `CPU`, `GPU.1`, `AUTO:GPU,CPU`, `HETERO:NPU,CPU`. The request says it, or the option
+/// or setting `device`.
+fn device(host: &HostInfo, request: &LoadRequest) -> String {
+    let told = || request.options.get("device").or_else(|| host.config.get("device"))?.as_str();
+    request.device.as_deref().or_else(told).unwrap_or("CPU").to_owned()
+}
+
+/// Names what is missing where a device is asked for that the runtime does not see.
+fn check_device(runtime: &Runtime, device: &str, properties: &[(String, String)]) -> Result<()> {
+    // The NPU's plugin compiles in parts for other devices where it is told to, which needs no NPU.
+    if properties.iter().any(|(key, _)| key == "NPUW_DEVICES") {
+        return Ok(());
+    }
+    let seen: Vec<String> = runtime.devices().into_iter().map(|(id, _)| id).collect();
+    let kind =
+        |name: &str| name.split(['.', '(']).next().unwrap_or_default().trim_start_matches('-').to_owned();
+    let (chooser, named) = device.split_once(':').unwrap_or(("", device));
+    let named = named.split(',').map(|name| kind(name.trim()));
+    let missing = named.filter(|name| ["CPU", "GPU", "NPU"].contains(&name.as_str()));
+    let missing: Vec<String> = missing.filter(|name| !seen.iter().any(|id| kind(id) == *name)).collect();
+    // AUTO takes what is there.
+    let Some(first) = missing.first().filter(|_| chooser != "AUTO") else { return Ok(()) };
+    let lacks = match first.as_str() {
+        "NPU" if !Path::new("/dev/accel").exists() => {
+            "The system has no /dev/accel: its kernel lacks the driver intel_vpu, or the machine has no NPU."
+        }
+        "NPU" => {
+            "Install Intel's user-space NPU driver (libze_intel_npu) and the Level Zero loader, and allow /dev/accel/accel0."
+        }
+        _ if !Path::new("/dev/dri").exists() => {
+            "The system has no /dev/dri: it has no GPU, or no driver for it."
+        }
+        _ => {
+            "Install Intel's OpenCL driver for GPUs (libOpenCL.so.1, intel-opencl-icd), and allow /dev/dri/renderD128."
+        }
+    };
+    let message = format!("OpenVINO sees no {first} here, only {}", seen.join(", "));
+    Err(BackendError::new(ErrorCode::MissingRuntime, message).with_help(lacks))
+}
+
+/// How the runtime is to work. Options in capitals are properties of the runtime and have the last word, so `PERFORMANCE_HINT` and
+/// `NUM_STREAMS` are only what is usual for one model that answers as soon as it can.
+fn properties(
+    host: &HostInfo,
+    request: &LoadRequest,
+    device: &str,
+    threads: u32,
+    compiled_bytes: u64,
+    context: u32,
+) -> Vec<(String, String)> {
+    let mut properties = vec![("PERFORMANCE_HINT", "LATENCY".to_owned())];
+    if !device.contains(':') && device != "AUTO" {
+        // Who chooses among devices makes its own of these.
+        properties.push(("NUM_STREAMS", "1".to_owned()));
+    }
+    if threads > 0 && device == "CPU" {
         properties.push(("INFERENCE_NUM_THREADS", threads.to_string()));
+    }
+    let fixed = fixed::is_for(device);
+    if fixed {
+        properties.extend(fixed::properties(context));
     }
     if request.reference {
         properties.push(("INFERENCE_PRECISION_HINT", "f32".to_owned()));
+    }
+    if request.reference && !fixed {
         properties.push(("DYNAMIC_QUANTIZATION_GROUP_SIZE", "0".to_owned()));
         properties.push(("KV_CACHE_PRECISION", "f32".to_owned()));
-    } else if !host.cache.as_os_str().is_empty() {
-        properties.push(("CACHE_DIR", host.cache.join("compiled").to_string_lossy().into_owned()));
+    } else if !request.reference
+        && let Some(kept) = Kept::of(host)
+        && let Some(directory) = kept.room_for(compiled_bytes)
+    {
+        properties.push(("CACHE_DIR", directory.to_string_lossy().into_owned()));
     }
     let mut properties: Vec<(String, String)> =
         properties.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();

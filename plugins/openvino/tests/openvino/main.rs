@@ -3,5 +3,6 @@
 
 mod fixture;
 mod forge;
+mod genai;
 mod reference;
 mod sessions;

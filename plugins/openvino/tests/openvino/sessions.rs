@@ -116,6 +116,100 @@ fn a_runtime_that_is_not_where_the_configuration_says_is_named() {
 
 #[test]
 #[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
+fn devices_hints_and_streams_are_chosen_by_options_and_what_is_not_there_is_named() {
+    let (mut usual, tokens, made) = session(1);
+    let due = run(usual.as_mut(), 0, 0, &tokens[..12]);
+    let with = |options: serde_json::Value| {
+        let request = LoadRequest {
+            path: made.path().to_owned(),
+            context: Some(256),
+            reference: true,
+            options: options.as_object().unwrap().clone(),
+            ..LoadRequest::default()
+        };
+        backend().load(&request, Box::new(Job))
+    };
+    for options in [
+        serde_json::json!({"device": "AUTO"}),
+        serde_json::json!({"device": "AUTO:NPU,CPU"}),
+        serde_json::json!({"device": "HETERO:CPU"}),
+        serde_json::json!({"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": 2}),
+    ] {
+        let mut session = with(options.clone()).unwrap_or_else(|error| panic!("{options}: {error}"));
+        let given = run(session.as_mut(), 0, 0, &tokens[..12]);
+        assert!(largest_difference(&given, &due) < SAME, "{options}");
+    }
+    if !std::path::Path::new("/dev/accel").exists() {
+        for device in ["NPU", "HETERO:NPU,CPU"] {
+            let error = with(serde_json::json!({"device": device})).err().unwrap();
+            assert_eq!(error.code, drophammer_sdk::ErrorCode::MissingRuntime);
+            assert!(error.message.contains("no NPU") && error.help.contains("/dev/accel"), "{error}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
+fn fixed_shapes_as_npus_want_them_give_the_same_logits() {
+    // Keys and values are in half precision there.
+    const SAME: f32 = 1e-2;
+    let directory = fixture("shakespeare-llama");
+    let made = tempfile::tempdir().unwrap();
+    forge(&directory, "fp16", false, made.path());
+    let tokens = reference(&directory).0.swap_remove(0);
+    let mut usual = load(made.path(), 1);
+    let due = run(usual.as_mut(), 0, 0, &tokens[..24]);
+    let width = usual.limits().output_width as usize;
+    let due = |row: usize| &due[row * width..][..width];
+    let options = serde_json::json!({"device": "NPU", "NPUW_DEVICES": "CPU"});
+    let request = LoadRequest {
+        path: made.path().to_owned(),
+        context: Some(128),
+        max_sequences: 2,
+        reference: true,
+        options: options.as_object().unwrap().clone(),
+        ..LoadRequest::default()
+    };
+    let mut session = backend().load(&request, Box::new(Job)).unwrap();
+    // The last row of some tokens.
+    let last = |session: &mut dyn Session, sequence: u32, from: usize, to: usize| {
+        let positions: Vec<u32> = (from as u32..to as u32).collect();
+        let sequences = vec![sequence; to - from];
+        let outputs = [(to - from - 1) as u32];
+        let batch = Batch {
+            tokens: &tokens[from..to],
+            positions: &positions,
+            sequences: &sequences,
+            outputs: &outputs,
+        };
+        let mut out = vec![f32::NAN; width];
+        session.forward(batch, &mut out).unwrap();
+        let difference = largest_difference(&out, due(to - 1));
+        assert!(difference < SAME, "{from}..{to}: {difference}");
+    };
+    let session = session.as_mut();
+    last(session, 0, 0, 20);
+    last(session, 0, 20, 21);
+    // Another sequence beside it, which a longer prompt then goes on with.
+    last(session, 1, 0, 3);
+    last(session, 0, 21, 22);
+    last(session, 1, 3, 24);
+    // What is removed is forgotten, and a copy goes on by itself.
+    session.remove(0, 6, u32::MAX).unwrap();
+    last(session, 0, 6, 9);
+    session.copy(0, 1, 0, 5).unwrap();
+    last(session, 1, 5, 7);
+    last(session, 0, 9, 10);
+    // Several rows of one prompt.
+    session.remove(0, 0, u32::MAX).unwrap();
+    let rows = run(session, 0, 0, &tokens[..5]);
+    for (number, row) in rows.chunks(width).enumerate() {
+        assert!(largest_difference(row, due(number)) < SAME, "row {number}");
+    }
+}
+
+#[test]
+#[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
 fn what_is_no_graph_is_refused_with_words() {
     let place = tempfile::tempdir().unwrap();
     let graph = place.path().join("openvino_model.xml");

@@ -97,20 +97,6 @@ pub(crate) trait Kernel {
     unsafe fn run<I: Isa>(self) -> Self::Output;
 }
 
-/// Asks for the cache line at `p`, which need not be inside anything. Into the second cache: beside the first one's few
-/// places for lines that are on their way, those that are asked for long ahead would wait.
-#[inline(always)]
-pub(crate) fn prefetch(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint reads nothing, and every x86-64 processor has it.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
-}
-
 /// Runs a kernel with the instructions of `path`.
 ///
 /// # Safety

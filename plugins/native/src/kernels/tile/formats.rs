@@ -11,12 +11,14 @@ use crate::kernels::isa::Isa;
 
 /// A storage type as tiles. A weight is `scale · (code − zero) − minimum`.
 pub(crate) trait Format {
-    /// Columns of a stored block; scales of sixteen such blocks make a *unit*.
+    /// Columns of a stored block; scales of sixteen rows' such blocks make a *unit*.
     const COLUMNS: usize;
     /// Bytes of a stored block.
     const BYTES: usize;
     /// Bytes of a unit of scales.
     const SCALE_BYTES: usize;
+    /// Units that fill cache lines together.
+    const TOGETHER: usize = if Self::SCALE_BYTES.is_multiple_of(64) { 1 } else { 2 };
     /// Scales per 32 columns: 1 or 2.
     const GROUPS: usize = 1;
     /// The code that means nothing.

@@ -6,18 +6,13 @@
 //! those of residuals by themselves, in the same order in both forms: a batch gives bit for bit what its tokens give one by
 //! one.
 
-use super::bits::Bits;
 use super::formats::{Format, with_format};
 use super::residual::{Products, Residuals};
-use super::{BLOCK, Tiles};
+use super::{BLOCK, Place, Tiles};
 use crate::kernels::LANES;
 use crate::kernels::activation::{Panels, RESIDUAL, WIDEST_PANEL};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
-
-/// How far ahead of the products of one token weights are asked for, bytes. Alone the processor looks only as far ahead as it
-/// can hold instructions, five blocks, and waits for memory: on a Zen 4 core 10 GB/s come in, with this 16, of 27 that it can.
-const AHEAD: usize = 16384;
 
 /// One thread's room for an unpacked strip and what belongs to it.
 pub(crate) struct Unpacked {
@@ -183,7 +178,7 @@ impl<F: Format> Kernel for One<'_, F> {
 impl<F: Format> One<'_, F> {
     #[inline(always)]
     unsafe fn strip<I: Isa>(&self, strip: usize, rows: usize, out: Output) {
-        let (codes, scales) = self.tiles.parts(strip);
+        let tile = self.tiles.strip(strip).as_ptr();
         let parts = F::COLUMNS / BLOCK;
         let (steps, blocks) = (I::STEPS / F::GROUPS, self.x.columns / BLOCK);
         // SAFETY: the strip holds `columns` columns of codes and scales, the panel as many of activations.
@@ -191,14 +186,11 @@ impl<F: Format> One<'_, F> {
             let (mut sum, mut residual) = (I::splat(0.0), I::splat(0.0));
             let x = self.x.codes.cast::<i32>();
             for unit in 0..self.x.columns / F::COLUMNS {
-                let scales = scales.as_ptr().add(unit * F::SCALE_BYTES);
+                let place = Place::of::<F>(unit);
+                let scales = tile.add(place.scales);
                 for part in 0..parts {
                     let block = unit * parts + part;
-                    let codes = codes.as_ptr().add(block * F::Bits::VECTORS * 64);
-                    for line in 0..F::Bits::VECTORS {
-                        isa::prefetch(codes.wrapping_add(AHEAD + line * 64));
-                    }
-                    let w = F::unpack::<I>(codes);
+                    let w = F::unpack::<I>(tile.add(place.codes + part * F::code_bytes()));
                     let factor = *self.x.scales.add(block);
                     for group in 0..F::GROUPS {
                         let at = block * F::GROUPS + group;
@@ -259,15 +251,16 @@ impl<F: Format> Kernel for Unpack<'_, F> {
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let (codes, scales) = self.tiles.parts(self.strip);
+        let tile = self.tiles.strip(self.strip).as_ptr();
         let parts = F::COLUMNS / BLOCK;
         // SAFETY: the strip holds `columns` columns; the room is for as many.
         unsafe {
             for unit in 0..self.tiles.columns() / F::COLUMNS {
-                let scales = scales.as_ptr().add(unit * F::SCALE_BYTES);
+                let place = Place::of::<F>(unit);
+                let scales = tile.add(place.scales);
                 for part in 0..parts {
                     let block = unit * parts + part;
-                    let w = F::unpack::<I>(codes.as_ptr().add(block * F::Bits::VECTORS * 64));
+                    let w = F::unpack::<I>(tile.add(place.codes + part * F::code_bytes()));
                     for (step, w) in w.as_ref().iter().enumerate() {
                         I::store_b(self.room.codes.as_mut_ptr().add((block * I::STEPS + step) * 64), *w);
                     }
@@ -430,9 +423,18 @@ mod tests {
         let mut state = 99;
         for &dtype in TYPES {
             let Some(codec) = drophammer_quant::codec(dtype) else { continue };
-            for (rows, columns, tokens) in
-                [(16, 256, 1), (40, 512, 2), (16, 256, 5), (32, 768, 12), (23, 256, 31)]
-            {
+            for (rows, columns, tokens) in [
+                (16, 256, 1),
+                (20, 96, 1),
+                (20, 96, 3),
+                (40, 512, 2),
+                (16, 256, 5),
+                (32, 768, 12),
+                (23, 256, 31),
+            ] {
+                if columns % dtype.block_elements() != 0 {
+                    continue;
+                }
                 let stored: Vec<Vec<u8>> = (0..rows).map(|_| blocks(dtype, columns, &mut state)).collect();
                 let weights: Vec<Vec<f32>> = stored
                     .iter()

@@ -126,7 +126,7 @@ impl<const STORED: u8> Plain<'_, STORED> {
         // SAFETY: the caller promises these strips and tokens.
         unsafe {
             let x = self.x.begin.add(token * self.x.stride);
-            let codes: [*const u8; S] = std::array::from_fn(|s| self.tiles.parts(strip + s).0.as_ptr());
+            let codes: [*const u8; S] = std::array::from_fn(|s| self.tiles.strip(strip + s).as_ptr());
             let mut acc = [[I::splat(0.0); S]; M];
             for k in 0..self.tiles.columns() {
                 let mut w = [I::splat(0.0); S];

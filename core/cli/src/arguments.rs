@@ -327,6 +327,10 @@ pub(crate) struct Making {
     /// openvino). Needs an importance matrix; the model computes the same.
     #[arg(long)]
     pub(crate) awq: bool,
+    /// What to run for the ranges of activations: a text for language models (qnn); for plain graphs samples, as a .npz or .npy file or a
+    /// directory of them.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub(crate) calibration: Option<PathBuf>,
     /// Accept a source without a tokenizer.
     #[arg(long)]
     pub(crate) no_tokenizer: bool,

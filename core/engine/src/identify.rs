@@ -27,6 +27,8 @@ pub struct Facts {
     pub tokenizer: bool,
     /// Whether it gives hidden states instead of text.
     pub encodes: bool,
+    /// Whether it is a graph that no tokens go through.
+    pub plain: bool,
 }
 
 /// A model, understood.
@@ -49,6 +51,9 @@ pub struct Identity {
     /// Whether it gives hidden states instead of text: it embeds.
     #[serde(default)]
     pub encodes: bool,
+    /// Whether it is a graph that no tokens go through (vision, audio): it is forged and compared, not talked to.
+    #[serde(default)]
+    pub plain: bool,
 }
 
 /// Judges a path whose weights were all located.
@@ -62,7 +67,7 @@ pub fn identify(facts: &Facts) -> Result<Identity, Obstacle> {
             .about(&facts.path)
             .help("put the model's weight files beside its configuration"));
     }
-    if !facts.tokenizer {
+    if !facts.tokenizer && !facts.plain {
         return Err(Obstacle::new("missing_tokenizer", "there is no tokenizer with it")
             .about(&facts.path)
             .help("put tokenizer.json (or tokenizer.model) beside the weights; `drophammer convert --no-tokenizer` converts without one"));
@@ -77,6 +82,7 @@ pub fn identify(facts: &Facts) -> Result<Identity, Obstacle> {
         bytes: facts.bytes,
         context_length: facts.context_length,
         encodes: facts.encodes,
+        plain: facts.plain,
     })
 }
 
@@ -95,6 +101,7 @@ mod tests {
             context_length: Some(256),
             tokenizer: true,
             encodes: false,
+            plain: false,
         }
     }
 
@@ -102,6 +109,12 @@ mod tests {
     fn a_sound_model_is_named_by_what_most_of_its_weights_are() {
         let identity = identify(&facts()).unwrap();
         assert_eq!((identity.scheme.as_str(), identity.parameters), ("bf16", 1000));
+    }
+
+    #[test]
+    fn a_plain_graph_needs_no_tokenizer() {
+        let identity = identify(&Facts { tokenizer: false, plain: true, ..facts() }).unwrap();
+        assert!(identity.plain);
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub struct Target {
     /// Whether every dropped model gets it.
     #[serde(default)]
     pub default: bool,
+    /// Whether it is for graphs that no tokens go through, rather than for language models.
+    #[serde(default)]
+    pub plain: bool,
 }
 
 /// What one backend says about one target.

@@ -6,6 +6,7 @@
 //!   resumed by a [`Recipe`]; [`report`] says what came out.
 //! - [`equalize`](mod@equalize) scales columns so that rounding loses less.
 //! - [`gguf`] is a whole forge: any source into any GGUF scheme. Several runtimes read that format.
+//! - [`plain`] makes ONNX graphs that are no language models smaller.
 //!
 //! A plugin whose format is its own makes layout and items itself and hands them to [`run`]. Nothing here knows a plugin.
 
@@ -13,6 +14,7 @@ pub mod equalize;
 pub mod failure;
 pub mod gguf;
 mod pass;
+pub mod plain;
 
 use std::path::{Path, PathBuf};
 

@@ -8,7 +8,7 @@
 //! - [`Source::open`] is the door for everything a user may drop: a Hugging Face or MLX directory, a safetensors
 //!   or GGUF file, an adapter.
 //! - [`safetensors`], [`gguf`] and [`onnx`] read one file and lay out new ones.
-//! - [`openvino`] writes graphs as OpenVINO reads them.
+//! - [`openvino`] writes graphs as OpenVINO reads them; [`npy`] reads NumPy's arrays, as samples for calibration come.
 //! - [`layout`] and [`placed`] write outputs whose every offset is known before the first byte, so tensors may be
 //!   written in any order, in parallel, and again after an interruption.
 //! - [`settle`] tells whether a download is complete; [`digest`] names contents.
@@ -19,6 +19,7 @@ mod error;
 pub mod gguf;
 pub mod layout;
 pub mod mapped;
+pub mod npy;
 pub mod onnx;
 pub mod openvino;
 pub mod placed;

@@ -69,6 +69,7 @@ fn model() -> Model {
             inputs: vec![value("x", &[batch, Dimension::Fixed(4)])],
             outputs: vec![value("y", &[Dimension::Named(String::new()), Dimension::Fixed(0)])],
             value_infos: vec![ValueInfo { name: "q".into(), ..ValueInfo::default() }],
+            sparse: 0,
         },
         functions: 0,
     }

@@ -3,10 +3,12 @@
 //! - [`find`] and [`environment`]: the library itself.
 //! - [`provider`]: execution providers that come as libraries of their own, and their devices.
 //! - [`placement`]: which operations of a session went to which provider.
+//! - [`graph`]: plain graphs run over samples, for ranges and comparisons.
 //! - [`failed`] words the library's errors.
 //!
-//! What must not come in: knowledge of a model. Plugins build their sessions with the crate `ort` itself.
+//! What must not come in: knowledge of a language model. Plugins build their sessions with the crate `ort` itself.
 
+pub mod graph;
 mod library;
 pub mod placement;
 pub mod provider;

@@ -2,14 +2,17 @@
 //!
 //! What the graph looks like is decided in [`drophammer_models::export::onnx`]; here are the goals a user can name ([`forge`]), the
 //! library ([`drophammer_ort`]), and the [`session`]. Making artifacts needs no library; running them does.
+//! [`plain`] makes graphs that are no language models smaller, and compares them with their original.
 
 mod convert;
 mod forge;
 mod model;
+mod plain;
 mod probe;
 mod quantize;
 mod session;
 
+use drophammer_forge::plain::PlainGraph;
 use drophammer_sdk::{
     Backend, ForgeReport, ForgeRequest, HostInfo, JobContext, LoadRequest, ProbeReport, ProbeRequest, Result,
     Session,
@@ -36,10 +39,16 @@ impl Backend for OnnxRuntime {
     }
 
     fn convert(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+        if let Some(file) = PlainGraph::find(&request.source) {
+            return plain::forge(&self.host, &file, request, job);
+        }
         convert::convert(request, job)
     }
 
     fn quantize(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+        if let Some(file) = PlainGraph::find(&request.source) {
+            return plain::forge(&self.host, &file, request, job);
+        }
         quantize::quantize(request, job)
     }
 

@@ -1,9 +1,10 @@
 //! What this backend can do here, and what a goal would take.
 
+use drophammer_forge::plain::PlainGraph;
 use drophammer_models::export::onnx::SCHEMES;
-use drophammer_sdk::{Device, FormatSupport, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
+use drophammer_sdk::{Device, FormatSupport, Goal, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
 
-use crate::forge;
+use crate::{forge, plain};
 
 /// What is offered where the host names no goal.
 const OFFERED: [&str; 3] = ["int4", "int8", "fp16"];
@@ -15,10 +16,12 @@ const OFFERED: [&str; 3] = ["int4", "int8", "fp16"];
 pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeReport> {
     let found = drophammer_ort::find(host, "onnxruntime", "library");
     let runs = found.is_ok();
+    let graphs = plain::SCHEMES.iter().filter(|name| !SCHEMES.contains(name));
+    let schemes = SCHEMES.iter().chain(graphs);
     let mut report = ProbeReport {
         formats: vec![FormatSupport {
             format: "onnx".into(),
-            schemes: SCHEMES.iter().map(|name| (*name).to_owned()).collect(),
+            schemes: schemes.map(|name| (*name).to_owned()).collect(),
             make: true,
             run: runs,
         }],
@@ -37,8 +40,13 @@ pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeRep
         Err(error) => report.problems.push(Problem { message: error.message, help: error.help }),
     }
     if let Some(source) = &request.source {
-        let goals = request.goals_or("onnx", &OFFERED);
-        report.estimates = goals.iter().map(|goal| forge::estimate(source, goal)).collect::<Result<_>>()?;
+        let file = PlainGraph::find(source);
+        let goals = request.goals_or("onnx", if file.is_some() { &plain::OFFERED } else { &OFFERED });
+        let estimate = |goal: &Goal| match &file {
+            Some(file) => Ok(plain::estimate(host, file, goal)),
+            None => forge::estimate(source, goal),
+        };
+        report.estimates = goals.iter().map(estimate).collect::<Result<_>>()?;
     }
     Ok(report)
 }

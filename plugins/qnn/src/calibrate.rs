@@ -7,7 +7,7 @@ use drophammer_infer::Tokenizer;
 use drophammer_infer::measure::CALIBRATION_TEXT;
 use drophammer_models::Checkpoint;
 use drophammer_models::export::onnx::{FixedExport, Importances, Range, Ranges, Step, Weights};
-use drophammer_ort::failed;
+use drophammer_ort::{failed, graph};
 use drophammer_sdk::{BackendError, ErrorCode, Goal, HostInfo, JobContext, Result};
 
 use crate::provider;
@@ -122,7 +122,7 @@ pub(crate) fn ranges(
     drop(items);
     let environment = provider::open(host)?;
     let threads = job.budgets().threads.max(1) as usize;
-    let mut session = provider::on_processor(environment, &place.join(format!("{stem}.onnx")), threads)?;
+    let mut session = graph::open(environment, &place.join(format!("{stem}.onnx")), threads)?;
     let interface = export.interface();
     let shape = Shape { tokens: CHUNK as usize, past: CHUNK as usize, unseen };
     let mut seen = Ranges::new();

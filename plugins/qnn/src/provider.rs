@@ -1,7 +1,5 @@
 //! ONNX Runtime with the QNN provider in it.
 
-use std::path::Path;
-
 use drophammer_ort::{failed, find, placement, provider};
 use drophammer_sdk::{BackendError, ErrorCode, HostInfo, Result};
 use ort::environment::Environment;
@@ -11,9 +9,6 @@ use ort::session::builder::SessionBuilder;
 
 /// What ONNX Runtime calls the provider.
 pub(crate) const NAME: &str = "QNNExecutionProvider";
-
-/// What it calls its own kernels.
-const PROCESSOR: &str = "CPUExecutionProvider";
 
 /// Whether what runs here is an imitation: QNN's package for x86-64 computes what the NPU would, slowly.
 pub(crate) const EMULATED: bool = cfg!(target_arch = "x86_64");
@@ -78,22 +73,4 @@ pub(crate) fn on_npu(
     }
     let devices = provider::devices(environment, NAME);
     builder.with_devices(devices, Some(&all)).map_err(refused)
-}
-
-/// A session on the processor: for what is measured before anything is compiled.
-///
-/// # Errors
-/// What the library says.
-pub(crate) fn on_processor(environment: &Environment, file: &Path, threads: usize) -> Result<Session> {
-    let refused = |error: ort::Error<_>| failed("a session cannot be prepared", &error);
-    // Named, since with another provider's library open the runtime would choose for itself.
-    let devices = provider::devices(environment, PROCESSOR);
-    Session::builder(environment)
-        .map_err(|error| failed("a session cannot be prepared", &error))?
-        .with_devices(devices, None)
-        .map_err(refused)?
-        .with_intra_threads(threads)
-        .map_err(refused)?
-        .commit_from_file(file)
-        .map_err(|error| failed("the graph cannot be run on the processor", &error))
 }

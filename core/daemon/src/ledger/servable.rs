@@ -97,7 +97,7 @@ impl Ledger {
             return Some(Servable::of_artifact(best));
         }
         let exact = |a: &&Published| a.manifest.api_name() == name || a.manifest.id == name;
-        if let Some(artifact) = book.artifacts.values().find(exact) {
+        if let Some(artifact) = talking(&book).find(exact) {
             return Some(Servable::of_artifact(artifact));
         }
         let named =
@@ -111,7 +111,7 @@ impl Ledger {
         let book = self.book();
         let sources: Vec<Servable> = book.models.values().filter_map(Servable::of_source).collect();
         let mut found: Vec<(String, Servable)> = Vec::new();
-        let mut models: Vec<&String> = book.artifacts.values().map(|a| &a.manifest.model).collect();
+        let mut models: Vec<&String> = talking(&book).map(|a| &a.manifest.model).collect();
         models.sort();
         models.dedup();
         for model in &models {
@@ -121,14 +121,19 @@ impl Ledger {
         }
         let alone = sources.iter().filter(|source| !models.contains(&&source.model));
         found.extend(alone.map(|source| (source.model.clone(), source.clone())));
-        found.extend(book.artifacts.values().map(|a| (a.manifest.api_name(), Servable::of_artifact(a))));
+        found.extend(talking(&book).map(|a| (a.manifest.api_name(), Servable::of_artifact(a))));
         found.extend(sources.into_iter().map(|source| (source.api_name.clone(), source)));
         found
     }
 
     fn best_of<'a>(&self, book: &'a Book, model: &str) -> Option<&'a Published> {
         let of_model: Vec<&Published> =
-            book.artifacts.values().filter(|artifact| artifact.manifest.model == model).collect();
+            talking(book).filter(|artifact| artifact.manifest.model == model).collect();
         choose(&of_model, &self.floor).map(|best| of_model[best])
     }
+}
+
+/// Artifacts that tokens go through.
+fn talking(book: &Book) -> impl Iterator<Item = &Published> {
+    book.artifacts.values().filter(|artifact| !artifact.manifest.source.identity.plain)
 }

@@ -34,7 +34,7 @@ impl Pipeline {
         if self.ledger.happen(job.id, Event::StageDone).is_err() {
             return;
         }
-        let targets = self.default_targets();
+        let targets = self.default_targets(&identity);
         let planned = tokio::select! {
             planned = self.plan(&model.path, &targets) => planned,
             () = token.cancelled() => {
@@ -62,13 +62,14 @@ impl Pipeline {
         targets.iter().zip(&offers).map(|(target, offers)| plan(target, offers, &machine)).collect()
     }
 
-    /// The targets every dropped model gets.
-    pub(crate) fn default_targets(&self) -> Vec<Target> {
+    /// The targets that a dropped model gets, by what it is.
+    pub(crate) fn default_targets(&self, identity: &Identity) -> Vec<Target> {
         let named = &self.config.targets.default;
         let wanted = |target: &&Target| {
             if named.is_empty() { target.default } else { named.contains(&target.name) }
         };
-        self.targets.iter().filter(wanted).cloned().collect()
+        let fitting = self.targets.iter().filter(|target| target.plain == identity.plain);
+        fitting.filter(wanted).cloned().collect()
     }
 
     /// Whether a target of these very files is in hand or done: an intake may be repeated after an interruption.

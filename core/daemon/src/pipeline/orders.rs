@@ -122,7 +122,8 @@ impl Pipeline {
     /// When there is no such model or target, or it is not understood (yet).
     pub async fn forge_model(&self, name: &str, names: &[String]) -> Result<Vec<api::Job>, OrderError> {
         let model = self.known_model(name)?;
-        let targets = self.targets_named(names, self.default_targets())?;
+        let targets =
+            self.targets_named(names, self.default_targets(&model.identity.clone().unwrap_or_default()))?;
         let (Some(fingerprint), Some(_)) = (model.fingerprint, &model.identity) else {
             return Err(OrderError::Conflict(model.error.unwrap_or_else(|| {
                 ErrorReport::new("not_ready", format!("{name} is not identified yet"))

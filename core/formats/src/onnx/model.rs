@@ -40,6 +40,20 @@ pub struct Graph {
     pub outputs: Vec<ValueInfo>,
     /// Types of values in between, where they are told.
     pub value_infos: Vec<ValueInfo>,
+    /// How many sparse constants the file holds; they are not kept.
+    pub sparse: usize,
+}
+
+impl Graph {
+    /// Every constant tensor: initializers and what `Constant` nodes hold, those of inner graphs left out.
+    pub fn constants(&self) -> impl Iterator<Item = &Initializer> {
+        let nodes = self.nodes.iter().filter(|node| node.op_type == "Constant" && node.domain.is_empty());
+        let held = nodes.flat_map(|node| &node.attributes).filter_map(|(_, value)| match value {
+            Attribute::Tensor(tensor) => Some(tensor.as_ref()),
+            _ => None,
+        });
+        self.initializers.iter().chain(held)
+    }
 }
 
 /// One operation.

@@ -152,6 +152,7 @@ impl Parser {
                 (13, Wire::Bytes(bytes, at)) => {
                     graph.value_infos.push(self.value_info(Message::new(bytes, at))?);
                 }
+                (15, Wire::Bytes(..)) => graph.sparse += 1,
                 _ => {}
             }
         }

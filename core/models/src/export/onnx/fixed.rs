@@ -12,7 +12,7 @@ use drophammer_formats::onnx::{Attribute, Node};
 use serde::{Deserialize, Serialize};
 
 use super::emit::{Emitter, FLOAT, INT32, Value, info};
-use super::qdq::{self, Encoding, Range};
+use super::qdq::{Encoding, Range};
 use super::scheme::Storage;
 use crate::error::Result;
 use crate::graph::{AttentionSpec, Index, RopeSpec, Table};
@@ -201,7 +201,7 @@ impl Emitter<'_> {
 
     /// Scale and zero point of an encoding; gives their names.
     pub(super) fn declare_encoding(&mut self, name: &str, encoding: Encoding) -> (String, String) {
-        let [scale, zero] = qdq::parameters(name, encoding);
+        let [scale, zero] = encoding.parameters(name);
         let names = (scale.name.clone(), zero.name.clone());
         self.graph.initializers.extend([scale, zero]);
         names

@@ -41,7 +41,7 @@ impl Range {
     }
 
     /// The encoding that covers it with so many bits. Zero is always met exactly.
-    pub(super) fn encoding(self, bits: u8) -> Encoding {
+    pub fn encoding(self, bits: u8) -> Encoding {
         let Self { low, high } = self.with(Self { low: 0.0, high: 0.0 });
         let top = ((1u32 << bits) - 1) as f32;
         let scale = ((high - low) / top).max(1e-9);
@@ -52,10 +52,13 @@ impl Range {
 
 /// `scale · (code - zero)`, codes of so many bits from 0 on.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct Encoding {
-    pub(super) scale: f32,
-    pub(super) zero: u16,
-    pub(super) bits: u8,
+pub struct Encoding {
+    /// The step between codes.
+    pub scale: f32,
+    /// The code of zero.
+    pub zero: u16,
+    /// 8 or 16.
+    pub bits: u8,
 }
 
 impl Encoding {
@@ -65,7 +68,7 @@ impl Encoding {
     }
 
     /// Writes the codes of some numbers.
-    pub(super) fn encode_into(self, values: &[f32], out: &mut [u8]) {
+    pub fn encode_into(self, values: &[f32], out: &mut [u8]) {
         match self.bits {
             8 => values.iter().zip(out).for_each(|(x, out)| *out = self.code(*x) as u8),
             _ => values
@@ -74,27 +77,31 @@ impl Encoding {
                 .for_each(|(x, out)| *out = self.code(*x).to_le_bytes()),
         }
     }
+
+    /// The codes' type.
+    pub fn element_type(self) -> ElementType {
+        code_type(self.bits)
+    }
+
+    /// Scale and zero point as initializers, `{name}/scale` and `{name}/zero`.
+    pub fn parameters(self, name: &str) -> [Initializer; 2] {
+        let zero = if self.bits == 8 { vec![self.zero as u8] } else { self.zero.to_le_bytes().to_vec() };
+        let initializer = |what: &str, element_type, bytes| Initializer {
+            name: format!("{name}/{what}"),
+            element_type,
+            shape: Vec::new(),
+            data: InitializerData::Inline(bytes),
+        };
+        [
+            initializer("scale", FLOAT, self.scale.to_le_bytes().to_vec()),
+            initializer("zero", self.element_type(), zero),
+        ]
+    }
 }
 
 /// The element type of codes of so many bits.
 pub(super) fn code_type(bits: u8) -> ElementType {
     if bits == 8 { UINT8 } else { UINT16 }
-}
-
-/// Scale and zero point of an encoding, as initializers.
-pub(super) fn parameters(name: &str, encoding: Encoding) -> [Initializer; 2] {
-    let zero =
-        if encoding.bits == 8 { vec![encoding.zero as u8] } else { encoding.zero.to_le_bytes().to_vec() };
-    let initializer = |what: &str, element_type, bytes| Initializer {
-        name: format!("{name}/{what}"),
-        element_type,
-        shape: Vec::new(),
-        data: InitializerData::Inline(bytes),
-    };
-    [
-        initializer("scale", FLOAT, encoding.scale.to_le_bytes().to_vec()),
-        initializer("zero", code_type(encoding.bits), zero),
-    ]
 }
 
 /// The float graph with two more outputs for each value whose range has to be known: `{value}/low` and `{value}/high`.
@@ -282,7 +289,7 @@ impl<'a> Pass<'a> {
 
     fn declare(&mut self, name: &str, encoding: Encoding) {
         if self.quantized.insert(format!("{name}/scale")) {
-            self.initializers.extend(parameters(name, encoding));
+            self.initializers.extend(encoding.parameters(name));
         }
     }
 
@@ -318,7 +325,7 @@ impl<'a> Pass<'a> {
         let (kind, data) = if weight {
             let largest = range.high.max(-range.low).max(1e-9);
             let scale = largest / 127.0;
-            let [mut step, mut zero] = parameters(&tensor.name, Encoding { scale, zero: 0, bits: 8 });
+            let [mut step, mut zero] = Encoding { scale, zero: 0, bits: 8 }.parameters(&tensor.name);
             (step.element_type, zero.element_type) = (FLOAT, INT8);
             self.quantized.insert(format!("{}/scale", tensor.name));
             self.initializers.extend([step, zero]);

@@ -39,14 +39,17 @@ pub(crate) struct Five;
 pub(crate) struct Six;
 pub(crate) struct Eight;
 
+#[inline(always)]
 fn pack_one(codes: &[u32; 8], bit: u32) -> u32 {
     (0..8).map(|c| (codes[c] >> bit & 0x0101_0101) << c).sum()
 }
 
+#[inline(always)]
 fn pack_two(codes: &[u32; 8], bit: u32, i: usize) -> u32 {
     (0..4).map(|j| (codes[4 * i + j] >> bit & 0x0303_0303) << (2 * j)).sum()
 }
 
+#[inline(always)]
 fn pack_four(codes: &[u32; 8], i: usize) -> u32 {
     (codes[i] & 0x0f0f_0f0f) | (codes[i + 4] & 0x0f0f_0f0f) << 4
 }
@@ -142,6 +145,7 @@ unsafe fn or_all<I: Isa>(mut a: [I::B; 8], b: [I::B; 8]) -> [I::B; 8] {
 impl Bits for Two {
     const VECTORS: usize = 2;
 
+    #[inline(always)]
     fn pack(codes: &[u32; 8], mut put: impl FnMut(usize, u32)) {
         (0..2).for_each(|i| put(i, pack_two(codes, 0, i)));
     }
@@ -156,6 +160,7 @@ impl Bits for Two {
 impl Bits for Three {
     const VECTORS: usize = 3;
 
+    #[inline(always)]
     fn pack(codes: &[u32; 8], mut put: impl FnMut(usize, u32)) {
         (0..2).for_each(|i| put(i, pack_two(codes, 0, i)));
         put(2, pack_one(codes, 2));
@@ -171,6 +176,7 @@ impl Bits for Three {
 impl Bits for Four {
     const VECTORS: usize = 4;
 
+    #[inline(always)]
     fn pack(codes: &[u32; 8], mut put: impl FnMut(usize, u32)) {
         (0..4).for_each(|i| put(i, pack_four(codes, i)));
     }
@@ -198,6 +204,7 @@ impl Bits for Four {
 impl Bits for Five {
     const VECTORS: usize = 5;
 
+    #[inline(always)]
     fn pack(codes: &[u32; 8], mut put: impl FnMut(usize, u32)) {
         (0..4).for_each(|i| put(i, pack_four(codes, i)));
         put(4, pack_one(codes, 4));
@@ -213,6 +220,7 @@ impl Bits for Five {
 impl Bits for Six {
     const VECTORS: usize = 6;
 
+    #[inline(always)]
     fn pack(codes: &[u32; 8], mut put: impl FnMut(usize, u32)) {
         (0..4).for_each(|i| put(i, pack_four(codes, i)));
         (0..2).for_each(|i| put(4 + i, pack_two(codes, 4, i)));
@@ -228,6 +236,7 @@ impl Bits for Six {
 impl Bits for Eight {
     const VECTORS: usize = 8;
 
+    #[inline(always)]
     fn pack(codes: &[u32; 8], mut put: impl FnMut(usize, u32)) {
         codes.iter().enumerate().for_each(|(i, code)| put(i, *code));
     }

@@ -39,6 +39,7 @@ pub(crate) trait Format {
     fn codes(block: &[u8], part: usize) -> [u32; 8];
 
     /// Packs the codes of one row.
+    #[inline(always)]
     fn pack(codes: &[u32; 8], put: impl FnMut(usize, u32)) {
         Self::Bits::pack(codes, put);
     }
@@ -81,6 +82,17 @@ pub(crate) trait Format {
     }
 }
 
+/// The eight words of a block's codes. (`std::array::from_fn` calls its closure through a wrapper that is not inlined.)
+#[inline(always)]
+fn words(word: impl Fn(usize) -> u32) -> [u32; 8] {
+    let mut words = [0; 8];
+    for (c, out) in words.iter_mut().enumerate() {
+        *out = word(c);
+    }
+    words
+}
+
+#[inline(always)]
 fn word(bytes: &[u8], index: usize) -> u32 {
     u32::from_le_bytes([bytes[4 * index], bytes[4 * index + 1], bytes[4 * index + 2], bytes[4 * index + 3]])
 }
@@ -90,11 +102,13 @@ fn copy_half(block: &[u8], at: usize, row: usize, unit: &mut [u8]) {
 }
 
 /// Sixteen bytes: columns 0–15 in low nibbles, 16–31 in high ones.
+#[inline(always)]
 fn nibbles(bytes: &[u8]) -> [u32; 8] {
-    std::array::from_fn(|c| word(bytes, c % 4) >> (c / 4 * 4) & 0x0f0f_0f0f)
+    words(|c| word(bytes, c % 4) >> (c / 4 * 4) & 0x0f0f_0f0f)
 }
 
 /// Bits of a 32-bit mask, one per column, as four bytes of 0 or 1 for columns 4c..4c+4.
+#[inline(always)]
 fn mask_bytes(mask: u32, c: usize) -> u32 {
     let bits = mask >> (4 * c);
     (bits & 1) | (bits & 2) << 7 | (bits & 4) << 14 | (bits & 8) << 21
@@ -113,6 +127,7 @@ macro_rules! simple {
             const TABLE: Option<[u8; 16]> = $table;
             type Bits = $bits;
 
+            #[inline(always)]
             fn codes($block: &[u8], _part: usize) -> [u32; 8] {
                 $codes
             }
@@ -136,10 +151,10 @@ const NON_LINEAR: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 16
 simple!(Q4_0, 18, Four, zero 8, table None, |block| nibbles(&block[2..]));
 simple!(Q5_0, 22, Five, zero 16, table None, |block| {
     let (mask, low) = (word(&block[2..], 0), nibbles(&block[6..]));
-    std::array::from_fn(|c| low[c] | mask_bytes(mask, c) << 4)
+    words(|c| low[c] | mask_bytes(mask, c) << 4)
 });
 simple!(Q8_0, 34, Eight, zero 128, table None, |block| {
-    std::array::from_fn(|c| word(&block[2..], c) ^ 0x8080_8080)
+    words(|c| word(&block[2..], c) ^ 0x8080_8080)
 });
 simple!(Iq4Nl, 18, Four, zero 128, table Some(NON_LINEAR), |block| nibbles(&block[2..]));
 
@@ -156,6 +171,7 @@ macro_rules! with_minimum {
             const MINIMUMS: bool = true;
             type Bits = $bits;
 
+            #[inline(always)]
             fn codes($block: &[u8], _part: usize) -> [u32; 8] {
                 $codes
             }
@@ -185,7 +201,7 @@ macro_rules! with_minimum {
 with_minimum!(Q4_1, 20, Four, |block| nibbles(&block[4..]));
 with_minimum!(Q5_1, 24, Five, |block| {
     let (mask, low) = (word(&block[4..], 0), nibbles(&block[8..]));
-    std::array::from_fn(|c| low[c] | mask_bytes(mask, c) << 4)
+    words(|c| low[c] | mask_bytes(mask, c) << 4)
 });
 
 /// The six-bit scale and minimum of part `j` of a Q4_K or Q5_K block, from its twelve bytes.
@@ -210,6 +226,7 @@ macro_rules! super_block_with_minimum {
             const MINIMUMS: bool = true;
             type Bits = $bits;
 
+            #[inline(always)]
             fn codes($block: &[u8], $part: usize) -> [u32; 8] {
                 $codes
             }
@@ -244,13 +261,11 @@ macro_rules! super_block_with_minimum {
 
 super_block_with_minimum!(Q4K, 144, Four, |block, part| {
     let codes = &block[16 + part / 2 * 32..];
-    std::array::from_fn(|c| word(codes, c) >> (part % 2 * 4) & 0x0f0f_0f0f)
+    words(|c| word(codes, c) >> (part % 2 * 4) & 0x0f0f_0f0f)
 });
 super_block_with_minimum!(Q5K, 176, Five, |block, part| {
     let (high, low) = (&block[16..48], &block[48 + part / 2 * 32..]);
-    std::array::from_fn(|c| {
-        (word(low, c) >> (part % 2 * 4) & 0x0f0f_0f0f) | (word(high, c) >> part & 0x0101_0101) << 4
-    })
+    words(|c| (word(low, c) >> (part % 2 * 4) & 0x0f0f_0f0f) | (word(high, c) >> part & 0x0101_0101) << 4)
 });
 
 /// 256-column blocks: a binary16 scale of scales, then a signed byte for each group.
@@ -268,6 +283,7 @@ macro_rules! super_block_signed {
             const TABLE: Option<[u8; 16]> = $table;
             type Bits = $bits;
 
+            #[inline(always)]
             fn codes($block: &[u8], $part: usize) -> [u32; 8] {
                 $codes
             }
@@ -296,7 +312,7 @@ super_block_signed!(Q6K, 210, Six, groups 2, zero 32, table None, |block, part| 
     let (half, quarter) = (part / 4, part % 4);
     let low = &block[64 * half + 32 * (quarter % 2)..];
     let high = &block[128 + 32 * half..];
-    std::array::from_fn(|c| {
+    words(|c| {
         (word(low, c) >> (quarter / 2 * 4) & 0x0f0f_0f0f) | (word(high, c) >> (2 * quarter) & 0x0303_0303) << 4
     })
 }, scale at 208, |block, group| block[192 + group] as i8);
@@ -304,7 +320,7 @@ super_block_signed!(Q6K, 210, Six, groups 2, zero 32, table None, |block, part| 
 super_block_signed!(Q3K, 110, Three, groups 2, zero 4, table None, |block, part| {
     let (half, quarter) = (part / 4, part % 4);
     let low = &block[32 + 32 * half..];
-    std::array::from_fn(|c| {
+    words(|c| {
         (word(low, c) >> (2 * quarter) & 0x0303_0303) | (word(block, c) >> part & 0x0101_0101) << 2
     })
 }, scale at 108, |block, group| {
@@ -335,9 +351,10 @@ impl Format for Q2K {
     const MINIMUMS: bool = true;
     type Bits = Two;
 
+    #[inline(always)]
     fn codes(block: &[u8], part: usize) -> [u32; 8] {
         let codes = &block[16 + part / 4 * 32..];
-        std::array::from_fn(|c| word(codes, c) >> (part % 4 * 2) & 0x0303_0303)
+        words(|c| word(codes, c) >> (part % 4 * 2) & 0x0303_0303)
     }
 
     fn lay_scales(block: &[u8], row: usize, unit: &mut [u8]) {
@@ -379,6 +396,7 @@ impl Format for Mxfp4 {
         Some([128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116]);
     type Bits = Four;
 
+    #[inline(always)]
     fn codes(block: &[u8], _part: usize) -> [u32; 8] {
         nibbles(&block[1..])
     }

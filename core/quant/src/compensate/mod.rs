@@ -67,93 +67,81 @@ impl Products {
         (Self::len(columns) == len).then_some(columns)
     }
 
-    /// Adds one row of activations to `sums`. Products are symmetric: only those to the right of the diagonal are asked for, and
-    /// some of the others stay zero.
-    pub fn count(sums: &mut Vec<f32>, row: &[f32]) {
-        sums.resize(Self::len(row.len()), 0.0);
-        simd::run(simd::level(), Count { sums, row });
-    }
-
     /// How much of a column's error each later column of its window takes over: row `i` of a window holds those of column `i`.
     fn shares(&self) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.sums.len());
         let mut rest = self.sums.as_slice();
         for n in windows(self.columns) {
             let (window, later) = rest.split_at(n * n);
-            out.extend(window_shares(window, n));
+            out.extend(simd::run(simd::level(), WindowShares { sums: window, n }));
             rest = later;
         }
         out
     }
 }
 
-/// Adds one row of activations to sums of products.
-struct Count<'a> {
-    sums: &'a mut [f32],
-    row: &'a [f32],
+/// Sums that run side by side in an inner product, so that each need not wait for the one before.
+const ABREAST: usize = 16;
+
+/// `Σ aᵢ·bᵢ`, in an order that no instruction set changes.
+#[inline(always)]
+fn inner(a: &[f64], b: &[f64]) -> f64 {
+    let ((a, last_a), (b, last_b)) = (a.as_chunks::<ABREAST>(), b.as_chunks::<ABREAST>());
+    let mut sums = [0.0; ABREAST];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..ABREAST {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f64 = last_a.iter().zip(last_b).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f64>() + rest
 }
 
-impl Kernel for Count<'_> {
-    type Output = ();
+/// [`Products::shares`] of a window of `n` columns. With `H = R·Rᵀ`, `R` upper triangular, the inverse of `H` is `Uᵀ·U` with
+/// `U = R⁻¹`, and row `i` of `U` over its diagonal says how column `i`'s error spreads.
+struct WindowShares<'a> {
+    sums: &'a [f32],
+    n: usize,
+}
+
+impl Kernel for WindowShares<'_> {
+    type Output = Vec<f32>;
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let Self { sums, row } = self;
-        let mut rest = sums;
-        for part in row.chunks(WINDOW) {
-            let n = part.len();
-            let (window, later) = std::mem::take(&mut rest).split_at_mut(n * n);
-            rest = later;
-            for (i, sums) in window.chunks_exact_mut(n).enumerate() {
-                let x = L::splat(part[i]);
-                let first = i / LANES * LANES;
-                let (sums, last_sums) = sums[first..].as_chunks_mut::<LANES>();
-                let (others, last) = part[first..].as_chunks::<LANES>();
-                for (sum, other) in sums.iter_mut().zip(others) {
-                    (L::load(sum) + x * L::load(other)).store(sum);
-                }
-                for (sum, other) in last_sums.iter_mut().zip(last) {
-                    *sum += part[i] * other;
+    fn run<L: Lanes>(self) -> Vec<f32> {
+        let Self { sums, n } = self;
+        let mean = (0..n).map(|i| f64::from(sums[i * n + i])).sum::<f64>() / n as f64;
+        let damping = if mean > 0.0 { mean * DAMPING } else { 1.0 };
+        let mut r = vec![0.0f64; n * n];
+        for j in (0..n).rev() {
+            for i in (0..=j).rev() {
+                let (upper, lower) = (&r[i * n..(i + 1) * n], &r[j * n..(j + 1) * n]);
+                let value = f64::from(sums[i * n + j]) - inner(&upper[j + 1..], &lower[j + 1..]);
+                // Rounding of the sums may leave less than nothing: damping is the least a diagonal can be.
+                r[i * n + j] =
+                    if i == j { (value + damping).max(damping).sqrt() } else { value / r[j * n + j] };
+            }
+        }
+        let mut u = vec![0.0f64; n * n];
+        for i in (0..n).rev() {
+            let inverse = 1.0 / r[i * n + i];
+            u[i * n + i] = inverse;
+            // Row i of U is minus row i of R times the rows of U below.
+            let (above, below) = u.split_at_mut((i + 1) * n);
+            let row = &mut above[i * n..];
+            for k in i + 1..n {
+                let factor = r[i * n + k] * inverse;
+                for (out, below) in row[k..].iter_mut().zip(&below[(k - i - 1) * n + k..(k - i) * n]) {
+                    *out -= factor * below;
                 }
             }
         }
-    }
-}
-
-/// [`Products::shares`] of a window. With `H = R·Rᵀ`, `R` upper triangular, the inverse of `H` is `Uᵀ·U` with `U = R⁻¹`, and row
-/// `i` of `U` over its diagonal says how column `i`'s error spreads.
-fn window_shares(sums: &[f32], n: usize) -> Vec<f32> {
-    let mean = (0..n).map(|i| f64::from(sums[i * n + i])).sum::<f64>() / n as f64;
-    let damping = if mean > 0.0 { mean * DAMPING } else { 1.0 };
-    let mut r = vec![0.0f64; n * n];
-    for j in (0..n).rev() {
-        for i in (0..=j).rev() {
-            let (upper, lower) = (&r[i * n..(i + 1) * n], &r[j * n..(j + 1) * n]);
-            let inner: f64 = upper[j + 1..].iter().zip(&lower[j + 1..]).map(|(a, b)| a * b).sum();
-            let value = f64::from(sums[i * n + j]) - inner;
-            // Rounding of the sums may leave less than nothing: damping is the least a diagonal can be.
-            r[i * n + j] = if i == j { (value + damping).max(damping).sqrt() } else { value / r[j * n + j] };
+        let mut out = Vec::with_capacity(n * n);
+        for i in 0..n {
+            out.extend(u[i * n..(i + 1) * n].iter().map(|value| (value / u[i * n + i]) as f32));
         }
+        out
     }
-    let mut u = vec![0.0f64; n * n];
-    for i in (0..n).rev() {
-        let inverse = 1.0 / r[i * n + i];
-        u[i * n + i] = inverse;
-        // Row i of U is minus row i of R times the rows of U below.
-        let (above, below) = u.split_at_mut((i + 1) * n);
-        let row = &mut above[i * n..];
-        for k in i + 1..n {
-            let factor = r[i * n + k] * inverse;
-            for (out, below) in row[k..].iter_mut().zip(&below[(k - i - 1) * n + k..(k - i) * n]) {
-                *out -= factor * below;
-            }
-        }
-    }
-    let mut out = Vec::with_capacity(n * n);
-    for i in 0..n {
-        out.extend(u[i * n..(i + 1) * n].iter().map(|value| (value / u[i * n + i]) as f32));
-    }
-    out
 }
 
 type Load = Box<dyn Fn() -> Result<Products, BoxError> + Send + Sync>;
@@ -372,6 +360,21 @@ mod tests {
         out
     }
 
+    /// Products of rows of activations.
+    fn products(activations: &[f32], columns: usize) -> Products {
+        let mut sums = Vec::new();
+        for first in (0..columns).step_by(WINDOW) {
+            let window = first..(first + WINDOW).min(columns);
+            for i in window.clone() {
+                let row = window
+                    .clone()
+                    .map(|j| activations.chunks_exact(columns).map(|a| a[i] * a[j]).sum::<f32>());
+                sums.extend(row);
+            }
+        }
+        Products::new(columns, sums).unwrap()
+    }
+
     /// Squared error of what a matrix computes.
     fn output_error(x: &[f32], back: &[f32], activations: &[f32], columns: usize) -> f64 {
         let mut sum = 0.0;
@@ -389,11 +392,7 @@ mod tests {
     fn what_a_matrix_computes_is_nearer_for_every_type_of_steps() {
         for columns in [256, 576 - 64] {
             let (a, x) = (activations(columns, 600), bell(3, columns * 19));
-            let mut sums = Vec::new();
-            for row in a.chunks_exact(columns) {
-                Products::count(&mut sums, row);
-            }
-            let products = Products::new(columns, sums).unwrap();
+            let products = products(&a, columns);
             let compensator = Compensator::new(columns, move || Ok(products.clone()));
             for dtype in DType::ALL.iter().copied().filter(|dtype| dtype.is_block()) {
                 let codec = crate::codec(dtype).unwrap();
@@ -419,9 +418,7 @@ mod tests {
     fn grouped_formats_come_nearer_too_where_their_codes_are_steps() {
         let columns = 320;
         let (a, x) = (activations(columns, 600), bell(3, columns * 19));
-        let mut sums = Vec::new();
-        a.chunks_exact(columns).for_each(|row| Products::count(&mut sums, row));
-        let products = Products::new(columns, sums).unwrap();
+        let products = products(&a, columns);
         let compensator = Compensator::new(columns, move || Ok(products.clone()));
         for (levels, scale) in [
             (Levels::Signed { bits: 4 }, ScaleType::F16),
@@ -452,11 +449,7 @@ mod tests {
             row[7] = 0.0;
             row[300..].fill(0.0);
         }
-        let mut sums = Vec::new();
-        for row in a.chunks_exact(columns) {
-            Products::count(&mut sums, row);
-        }
-        let products = Products::new(columns, sums).unwrap();
+        let products = products(&a, columns);
         let compensator = Compensator::new(columns, move || Ok(products.clone()));
         let codec = crate::codec(DType::Q4_0).unwrap();
         let x = bell(5, columns * 21);

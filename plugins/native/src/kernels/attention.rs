@@ -257,21 +257,19 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         // SAFETY: rows, vectors and slots stay below their bounds.
         unsafe {
             let mut row = 0;
-            while row + Q <= queries {
-                let mut vector = 0;
-                while vector < VECTORS {
-                    if vector + V > vectors.start && vector < vectors.end {
+            while row < queries {
+                let block = if row + Q <= queries { Q } else { 1 };
+                let mut vector = vectors.start / V * V;
+                while vector < vectors.end {
+                    // One query too takes several vectors at once: alone each sum would wait for itself.
+                    if block == Q {
                         self.scores::<I, HALF, Q, V>(&page, row, vector);
+                    } else {
+                        self.scores::<I, HALF, 1, V>(&page, row, vector);
                     }
                     vector += V;
                 }
-                row += Q;
-            }
-            while row < queries {
-                for vector in vectors.clone() {
-                    self.scores::<I, HALF, 1, 1>(&page, row, vector);
-                }
-                row += 1;
+                row += block;
             }
             let stride = self.scratch.stride;
             for row in 0..queries {

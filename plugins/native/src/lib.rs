@@ -6,7 +6,8 @@
 //! - [`cache`] holds keys and values in pages that sequences share.
 //!
 //! Weights stay in the mapped file. *Reference mode* multiplies by them in float32, row by row. *Fast mode* lays quantized
-//! weights out in tiles and multiplies in integers, with activations in sixteen bits.
+//! weights out in tiles and multiplies in integers, with activations in sixteen bits, or with AVX-512 in eight and, where that
+//! is not enough, eight more.
 
 mod cache;
 mod calibration;

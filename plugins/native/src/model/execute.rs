@@ -89,7 +89,7 @@ pub(super) struct Scratch {
     /// The same as a strip.
     pub(super) strip: Vec<f32>,
     pub(super) attention: attention::Scratch,
-    /// One token's activations in sixteen bits.
+    /// One token's activations as integers.
     pub(super) quantized: Quantized,
     pub(super) unpacked: Unpacked,
     /// What statistics are counted from.

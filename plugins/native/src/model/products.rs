@@ -23,7 +23,7 @@ pub(super) struct Work<'a> {
     pub(super) matrix: &'a Matrix,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) x: Rows,
-    /// The same rows in sixteen bits, where the matrix takes them.
+    /// The same rows as integers, where the matrix takes them.
     pub(super) panels: Option<Panels>,
     pub(super) tokens: usize,
     pub(super) out: *mut f32,

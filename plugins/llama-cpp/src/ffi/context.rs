@@ -102,6 +102,10 @@ unsafe impl Send for Context {}
 /// The arrays of a `llama_batch`, kept between calls.
 #[derive(Default)]
 struct Tokens {
+    /// Tokens of the batch by sequence, as the library gets them.
+    order: Vec<usize>,
+    /// Where each of them went.
+    places: Vec<i32>,
     ids: Vec<i32>,
     positions: Vec<i32>,
     sequences: Vec<i32>,
@@ -267,9 +271,18 @@ impl Context {
         let pooled = !matches!(self.settings.pooling, None | Some(Pooling::None));
         let tokens = &mut self.tokens;
         let count = batch.tokens.len();
+        // The library takes sequences together only while their numbers go up one by one; others wait for the next pass.
+        tokens.order.clear();
+        tokens.order.extend(0..count);
+        tokens.order.sort_by_key(|&index| batch.sequences[index]);
+        tokens.places.clear();
+        tokens.places.resize(count, 0);
+        for (place, &index) in tokens.order.iter().enumerate() {
+            tokens.places[index] = place as i32;
+        }
         let copy = |to: &mut Vec<i32>, from: &[u32]| {
             to.clear();
-            to.extend(from.iter().map(|&value| value as i32));
+            to.extend(tokens.order.iter().map(|&index| from[index] as i32));
         };
         copy(&mut tokens.ids, batch.tokens);
         copy(&mut tokens.positions, batch.positions);
@@ -279,19 +292,22 @@ impl Context {
         tokens.wanted.clear();
         // A pooled embedding needs all tokens.
         tokens.wanted.resize(count, i8::from(pooled));
-        batch.outputs.iter().for_each(|&index| tokens.wanted[index as usize] = 1);
+        for &index in batch.outputs {
+            tokens.wanted[tokens.places[index as usize] as usize] = 1;
+        }
         tokens.pointers.clear();
         tokens.pointers.extend(tokens.sequences.iter_mut().map(std::ptr::from_mut));
     }
 
     fn collect(&mut self, batch: Batch<'_>, output: &mut [f32]) -> Result<()> {
         for (&index, row) in batch.outputs.iter().zip(output.chunks_exact_mut(self.width)) {
+            let place = self.tokens.places[index as usize];
             // SAFETY: the call before was successful. A pointer that is not null has `width` floats: the vocabulary's
             // size, or the hidden state's.
             unsafe {
                 let found = match self.settings.pooling {
-                    None => sys::llama_get_logits_ith(self.pointer, index as i32),
-                    Some(Pooling::None) => sys::llama_get_embeddings_ith(self.pointer, index as i32),
+                    None => sys::llama_get_logits_ith(self.pointer, place),
+                    Some(Pooling::None) => sys::llama_get_embeddings_ith(self.pointer, place),
                     Some(_) => {
                         let sequence = batch.sequences[index as usize];
                         sys::llama_get_embeddings_seq(self.pointer, sequence as i32)

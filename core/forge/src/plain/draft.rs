@@ -7,6 +7,7 @@ use drophammer_formats::onnx::{
     self, Attribute, ElementType, Graph, Initializer, InitializerData, Model, Node, ValueInfo,
 };
 use drophammer_formats::{DType, Fault, TensorDecl};
+use drophammer_models::export::onnx::watch;
 use drophammer_quant::pass::{Item, Output, PassError};
 
 use super::weight::{Channels, Form, Kept, Made, Rows, Weight};
@@ -22,10 +23,6 @@ const LEAST: u64 = 64;
 const LEAST_IR: i64 = 7;
 /// ONNX Runtime's own operators.
 pub(super) const RUNTIME_DOMAIN: &str = "com.microsoft";
-/// What is appended to a value's name for the output that tells its least.
-pub const WATCH_LOW: &str = "/low";
-/// What is appended to a value's name for the output that tells its largest.
-pub const WATCH_HIGH: &str = "/high";
 
 /// A graph being changed. What is not changed stays in the original's files.
 #[derive(Debug, Clone)]
@@ -126,24 +123,7 @@ impl<'g> Draft<'g> {
     pub fn watching(mut self, values: &[String]) -> Self {
         let graph = &mut self.model.graph;
         graph.outputs.clear();
-        for value in values {
-            for (op, what) in [("ReduceMin", WATCH_LOW), ("ReduceMax", WATCH_HIGH)] {
-                let output = format!("{value}{what}");
-                graph.nodes.push(Node {
-                    name: output.clone(),
-                    op_type: op.into(),
-                    inputs: vec![value.clone()],
-                    outputs: vec![output.clone()],
-                    attributes: vec![("keepdims".into(), Attribute::Int(0))],
-                    ..Node::default()
-                });
-                graph.outputs.push(ValueInfo {
-                    name: output,
-                    element_type: Some(FLOAT),
-                    shape: Some(Vec::new()),
-                });
-            }
-        }
+        watch(graph, values);
         self
     }
 

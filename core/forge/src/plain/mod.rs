@@ -27,7 +27,7 @@ use drophammer_formats::onnx::{
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
 pub use accuracy::Accuracy;
-pub use draft::{Draft, WATCH_HIGH, WATCH_LOW};
+pub use draft::Draft;
 pub use pick::Pick;
 pub use samples::{Samples, Tensor};
 pub use static_int::Reach;

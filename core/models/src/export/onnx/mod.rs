@@ -28,7 +28,7 @@ use crate::error::Result;
 use emit::Emitter;
 pub use fixed::{Cache, Interface, Mask, Rotation, Weights};
 pub use fixed_export::{FixedExport, Step};
-pub use qdq::{Encoding, Range, Ranges};
+pub use qdq::{Encoding, Range, Ranges, WATCH_HIGH, WATCH_LOW, watch};
 pub use scheme::{SCHEMES, Scheme, Storage, scheme};
 pub use weights::Importances;
 use weights::{Alias, Matrix};

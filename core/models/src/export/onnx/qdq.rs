@@ -114,9 +114,20 @@ pub(super) fn watched(mut model: Model) -> (Model, Vec<String>) {
     let inputs = graph.inputs.iter().map(|input| &input.name);
     let values: Vec<String> =
         values.chain(inputs).filter(|name| !integers.contains(name.as_str())).cloned().collect();
-    for value in &values {
-        for (op, what) in [("ReduceMin", "low"), ("ReduceMax", "high")] {
-            let output = format!("{value}/{what}");
+    watch(graph, &values);
+    (model, values)
+}
+
+/// What [`watch`] adds to a value's name for its least number.
+pub const WATCH_LOW: &str = "/low";
+/// The same for its largest.
+pub const WATCH_HIGH: &str = "/high";
+
+/// Adds outputs that tell the least and the largest number of values.
+pub fn watch(graph: &mut Graph, values: &[String]) {
+    for value in values {
+        for (op, what) in [("ReduceMin", WATCH_LOW), ("ReduceMax", WATCH_HIGH)] {
+            let output = format!("{value}{what}");
             graph.nodes.push(Node {
                 name: output.clone(),
                 op_type: op.into(),
@@ -132,7 +143,6 @@ pub(super) fn watched(mut model: Model) -> (Model, Vec<String>) {
             });
         }
     }
-    (model, values)
 }
 
 /// Names of inputs and constants that are no floats.

@@ -16,7 +16,7 @@
 //! * [`Backend::load`] gives a [`Session`]: mathematics only. Tokenizing, templates, sampling, batching and measuring are
 //!   the host's, above [`Session::forward`].
 //! * What only some backends can do is an [`Extension`], asked for by id: so far [`calibration`], by which a session tells how its
-//!   weights are used.
+//!   weights are used, and [`profile`], where its time goes.
 //! * Every error says what happened, to which file or tensor, and what the user can do next ([`BackendError`]).
 //! * Panics are caught here and reported as errors. Standard output and error belong to the job's log.
 //!
@@ -59,6 +59,7 @@ mod error;
 pub mod guest;
 pub mod host;
 pub mod manifest;
+pub mod profile;
 
 pub use backend::{Backend, Batch, Budgets, Extension, JobContext, Limits, LogLevel, OutputKind, Session};
 pub use documents::{

@@ -1,6 +1,7 @@
 //! libllama driven directly, as its own tools drive it: what this plugin's whole path is measured against.
 //!
-//! `direct speed MODEL.gguf [-p 512] [-n 128] [-t 2] [-r 3]` prints tokens per second of each run;
+//! `direct speed MODEL.gguf [-p 512] [-n 128] [-t 2] [-r 3]` prints tokens per second of each run, with `-s 8` those of so many
+//! sequences together;
 //! `direct greedy MODEL.gguf PROMPT [-n 64] [-t 2]` prints the most probable continuation.
 //!
 //! Built with the feature `dynamic`, it takes its kernels from the directory that `DROPHAMMER_KERNELS` names: with that of
@@ -25,12 +26,17 @@ fn main() {
     };
     let (threads, generate) =
         (number("-t", 2), number("-n", if arguments[0] == "greedy" { 64 } else { 128 }));
-    let direct = Direct::new(&arguments[1], threads);
+    let sequences = number("-s", 1);
+    let direct = Direct::new(&arguments[1], threads, sequences);
     match arguments[0].as_str() {
         "speed" => {
             let (prompt, runs) = (number("-p", 512), number("-r", 3));
             let prefill: Vec<f64> = (0..=runs).map(|_| direct.timed(prompt, prompt)).skip(1).collect();
-            let decode: Vec<f64> = (0..=runs).map(|_| direct.timed(generate, 1)).skip(1).collect();
+            let decode = (0..=runs).map(|_| match sequences {
+                1 => direct.timed(generate, 1),
+                _ => direct.together(generate, sequences),
+            });
+            let decode: Vec<f64> = decode.skip(1).collect();
             println!("prefill {prefill:.1?} decode {decode:.1?} tokens/s");
         }
         "greedy" => println!("{}", direct.greedy(&arguments[2], generate)),
@@ -44,7 +50,7 @@ struct Direct {
 }
 
 impl Direct {
-    fn new(path: &str, threads: i32) -> Self {
+    fn new(path: &str, threads: i32, sequences: i32) -> Self {
         let path = CString::new(path).unwrap();
         // SAFETY: parameters are plain data, the path lives during the call; all is freed by the process's end.
         unsafe {
@@ -56,7 +62,8 @@ impl Direct {
             let model = sys::llama_model_load_from_file(path.as_ptr(), sys::llama_model_default_params());
             assert!(!model.is_null(), "the model cannot be loaded");
             let mut parameters = sys::llama_context_default_params();
-            (parameters.n_ctx, parameters.n_batch, parameters.n_ubatch) = (1024, 512, 512);
+            (parameters.n_ctx, parameters.n_batch, parameters.n_ubatch) = (1024 * sequences as u32, 512, 512);
+            parameters.n_seq_max = sequences as u32;
             (parameters.n_threads, parameters.n_threads_batch) = (threads, threads);
             let context = sys::llama_init_from_model(model, parameters);
             assert!(!context.is_null(), "no context");
@@ -77,12 +84,19 @@ impl Direct {
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context), true) }
     }
 
-    /// Pushes tokens on; gives the most probable next one.
-    fn push(&self, tokens: &mut [i32]) -> i32 {
-        // SAFETY: the batch points to these tokens during the call; logits are as many as the vocabulary.
+    /// Pushes tokens on.
+    fn push(&self, tokens: &mut [i32]) {
+        // SAFETY: the batch points to these tokens during the call.
         unsafe {
             let batch = sys::llama_batch_get_one(tokens.as_mut_ptr(), tokens.len() as i32);
             assert_eq!(sys::llama_decode(self.context, batch), 0);
+        }
+    }
+
+    /// The most probable next token after what was pushed.
+    fn next(&self) -> i32 {
+        // SAFETY: logits are as many as the vocabulary, and stay until the next push.
+        unsafe {
             let vocabulary = sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(self.model)) as usize;
             let logits = std::slice::from_raw_parts(sys::llama_get_logits_ith(self.context, -1), vocabulary);
             (0..vocabulary).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap() as i32
@@ -103,6 +117,31 @@ impl Direct {
         f64::from(count) / start.elapsed().as_secs_f64()
     }
 
+    /// Tokens per second when `sequences` grow by `count` tokens each, side by side.
+    fn together(&self, count: i32, sequences: i32) -> f64 {
+        self.clear();
+        // SAFETY: the batch has room for as many tokens, of one sequence each.
+        unsafe {
+            let mut batch = sys::llama_batch_init(sequences, 0, 1);
+            batch.n_tokens = sequences;
+            let start = Instant::now();
+            for at in 0..count {
+                for sequence in 0..sequences {
+                    let i = sequence as usize;
+                    *batch.token.add(i) = at % 1000 + 3;
+                    *batch.pos.add(i) = at;
+                    *batch.n_seq_id.add(i) = 1;
+                    **batch.seq_id.add(i) = sequence;
+                    *batch.logits.add(i) = 1;
+                }
+                assert_eq!(sys::llama_decode(self.context, batch), 0);
+            }
+            let seconds = start.elapsed().as_secs_f64();
+            sys::llama_batch_free(batch);
+            f64::from(count * sequences) / seconds
+        }
+    }
+
     fn greedy(&self, prompt: &str, count: i32) -> String {
         // SAFETY: buffers are as long as told.
         unsafe {
@@ -119,7 +158,8 @@ impl Direct {
             );
             tokens.truncate(found as usize);
             let mut bytes = Vec::new();
-            let mut next = self.push(&mut tokens);
+            self.push(&mut tokens);
+            let mut next = self.next();
             for _ in 0..count {
                 if sys::llama_vocab_is_eog(vocabulary, next) {
                     break;
@@ -128,7 +168,8 @@ impl Direct {
                 let length =
                     sys::llama_token_to_piece(vocabulary, next, piece.as_mut_ptr().cast(), 256, 0, false);
                 bytes.extend_from_slice(&piece[..length.max(0) as usize]);
-                next = self.push(&mut [next]);
+                self.push(&mut [next]);
+                next = self.next();
             }
             String::from_utf8_lossy(&bytes).into_owned()
         }

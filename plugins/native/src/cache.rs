@@ -28,8 +28,9 @@ impl LayerShape {
         self.value_width.next_multiple_of(LANES)
     }
 
-    fn elements(&self) -> usize {
-        self.kv_heads * PAGE * (self.key_width + self.value_stride())
+    /// Bytes of a page.
+    pub(crate) fn bytes(&self, stored: Stored) -> usize {
+        self.kv_heads * (stored.page_bytes(self.key_width) + stored.page_bytes(self.value_stride()))
     }
 }
 
@@ -45,7 +46,7 @@ const EMPTY: Entry = Entry { page: NONE, valid: 0 };
 pub(crate) struct Cache {
     stored: Stored,
     layers: Vec<LayerShape>,
-    /// Where each layer begins in a page, in elements.
+    /// Where each layer begins in a page, in bytes.
     starts: Vec<usize>,
     page_bytes: usize,
     memory: Memory,
@@ -72,12 +73,11 @@ impl Cache {
         let per_sequence = context.div_ceil(PAGE);
         let pages = per_sequence.checked_mul(sequences)?;
         let mut starts = Vec::with_capacity(layers.len());
-        let mut elements = 0usize;
+        let mut page_bytes = 0usize;
         for layer in &layers {
-            starts.push(elements);
-            elements = elements.checked_add(layer.elements())?;
+            starts.push(page_bytes);
+            page_bytes = page_bytes.checked_add(layer.bytes(stored))?;
         }
-        let page_bytes = elements.checked_mul(stored.bytes())?.next_multiple_of(64);
         // Zeroed memory comes untouched from the system: it becomes resident page by page.
         let memory = Memory::zeroed(page_bytes.checked_mul(pages)?.max(64))?;
         Some(Self {
@@ -94,11 +94,8 @@ impl Cache {
 
     /// Bytes that a cache of these layers would take at `context` positions per sequence.
     pub(crate) fn bytes(layers: &[LayerShape], stored: Stored, sequences: u64, context: u64) -> u64 {
-        let elements: usize = layers.iter().map(LayerShape::elements).sum();
-        context
-            .div_ceil(PAGE as u64)
-            .saturating_mul(sequences)
-            .saturating_mul((elements * stored.bytes()) as u64)
+        let page: usize = layers.iter().map(|layer| layer.bytes(stored)).sum();
+        context.div_ceil(PAGE as u64).saturating_mul(sequences).saturating_mul(page as u64)
     }
 
     pub(crate) fn stored(&self) -> Stored {
@@ -244,19 +241,27 @@ impl Cache {
         // SAFETY: the offsets lie inside the page, and nobody else uses these bytes by the caller's promise.
         unsafe {
             let page = self.memory.as_ptr().add(self.page_offset(place.page));
-            let keys = page.add(keys);
-            let values = page.add(values + slot * shape.value_stride() * self.stored.bytes());
+            let (keys, values) = (page.add(keys), page.add(values));
+            let along = slot * shape.value_stride();
             match self.stored {
                 Stored::Float => {
                     let keys = keys.cast::<f32>().add(slot);
                     for (d, x) in key.iter().enumerate() {
                         *keys.add(d * PAGE) = *x;
                     }
-                    std::ptr::copy_nonoverlapping(value.as_ptr(), values.cast(), value.len());
+                    let values = values.cast::<f32>().add(along);
+                    std::ptr::copy_nonoverlapping(value.as_ptr(), values, value.len());
                 }
                 Stored::Half => {
                     rows::scatter_half(path, key, keys.cast::<u16>().add(slot), PAGE);
-                    rows::scatter_half(path, value, values.cast::<u16>(), 1);
+                    rows::scatter_half(path, value, values.cast::<u16>().add(along), 1);
+                }
+                Stored::Byte => {
+                    let scales = |begin: *mut u8, width: usize| begin.add(width * PAGE).cast::<f32>();
+                    *scales(keys, shape.key_width).add(slot) =
+                        rows::scatter_bytes(key, keys.cast::<i8>().add(slot), PAGE);
+                    *scales(values, shape.value_stride()).add(slot) =
+                        rows::scatter_bytes(value, values.cast::<i8>().add(along), 1);
                 }
             }
         }
@@ -265,11 +270,9 @@ impl Cache {
     /// Where a head's keys and values begin in a page, in bytes.
     fn offsets(&self, layer: usize, kv_head: usize) -> (usize, usize) {
         let shape = self.layers[layer];
-        let keys = self.starts[layer] + kv_head * shape.key_width * PAGE;
-        let values = self.starts[layer]
-            + shape.kv_heads * shape.key_width * PAGE
-            + kv_head * shape.value_stride() * PAGE;
-        (keys * self.stored.bytes(), values * self.stored.bytes())
+        let (begin, key_bytes) = (self.starts[layer], self.stored.page_bytes(shape.key_width));
+        let value_bytes = self.stored.page_bytes(shape.value_stride());
+        (begin + kv_head * key_bytes, begin + shape.kv_heads * key_bytes + kv_head * value_bytes)
     }
 }
 

@@ -5,9 +5,11 @@
 //! - [`kernels`] is the arithmetic, written once over vectors of sixteen numbers and compiled for each instruction set;
 //! - [`cache`] holds keys and values in pages that sequences share.
 //!
-//! Weights stay in the mapped file. *Reference mode* multiplies by them in float32, row by row. *Fast mode* lays quantized
-//! weights out in tiles and multiplies in integers, with activations in sixteen bits, or with AVX-512 in eight and, where that
-//! is not enough, eight more.
+//! Weights stay in the mapped file. *Reference mode* multiplies by them in float32, row by row. *Fast mode* lays weights out in
+//! tiles and multiplies in integers: quantized ones by activations in sixteen bits, or with AVX-512 in eight and, where that is
+//! not enough, eight more; halves, as fixed-point numbers of sixteen bits, by activations in twelve. Only float32 stays float32.
+//!
+//! Besides logits a session tells how its weights are used ([`calibration`]) and where its time goes ([`profile`]).
 
 mod cache;
 mod calibration;
@@ -17,6 +19,7 @@ mod memory;
 mod model;
 mod observer;
 mod probe;
+mod profile;
 mod quantize;
 mod session;
 mod threads;

@@ -6,7 +6,7 @@ use drophammer_forge::failure;
 use drophammer_models::description::{Description, ModelKind};
 use drophammer_sdk::{
     BackendError, Batch, ErrorCode, Extension, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result,
-    Session, calibration,
+    Session, calibration, profile,
 };
 
 use crate::cache::Cache;
@@ -15,6 +15,7 @@ use crate::kernels::Path;
 use crate::kernels::attention::Stored;
 use crate::model::execute::{Engine, Token};
 use crate::model::load::{Loaded, load};
+use crate::profile::Profiler;
 use crate::threads::Pool;
 
 /// Context of a session that was not told one, where the model can take as much.
@@ -30,6 +31,7 @@ const MOST_BATCH: u32 = 2048;
 pub(crate) struct NativeSession {
     engine: Engine,
     calibration: Arc<Calibration>,
+    profiler: Arc<Profiler>,
     limits: Limits,
     /// Encoders: all tokens of a call see each other, and nothing is kept.
     encoder: bool,
@@ -50,7 +52,7 @@ impl NativeSession {
             load(&checkpoint, (!request.reference).then_some(threads))
                 .map_err(|error| failure::of_model(&request.path, &error))?;
         let context = context_of(description, request.context);
-        let stored = if request.reference { Stored::Float } else { Stored::Half };
+        let stored = stored_of(request)?;
         let cache_bytes = Cache::bytes(&layers, stored, sequences.into(), context.into());
         let out_of_memory = || {
             let message = format!(
@@ -86,6 +88,7 @@ impl NativeSession {
             ),
         );
         let vocabulary = description.vocabulary;
+        let profiler = Arc::new(Profiler::new(&program, &references, threads));
         let (place, adapters) = (request.path.clone(), request.adapters.clone());
         let calibration =
             Arc::new(Calibration::new(&checkpoint, place, adapters, (references, inputs), threads));
@@ -100,6 +103,7 @@ impl NativeSession {
         Ok(Self {
             engine,
             calibration,
+            profiler,
             limits,
             encoder,
             vocabulary,
@@ -115,6 +119,21 @@ fn context_of(description: &Description, wish: Option<u32>) -> u32 {
     let most =
         description.embedding.positions.map_or(u32::MAX, |table| table.rows.saturating_sub(table.offset));
     context.min(most).max(1)
+}
+
+/// How keys and values are kept: as option `kv_type` says, otherwise as halves, in reference mode exactly.
+fn stored_of(request: &LoadRequest) -> Result<Stored> {
+    let usual = if request.reference { Stored::Float } else { Stored::Half };
+    let Some(wish) = request.options.get("kv_type") else { return Ok(usual) };
+    match wish.as_str() {
+        Some("f32") => Ok(Stored::Float),
+        Some("f16") => Ok(Stored::Half),
+        Some("q8_0") => Ok(Stored::Byte),
+        _ => {
+            let message = format!("option `kv_type` is {wish}");
+            Err(BackendError::new(ErrorCode::InvalidRequest, message).with_help("Give f32, f16 or q8_0."))
+        }
+    }
 }
 
 fn chunk_of(description: &Description, max_batch: usize) -> usize {
@@ -134,6 +153,7 @@ impl Session for NativeSession {
         batch.validate(&self.limits, output.len())?;
         batch.check_vocabulary(self.vocabulary)?;
         self.calibration.prepare(&mut self.engine);
+        self.profiler.prepare(&mut self.engine);
         self.tokens.clear();
         self.tokens.extend(
             batch
@@ -180,6 +200,10 @@ impl Session for NativeSession {
     }
 
     fn extension(&self, id: &str) -> Option<Box<dyn Extension>> {
-        (id == calibration::ID).then(|| calibration::export(Asked(Arc::clone(&self.calibration))))
+        match id {
+            calibration::ID => Some(calibration::export(Asked(Arc::clone(&self.calibration)))),
+            profile::ID => Some(profile::export(crate::profile::Asked(Arc::clone(&self.profiler)))),
+            _ => None,
+        }
     }
 }

@@ -38,6 +38,11 @@ impl Member<'_> {
         }
     }
 
+    /// This thread in the place of the one `turns` after it: whose shares are smaller changes from item to item.
+    pub(crate) fn turned(self, turns: usize) -> Self {
+        Self { index: (self.index + turns) % self.count, ..self }
+    }
+
     /// This thread's part of `items`, in consecutive runs of nearly equal length; cut at multiples of `grain`.
     pub(crate) fn share(&self, items: usize, grain: usize) -> std::ops::Range<usize> {
         let grains = items.div_ceil(grain);

@@ -21,6 +21,9 @@ use super::tile::BLOCK;
 /// A block is refined if its largest magnitude is more than so many times that of a usual block of its row.
 const REFINED: f32 = 2.0;
 
+/// Largest magnitude of a code of twelve bits.
+const WORD_LIMIT: f32 = 2047.0;
+
 /// Steps of a residual's code in one of the code itself: a remainder of half a step becomes the largest byte.
 pub(crate) const RESIDUAL: f32 = 254.0;
 
@@ -154,19 +157,54 @@ impl Panels {
     /// `row` is below the panels' rows, no other thread writes it, and `x` has as many columns.
     pub(crate) unsafe fn quantize(&self, path: Path, row: usize, x: Option<&[f32]>) {
         let panel = self.at(row / self.panel);
-        let row = Row { panel, token: row % self.panel, x };
+        let row = Row::<false> { panel, token: row % self.panel, x };
+        // SAFETY: the caller's promise.
+        unsafe { isa::run(path, row) }
+    }
+
+    /// The same to twelve bits, which products with words of sixteen take: every 32 columns have a scale, and no residuals.
+    ///
+    /// # Safety
+    /// As for [`Panels::quantize`].
+    pub(crate) unsafe fn quantize_words(&self, path: Path, row: usize, x: Option<&[f32]>) {
+        let panel = self.at(row / self.panel);
+        let row = Row::<true> { panel, token: row % self.panel, x };
         // SAFETY: the caller's promise.
         unsafe { isa::run(path, row) }
     }
 }
 
-struct Row<'a> {
+/// A row's place in its panel. `WORDS`: codes of twelve bits in words of sixteen, whatever the path; otherwise what
+/// [`Isa::activations`] makes.
+struct Row<'a, const WORDS: bool> {
     panel: Panels,
     token: usize,
     x: Option<&'a [f32]>,
 }
 
-impl Kernel for Row<'_> {
+impl Kernel for Row<'_, true> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        let Panels { codes, scales, panel, columns, .. } = self.panel;
+        // SAFETY: this token's places inside the panel; `x` holds `columns` floats, a multiple of 32.
+        unsafe {
+            for block in 0..columns / BLOCK {
+                let [low, high] = self.block::<I>(block);
+                let largest = I::largest(I::max(I::abs(low), I::abs(high)));
+                *scales.add(block * panel + self.token) = largest / WORD_LIMIT;
+                let inverse = I::splat(if largest > NOTHING { WORD_LIMIT / largest } else { 0.0 });
+                let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
+                for (step, word) in words.iter().enumerate() {
+                    *codes.add((block * words.len() + step) * panel + self.token) = *word;
+                }
+            }
+        }
+    }
+}
+
+impl Kernel for Row<'_, false> {
     type Output = ();
 
     #[inline(always)]
@@ -208,7 +246,7 @@ impl Kernel for Row<'_> {
     }
 }
 
-impl Row<'_> {
+impl<const WORDS: bool> Row<'_, WORDS> {
     /// 32 columns; zeros for a row that fills a panel up.
     ///
     /// # Safety

@@ -9,7 +9,7 @@ use super::isa::{self, Isa, Kernel, LANES, Path};
 /// Positions per page: as many as a validity mask has bits.
 pub(crate) const PAGE: usize = 64;
 const VECTORS: usize = PAGE / LANES;
-/// Queries that are worked on together.
+/// Queries that are worked on together: of one head over neighbouring tokens, of heads that share keys, or both.
 pub(crate) const QUERIES: usize = 16;
 
 /// How cached numbers are stored.
@@ -19,16 +19,29 @@ pub(crate) enum Stored {
     Float,
     /// binary16.
     Half,
+    /// Eight bits, with a float32 scale for every position: behind all keys of a page that of each, and likewise behind its
+    /// values.
+    Byte,
 }
 
 impl Stored {
-    pub(crate) const fn bytes(self) -> usize {
+    /// Bytes of a page of numbers, `width` for each position, of one head.
+    pub(crate) const fn page_bytes(self, width: usize) -> usize {
         match self {
-            Stored::Float => 4,
-            Stored::Half => 2,
+            Stored::Float => PAGE * width * 4,
+            Stored::Half => PAGE * width * 2,
+            Stored::Byte => PAGE * (width + SCALE_BYTES),
         }
     }
 }
+
+/// Bytes of the scale of [`Stored::Byte`].
+pub(crate) const SCALE_BYTES: usize = 4;
+
+// The same as constants: what kernels are compiled for.
+const FLOAT: u8 = 0;
+const HALF: u8 = 1;
+const BYTE: u8 = 2;
 
 /// One page of one head, as attention reads it.
 #[derive(Clone, Copy)]
@@ -64,7 +77,7 @@ impl Sight {
     }
 }
 
-/// Shape of an attention and where its operands lie.
+/// Shape of an attention and what it is asked.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadTask<'a> {
     pub(crate) stored: Stored,
@@ -74,15 +87,19 @@ pub(crate) struct HeadTask<'a> {
     pub(crate) value_stride: usize,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
-    pub(crate) sink: Option<f32>,
-    /// First query of this head.
+    /// At most [`QUERIES`].
+    pub(crate) queries: &'a [Query],
+}
+
+/// One query: a token in one head.
+#[derive(Clone, Copy)]
+pub(crate) struct Query {
+    /// `key_width` floats.
     pub(crate) q: *const f32,
-    pub(crate) q_stride: usize,
-    /// One per query; at most [`QUERIES`].
-    pub(crate) sights: &'a [Sight],
-    /// First output of this head.
+    /// Room for `value_width` floats.
     pub(crate) out: *mut f32,
-    pub(crate) out_stride: usize,
+    pub(crate) sight: Sight,
+    pub(crate) sink: Option<f32>,
 }
 
 /// Room for one block of queries. One per thread.
@@ -107,17 +124,21 @@ struct Attend<'a, P> {
 }
 
 #[inline(always)]
-unsafe fn load<I: Isa, const HALF: bool>(p: *const u8, index: usize) -> I::F {
+unsafe fn load<I: Isa, const STORED: u8>(p: *const u8, index: usize) -> I::F {
     // SAFETY: the caller promises 16 elements at `index`.
     unsafe {
-        if HALF { I::load_half(p.cast::<u16>().add(index)) } else { I::load(p.cast::<f32>().add(index)) }
+        match STORED {
+            HALF => I::load_half(p.cast::<u16>().add(index)),
+            BYTE => I::load_signed_bytes(p.cast::<i8>().add(index)),
+            _ => I::load(p.cast::<f32>().add(index)),
+        }
     }
 }
 
 impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
     /// Scores of `Q` queries from `row` against `V` vectors of keys from `vector`.
     #[inline(always)]
-    unsafe fn scores<I: Isa, const HALF: bool, const Q: usize, const V: usize>(
+    unsafe fn scores<I: Isa, const STORED: u8, const Q: usize, const V: usize>(
         &mut self,
         page: &PageOfHead,
         row: usize,
@@ -126,22 +147,33 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         let task = &self.task;
         // SAFETY: rows below the number of queries, vectors below a page's.
         unsafe {
+            let mut queries = [std::ptr::null(); Q];
+            for (q, query) in queries.iter_mut().zip(&task.queries[row..]) {
+                *q = query.q;
+            }
             let mut acc = [[I::splat(0.0); V]; Q];
             for d in 0..task.key_width {
                 let mut keys = [I::splat(0.0); V];
                 for (v, key) in keys.iter_mut().enumerate() {
-                    *key = load::<I, HALF>(page.keys, d * PAGE + (vector + v) * LANES);
+                    *key = load::<I, STORED>(page.keys, d * PAGE + (vector + v) * LANES);
                 }
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let q = I::splat(*task.q.add((row + r) * task.q_stride + d));
+                for (q, acc) in queries.iter().zip(&mut acc) {
+                    let q = I::splat(*q.add(d));
                     for (acc, key) in acc.iter_mut().zip(keys) {
                         *acc = I::fma(q, key, *acc);
                     }
                 }
             }
+            let mut scales = [I::splat(task.scale); V];
+            if STORED == BYTE {
+                let own = page.keys.add(task.key_width * PAGE).cast::<f32>();
+                for (v, scale) in scales.iter_mut().enumerate() {
+                    *scale = I::mul(*scale, I::load(own.add((vector + v) * LANES)));
+                }
+            }
             for (r, acc) in acc.into_iter().enumerate() {
                 for (v, mut s) in acc.into_iter().enumerate() {
-                    s = I::mul(s, I::splat(task.scale));
+                    s = I::mul(s, scales[v]);
                     if let Some(cap) = task.softcap {
                         s = I::mul(I::splat(cap), I::tanh(I::div(s, I::splat(cap))));
                     }
@@ -156,7 +188,7 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
 
     /// Adds the page's values, weighed, to the sums of `Q` queries, for `V` vectors of the value from `vector`.
     #[inline(always)]
-    unsafe fn values<I: Isa, const HALF: bool, const Q: usize, const V: usize>(
+    unsafe fn values<I: Isa, const STORED: u8, const Q: usize, const V: usize>(
         &mut self,
         page: &PageOfHead,
         slots: std::ops::Range<usize>,
@@ -178,7 +210,7 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                 let mut values = [I::splat(0.0); V];
                 for (v, value) in values.iter_mut().enumerate() {
                     *value =
-                        load::<I, HALF>(page.values, slot * self.task.value_stride + (vector + v) * LANES);
+                        load::<I, STORED>(page.values, slot * self.task.value_stride + (vector + v) * LANES);
                 }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let p = I::splat(*weights.add((row + r) * PAGE + slot));
@@ -201,13 +233,14 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         // SAFETY: a row of the scratch.
         unsafe {
             let scores = self.scratch.scores.as_mut_ptr().add(row * PAGE);
-            if visible != u64::MAX {
-                for slot in 0..PAGE {
-                    if visible >> slot & 1 == 0 {
-                        *scores.add(slot) = f32::NEG_INFINITY;
-                    }
+            let hide = |score: f32| {
+                let mut hidden = !visible;
+                while hidden != 0 {
+                    *scores.add(hidden.trailing_zeros() as usize) = score;
+                    hidden &= hidden - 1;
                 }
-            }
+            };
+            hide(f32::NEG_INFINITY);
             let mut top = I::load(scores);
             for v in 1..VECTORS {
                 top = I::max(top, I::load(scores.add(v * LANES)));
@@ -220,14 +253,8 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                 let weight = I::exp(I::sub(I::load(scores.add(v * LANES)), I::splat(top)));
                 I::store(scores.add(v * LANES), weight);
             }
-            if visible != u64::MAX {
-                // `exp` of −∞ is clamped to a tiny number: what is hidden weighs nothing at all.
-                for slot in 0..PAGE {
-                    if visible >> slot & 1 == 0 {
-                        *scores.add(slot) = 0.0;
-                    }
-                }
-            }
+            // `exp` of −∞ is clamped to a tiny number: what is hidden weighs nothing at all.
+            hide(0.0);
             for v in 0..VECTORS {
                 sum = I::add(sum, I::load(scores.add(v * LANES)));
             }
@@ -237,16 +264,16 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
     }
 
     #[inline(always)]
-    unsafe fn page<I: Isa, const HALF: bool, const Q: usize, const V: usize>(
+    unsafe fn page<I: Isa, const STORED: u8, const Q: usize, const V: usize>(
         &mut self,
         page: PageOfHead,
         largest: &mut [f32; QUERIES],
         totals: &mut [f32; QUERIES],
     ) {
-        let queries = self.task.sights.len();
+        let queries = self.task.queries.len();
         let mut visible = [0u64; QUERIES];
-        for (visible, sight) in visible.iter_mut().zip(self.task.sights) {
-            *visible = sight.of_page(page.first) & page.valid;
+        for (visible, query) in visible.iter_mut().zip(self.task.queries) {
+            *visible = query.sight.of_page(page.first) & page.valid;
         }
         let any = visible.iter().fold(0, |any, v| any | v);
         if any == 0 {
@@ -258,16 +285,15 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         unsafe {
             let mut row = 0;
             while row < queries {
-                let block = if row + Q <= queries { Q } else { 1 };
-                let mut vector = vectors.start / V * V;
-                while vector < vectors.end {
-                    // One query too takes several vectors at once: alone each sum would wait for itself.
-                    if block == Q {
-                        self.scores::<I, HALF, Q, V>(&page, row, vector);
-                    } else {
-                        self.scores::<I, HALF, 1, V>(&page, row, vector);
+                let block = (queries - row).min(Q);
+                for vector in (vectors.start / V * V..vectors.end).step_by(V) {
+                    // Few queries too take several vectors at once: alone each sum would wait for itself.
+                    match block {
+                        1 => self.scores::<I, STORED, 1, V>(&page, row, vector),
+                        2 => self.scores::<I, STORED, 2, V>(&page, row, vector),
+                        3 => self.scores::<I, STORED, 3, V>(&page, row, vector),
+                        _ => self.scores::<I, STORED, Q, V>(&page, row, vector),
                     }
-                    vector += V;
                 }
                 row += block;
             }
@@ -287,28 +313,54 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                     }
                 }
             }
+            if STORED == BYTE {
+                // What a value's codes are to be multiplied by goes to its weight.
+                let scales = page.values.add(self.task.value_stride * PAGE).cast::<f32>();
+                for (at, weight) in self.scratch.scores[..queries * PAGE].iter_mut().enumerate() {
+                    *weight *= *scales.add(at % PAGE);
+                }
+            }
             let width = self.task.value_width.div_ceil(LANES);
             let mut row = 0;
             while row < queries {
-                let block = if row + Q <= queries { Q } else { 1 };
-                let mut vector = 0;
-                while vector < width {
-                    match (block == Q, vector + V <= width) {
-                        (true, true) => self.values::<I, HALF, Q, V>(&page, slots.clone(), row, vector),
-                        (true, false) => self.values::<I, HALF, Q, 1>(&page, slots.clone(), row, vector),
-                        (false, true) => self.values::<I, HALF, 1, V>(&page, slots.clone(), row, vector),
-                        (false, false) => self.values::<I, HALF, 1, 1>(&page, slots.clone(), row, vector),
-                    }
-                    vector += if vector + V <= width { V } else { 1 };
+                let block = (queries - row).min(Q);
+                match block {
+                    1 => self.block_values::<I, STORED, 1, V>(&page, slots.clone(), row, width),
+                    2 => self.block_values::<I, STORED, 2, V>(&page, slots.clone(), row, width),
+                    3 => self.block_values::<I, STORED, 3, V>(&page, slots.clone(), row, width),
+                    _ => self.block_values::<I, STORED, Q, V>(&page, slots.clone(), row, width),
                 }
                 row += block;
             }
         }
     }
 
+    /// [`Attend::values`] for all `width` vectors of the value.
     #[inline(always)]
-    unsafe fn all<I: Isa, const HALF: bool, const Q: usize, const V: usize>(&mut self) {
-        let queries = self.task.sights.len();
+    unsafe fn block_values<I: Isa, const STORED: u8, const Q: usize, const V: usize>(
+        &mut self,
+        page: &PageOfHead,
+        slots: std::ops::Range<usize>,
+        row: usize,
+        width: usize,
+    ) {
+        let mut vector = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            while vector + V <= width {
+                self.values::<I, STORED, Q, V>(page, slots.clone(), row, vector);
+                vector += V;
+            }
+            while vector < width {
+                self.values::<I, STORED, Q, 1>(page, slots.clone(), row, vector);
+                vector += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn all<I: Isa, const STORED: u8, const Q: usize, const V: usize>(&mut self) {
+        let queries = self.task.queries.len();
         let mut largest = [f32::NEG_INFINITY; QUERIES];
         let mut totals = [0f32; QUERIES];
         let stride = self.scratch.stride;
@@ -316,12 +368,12 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         // SAFETY: the caller's promise.
         unsafe {
             while let Some(page) = self.pages.next() {
-                self.page::<I, HALF, Q, V>(page, &mut largest, &mut totals);
+                self.page::<I, STORED, Q, V>(page, &mut largest, &mut totals);
             }
-            for row in 0..queries {
+            for (row, query) in self.task.queries.iter().enumerate() {
                 let mut total = totals[row];
                 let mut factor = 1.0;
-                if let Some(sink) = self.task.sink {
+                if let Some(sink) = query.sink {
                     // The sink takes part in the sum alone.
                     let top = largest[row].max(sink);
                     factor = (largest[row] - top).exp();
@@ -329,12 +381,11 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                 }
                 // A query that sees nothing gets zeros.
                 let factor = if total > 0.0 { factor / total } else { 0.0 };
-                let out = self.task.out.add(row * self.task.out_stride);
                 let mut at = 0;
                 while at < self.task.value_width {
                     let sum = I::load(self.scratch.sums.as_ptr().add(row * stride + at));
                     I::store_first(
-                        out.add(at),
+                        query.out.add(at),
                         (self.task.value_width - at).min(LANES),
                         I::mul(sum, I::splat(factor)),
                     );
@@ -353,20 +404,22 @@ impl<P: Iterator<Item = PageOfHead>> Kernel for Attend<'_, P> {
         // SAFETY: the caller's promise.
         unsafe {
             match (self.task.stored, I::FLOAT_ROWS >= 12) {
-                (Stored::Half, true) => self.all::<I, true, 4, 4>(),
-                (Stored::Half, false) => self.all::<I, true, 2, 2>(),
-                (Stored::Float, true) => self.all::<I, false, 4, 4>(),
-                (Stored::Float, false) => self.all::<I, false, 2, 2>(),
+                (Stored::Float, true) => self.all::<I, FLOAT, 4, 4>(),
+                (Stored::Float, false) => self.all::<I, FLOAT, 2, 2>(),
+                (Stored::Half, true) => self.all::<I, HALF, 4, 4>(),
+                (Stored::Half, false) => self.all::<I, HALF, 2, 2>(),
+                (Stored::Byte, true) => self.all::<I, BYTE, 4, 4>(),
+                (Stored::Byte, false) => self.all::<I, BYTE, 2, 2>(),
             }
         }
     }
 }
 
-/// Attends for one head and up to [`QUERIES`] queries over `pages`.
+/// Attends for up to [`QUERIES`] queries over `pages` of one key/value head.
 ///
 /// # Safety
-/// `task.q` holds `task.sights.len()` rows of `key_width` floats, `task.out` has room for as many of `value_width` that
-/// no other thread uses meanwhile; the pages hold what their documentation says.
+/// The queries hold and have room for what their documentation says, and no other thread uses that room meanwhile; the pages
+/// hold what theirs says.
 ///
 /// # Panics
 /// If there are more queries than [`QUERIES`] or values are wider than the scratch.
@@ -377,7 +430,7 @@ pub(crate) unsafe fn attend(
     scratch: &mut Scratch,
 ) {
     assert!(
-        task.sights.len() <= QUERIES
+        task.queries.len() <= QUERIES
             && task.value_width <= scratch.stride
             && task.value_stride <= scratch.stride
     );
@@ -463,6 +516,14 @@ mod tests {
                     .collect();
                 for path in Path::all() {
                     let mut out = vec![f32::NAN; queries * value_width];
+                    let asked: Vec<Query> = (sights.iter().enumerate())
+                        .map(|(i, &sight)| Query {
+                            q: q[i * width..].as_ptr(),
+                            out: out[i * value_width..].as_mut_ptr(),
+                            sight,
+                            sink,
+                        })
+                        .collect();
                     let task = HeadTask {
                         stored: Stored::Float,
                         key_width: width,
@@ -470,12 +531,7 @@ mod tests {
                         value_stride: stride,
                         scale: 0.2,
                         softcap,
-                        sink,
-                        q: q.as_ptr(),
-                        q_stride: width,
-                        sights: &sights,
-                        out: out.as_mut_ptr(),
-                        out_stride: value_width,
+                        queries: &asked,
                     };
                     let views = pages.iter().enumerate().map(|(p, (k, v, valid))| PageOfHead {
                         keys: k.as_ptr().cast(),

@@ -5,6 +5,7 @@
 //! - [`tile`] multiplies by quantized weights in integers, [`activation`] prepares what they are multiplied by.
 //! - [`rows`] holds norms, rotations and everything that goes element by element.
 //! - [`outer`] sums products of activations, for statistics of them.
+//! - [`limits`] measures what the machine does at most with these instructions.
 //! - [`attention`] attends over pages of the key/value cache without ever holding all scores.
 #![allow(unsafe_code)] // kernels; every block says why it is sound
 #![allow(clippy::cast_ptr_alignment)] // bytes become numbers through loads and stores that need no alignment
@@ -13,6 +14,7 @@ pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod float;
 pub(crate) mod isa;
+pub(crate) mod limits;
 pub(crate) mod outer;
 pub(crate) mod rows;
 pub(crate) mod tile;

@@ -318,6 +318,27 @@ pub(crate) unsafe fn scatter_half(path: Path, x: &[f32], out: *mut u16, stride: 
     unsafe { isa::run(path, ScatterHalf { x, out, stride }) }
 }
 
+/// Writes `x` as signed bytes, element `i` at `i · stride`; gives back what a byte is to be multiplied by.
+///
+/// # Safety
+/// As for [`scatter_half`].
+pub(crate) unsafe fn scatter_bytes(x: &[f32], out: *mut i8, stride: usize) -> f32 {
+    let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    for (i, x) in x.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { *out.add(i * stride) = nearest(x * inverse) as i8 };
+    }
+    largest / 127.0
+}
+
+/// The nearest integer, for magnitudes that sixteen bits hold; ties to even.
+#[inline(always)]
+pub(crate) fn nearest(x: f32) -> i16 {
+    // With 1.5 · 2²³ added, the last bit of the mantissa is worth one and the low bits are the integer.
+    (x + 12_582_912.0).to_bits() as i16
+}
+
 struct Widen<'a, const BFLOAT: bool> {
     bytes: &'a [u8],
     out: &'a mut [f32],
@@ -395,6 +416,15 @@ pub(crate) fn rotate_pairs(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounding_is_to_the_nearest() {
+        for (x, code) in
+            [(0.4, 0), (0.6, 1), (1.5, 2), (2.5, 2), (-0.6, -1), (16383.0, 16383), (-16383.0, -16383)]
+        {
+            assert_eq!(nearest(x), code);
+        }
+    }
 
     fn check(what: Unary, exact: impl Fn(f64) -> f64, tolerance: f64) {
         let x: Vec<f32> =

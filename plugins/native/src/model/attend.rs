@@ -1,14 +1,16 @@
 //! Attention of a step: keys and values into the cache, then queries over it.
 #![allow(unsafe_code)] // threads write disjoint heads of shared buffers; each block says which
 
-use super::execute::{Frame, Scratch};
+use std::ops::Range;
+
+use super::execute::{Frame, Run, Scratch};
 use super::step::Attention;
-use crate::kernels::attention::{self, HeadTask, QUERIES, Sight};
+use crate::kernels::attention::{self, HeadTask, QUERIES, Query, Sight};
 use crate::threads::Member;
 
 impl Frame<'_> {
     pub(super) fn attention(&self, attention: &Attention, member: Member<'_>, scratch: &mut Scratch) {
-        let Attention { q, k, v, out, layer, heads, kv_heads, .. } = *attention;
+        let Attention { k, v, layer, heads, kv_heads, .. } = *attention;
         let shape = self.cache.layer(layer);
         let mine = |items: usize| (member.index..items).step_by(member.count);
         for item in mine(self.runs.len() * kv_heads) {
@@ -27,44 +29,69 @@ impl Frame<'_> {
         }
         member.barrier();
         let sinks = self.vector(attention.sinks);
-        // Neighbouring items cost alike and go to different threads.
-        for item in mine(self.runs.len() * heads) {
-            let (run, head) = (&self.runs[item / heads], item % heads);
-            if let Some(rotate) = &attention.rotate_q {
-                for t in run.begin..run.begin + run.len {
-                    // SAFETY: each head of each row is one thread's.
-                    unsafe { self.rotate(rotate, q, t, head) };
-                }
+        let group = heads / kv_heads;
+        for (number, run) in self.runs.iter().enumerate() {
+            // Threads take turns at shares of heads, which may differ by one.
+            let share = member.turned(number).share(heads, 1);
+            let mut head = share.start;
+            while head < share.end {
+                // Heads that share keys go through them together, as far as there is room for their queries.
+                let together = (QUERIES / run.len).min(group - head % group).min(share.end - head);
+                self.attend(attention, run, head..head + together, sinks, scratch);
+                head += together;
             }
-            let mut sights = [Sight { from: 0, to: 0 }; QUERIES];
-            for (sight, token) in sights.iter_mut().zip(&self.tokens[run.begin..run.begin + run.len]) {
-                *sight = sees(token.position, attention.window, attention.causal);
-            }
-            let sights = &sights[..run.len];
-            let from = sights.iter().map(|sight| sight.from).min().unwrap_or(0);
-            let to = sights.iter().map(|sight| sight.to).max().unwrap_or(0);
-            let task = HeadTask {
-                stored: self.cache.stored(),
-                key_width: shape.key_width,
-                value_width: shape.value_width,
-                value_stride: shape.value_stride(),
-                scale: attention.scale,
-                softcap: attention.softcap,
-                sink: sinks.map(|sinks| sinks[head]),
-                q: self.begin(q).wrapping_add(run.begin * q.width + head * shape.key_width),
-                q_stride: q.width,
-                sights,
-                out: self.begin(out).wrapping_add(run.begin * out.width + head * shape.value_width),
-                out_stride: out.width,
-            };
-            let pages = self.cache.pages(run.sequence, layer, head / (heads / kv_heads), from, to);
-            // SAFETY: queries were written before the step; each head of each run is one thread's output.
-            unsafe { attention::attend(self.path, task, pages, &mut scratch.attention) };
         }
+    }
+
+    /// Attends for all tokens of a run in some heads that share keys; at most [`QUERIES`] queries.
+    fn attend(
+        &self,
+        attention: &Attention,
+        run: &Run,
+        heads: Range<usize>,
+        sinks: Option<&[f32]>,
+        scratch: &mut Scratch,
+    ) {
+        let Attention { q, out, layer, .. } = *attention;
+        let shape = self.cache.layer(layer);
+        let nothing = Sight { from: 0, to: 0 };
+        let unused = Query { q: std::ptr::null(), out: std::ptr::null_mut(), sight: nothing, sink: None };
+        let mut queries = [unused; QUERIES];
+        let tokens = run.begin..run.begin + run.len;
+        let asked = heads.clone().flat_map(|head| tokens.clone().map(move |token| (head, token)));
+        let (mut from, mut to) = (u32::MAX, 0);
+        for (query, (head, token)) in queries.iter_mut().zip(asked) {
+            if let Some(rotate) = &attention.rotate_q {
+                // SAFETY: each head of each row is one thread's.
+                unsafe { self.rotate(rotate, q, token, head) };
+            }
+            let sight = sees(self.tokens[token].position, attention.window, attention.causal);
+            (from, to) = (from.min(sight.from), to.max(sight.to));
+            *query = Query {
+                q: self.begin(q).wrapping_add(token * q.width + head * shape.key_width),
+                out: self.begin(out).wrapping_add(token * out.width + head * shape.value_width),
+                sight,
+                sink: sinks.map(|sinks| sinks[head]),
+            };
+        }
+        let task = HeadTask {
+            stored: self.cache.stored(),
+            key_width: shape.key_width,
+            value_width: shape.value_width,
+            value_stride: shape.value_stride(),
+            scale: attention.scale,
+            softcap: attention.softcap,
+            queries: &queries[..heads.len() * run.len],
+        };
+        let kv_head = heads.start / (attention.heads / attention.kv_heads);
+        let pages = self.cache.pages(run.sequence, layer, kv_head, from, to);
+        // SAFETY: queries were written before the step; each head of each run is one thread's output.
+        unsafe { attention::attend(self.path, task, pages, &mut scratch.attention) };
     }
 }
 
-fn sees(position: u32, window: Option<u32>, causal: bool) -> Sight {
+/// What a token at `position` may see.
+pub(super) fn sees(position: u32, window: Option<u32>, causal: bool) -> Sight {
     match (causal, window) {
         (true, None) => Sight { from: 0, to: position },
         (true, Some(window)) => Sight { from: (position + 1).saturating_sub(window), to: position },

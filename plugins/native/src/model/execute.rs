@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // threads write disjoint parts of shared buffers; each block says which
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use drophammer_models::graph::Index;
 use drophammer_models::rope::{Rope, RopeLayout, RopeTable};
@@ -13,9 +14,11 @@ use crate::cache::{Cache, Place};
 use crate::kernels::activation::{Quantized, Room};
 use crate::kernels::attention::{self, QUERIES};
 use crate::kernels::rows::{self};
+use crate::kernels::tile::Takes;
 use crate::kernels::tile::multiply::Unpacked;
 use crate::kernels::{LANES, Path};
 use crate::observer::Observer;
+use crate::profile::Clock;
 use crate::threads::{Member, Pool, Shares};
 
 /// Steps, buffers and weights of a model.
@@ -90,7 +93,8 @@ pub(super) struct Scratch {
     pub(super) strip: Vec<f32>,
     pub(super) attention: attention::Scratch,
     /// One token's activations as integers.
-    pub(super) quantized: Quantized,
+    pub(super) codes: Quantized,
+    pub(super) words: Quantized,
     pub(super) unpacked: Unpacked,
     /// What statistics are counted from.
     pub(super) counted: Vec<f32>,
@@ -107,20 +111,25 @@ pub(crate) struct Engine {
     buffers: Vec<Vec<f32>>,
     scratch: Vec<Scratch>,
     rotations: Vec<Rotation>,
-    quantized: Quantized,
+    codes: Quantized,
+    words: Quantized,
     experts: Option<ExpertRoom>,
     places: Vec<Place>,
     runs: Vec<Run>,
     /// Whoever counts what matrices are multiplied with.
     pub(crate) observer: Option<Arc<Observer>>,
+    /// Whoever times the steps.
+    pub(crate) clock: Option<Arc<Clock>>,
 }
 
 impl Engine {
     /// Room for `chunk` tokens at once.
     pub(crate) fn new(program: Program, cache: Cache, pool: Pool, path: Path, chunk: usize) -> Self {
         let columns = program.matrices.iter().map(|matrix| matrix.columns).max().unwrap_or(0);
-        let tiled =
-            program.matrices.iter().filter(|m| m.takes_panels()).map(|m| m.columns).max().unwrap_or(0);
+        let widest = |form: Takes| {
+            program.matrices.iter().filter(|m| m.takes() == form).map(|m| m.columns).max().unwrap_or(0)
+        };
+        let (coded, worded) = (widest(Takes::Codes), widest(Takes::Words));
         let values = (0..cache.layers()).map(|layer| cache.layer(layer).value_width).max().unwrap_or(0);
         let external =
             |buffer: usize| buffer == program.result.index && program.result.domain == Domain::Outputs;
@@ -137,8 +146,9 @@ impl Engine {
                     rows: vec![0.0; columns * LANES],
                     strip: vec![0.0; columns * LANES],
                     attention: attention::Scratch::new(values),
-                    quantized: Quantized::new(tiled.min(1), tiled),
-                    unpacked: Unpacked::new(tiled, chunk),
+                    codes: Quantized::new(1, coded),
+                    words: Quantized::new(1, worded),
+                    unpacked: Unpacked::new(coded, chunk),
                     counted: Vec::new(),
                 })
                 .collect(),
@@ -157,11 +167,13 @@ impl Engine {
                     }
                 })
                 .collect(),
-            quantized: Quantized::new(if tiled > 0 { chunk } else { 0 }, tiled),
+            codes: Quantized::new(chunk, coded),
+            words: Quantized::new(chunk, worded),
             experts: ExpertRoom::for_steps(&program.steps, chunk),
             places: Vec::with_capacity(chunk),
             runs: Vec::with_capacity(chunk),
             observer: None,
+            clock: None,
             program,
             cache,
             pool,
@@ -221,18 +233,24 @@ impl Engine {
             places: &self.places,
             runs: &self.runs,
             rotations: &self.rotations,
-            quantized: self.quantized.room(),
+            codes: self.codes.room(),
+            words: self.words.room(),
             experts: self.experts.as_mut().map(ExpertRoom::shared),
             observer: self.observer.as_deref(),
             buffers: Pointers(&pointers),
         };
-        let scratch = Shares::new(&mut self.scratch);
+        let (scratch, clock) = (Shares::new(&mut self.scratch), self.clock.as_deref());
         self.pool.run(&|member| {
             // SAFETY: each thread takes its own.
             let scratch = unsafe { &mut scratch.part(member.index, 1)[0] };
-            for step in &frame.program.steps {
+            let clock = clock.filter(|_| member.index == 0);
+            let mut since = clock.map(|_| Instant::now());
+            for (number, step) in frame.program.steps.iter().enumerate() {
                 frame.step(step, member, scratch);
                 member.barrier();
+                if let (Some(clock), Some(since)) = (clock, &mut since) {
+                    *since = clock.count(number, *since, frame.cost(step));
+                }
             }
         });
         if result.domain == Domain::Tokens {
@@ -260,7 +278,8 @@ pub(super) struct Frame<'a> {
     pub(super) places: &'a [Place],
     pub(super) runs: &'a [Run],
     pub(super) rotations: &'a [Rotation],
-    pub(super) quantized: Room,
+    pub(super) codes: Room,
+    pub(super) words: Room,
     pub(super) experts: Option<super::experts::SharedRoom<'a>>,
     pub(super) observer: Option<&'a Observer>,
     pub(super) buffers: Pointers<'a>,

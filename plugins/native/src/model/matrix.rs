@@ -8,7 +8,7 @@ use drophammer_formats::DType;
 use drophammer_models::{Checkpoint, WeightId};
 use drophammer_quant::Codec;
 
-use crate::kernels::tile::{self, Cut, Tiles};
+use crate::kernels::tile::{self, Cut, Takes, Tiles};
 use crate::kernels::{LANES, Path, rows};
 use crate::memory::Arena;
 
@@ -136,9 +136,18 @@ impl Matrix {
         self.tiles.as_ref()
     }
 
-    /// Whether the matrix is multiplied by quantized activations.
-    pub(crate) fn takes_panels(&self) -> bool {
-        self.tiles().is_some_and(Tiles::takes_panels)
+    /// Bytes that a product reads. What only the checkpoint can decode counts nothing: how it is packed is its own affair.
+    pub(crate) fn bytes(&self) -> usize {
+        match (&self.tiles, &self.form) {
+            (Some(tiles), _) => tiles.bytes(),
+            (None, Form::Stored { bytes, .. }) => bytes.len(),
+            (None, Form::Decoded { .. }) => 0,
+        }
+    }
+
+    /// What the matrix is multiplied by.
+    pub(crate) fn takes(&self) -> Takes {
+        self.tiles().map_or(Takes::Floats, Tiles::takes)
     }
 
     /// A row as floats.

@@ -2,9 +2,11 @@
 //!
 //! [`record`] turns an architecture into [`step`]s once and [`fuse`] joins them; [`load`] does that for a checkpoint, whose
 //! weights [`matrix`] holds. [`execute`] runs the steps on all threads; [`products`], [`attend`] and [`experts`] are the
-//! larger ones.
+//! larger ones; [`cost`] says what each has to read and to
+//! compute.
 
 mod attend;
+pub(crate) mod cost;
 pub(crate) mod execute;
 mod experts;
 mod fuse;

@@ -7,11 +7,11 @@ use super::execute::{Frame, Scratch};
 use super::matrix::Matrix;
 use super::step::{Norm, Product, Value};
 use crate::kernels::LANES;
-use crate::kernels::activation::Panels;
+use crate::kernels::activation::{Panels, Quantized, Room};
 use crate::kernels::float::{Output, Rows, dot, lay_strip, multiply_strip};
 use crate::kernels::rows::{self, Binary};
 use crate::kernels::tile::multiply::multiply;
-use crate::kernels::tile::{Tiles, plain};
+use crate::kernels::tile::{Takes, Tiles, fixed, plain};
 use crate::threads::Member;
 
 /// Up to so many tokens rows of weights are multiplied one by one; beyond it pays to lay them in strips.
@@ -23,8 +23,10 @@ pub(super) struct Work<'a> {
     pub(super) matrix: &'a Matrix,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) x: Rows,
-    /// The same rows as integers, where the matrix takes them.
-    pub(super) panels: Option<Panels>,
+    /// The same rows as [`Takes::Codes`], where the matrix takes them.
+    pub(super) codes: Option<Panels>,
+    /// The same rows as [`Takes::Words`], where the matrix takes them.
+    pub(super) words: Option<Panels>,
     pub(super) tokens: usize,
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
@@ -46,41 +48,45 @@ impl Frame<'_> {
         scratch: &mut Scratch,
     ) {
         let (tokens, columns) = (self.rows(x.domain), x.width);
-        let tiled = products.iter().any(|p| self.program.matrices[p.matrix].takes_panels());
+        let takes = |form| products.iter().any(|p| self.program.matrices[p.matrix].takes() == form);
         let mut input = Rows { begin: self.begin(x), stride: columns };
-        let panels = if tokens == 1 {
+        let own = tokens == 1;
+        let room = |form: Takes, shared: &Room, own_room: &mut Quantized| {
+            let room = if own { own_room.room() } else { *shared };
+            takes(form).then(|| room.panels(self.path, tokens, columns))
+        };
+        let codes = room(Takes::Codes, &self.codes, &mut scratch.codes);
+        let words = room(Takes::Words, &self.words, &mut scratch.words);
+        // SAFETY (of its callers): each row is one thread's; rows beyond the tokens fill a panel up.
+        let quantize = |row: usize, x: Option<&[f32]>| unsafe {
+            if let Some(codes) = codes {
+                codes.quantize(self.path, row, x);
+            }
+            if let Some(words) = words {
+                words.quantize_words(self.path, row, x);
+            }
+        };
+        if own {
             if let Some(norm) = norm {
                 self.norm_row(norm, 0, &mut scratch.row[..columns]);
                 input.begin = scratch.row.as_ptr();
             }
-            let panels = tiled.then(|| scratch.quantized.room().panels(self.path, 1, columns));
-            if let Some(panels) = panels {
-                // SAFETY: the row is this thread's own.
-                unsafe {
-                    panels.quantize(self.path, 0, Some(std::slice::from_raw_parts(input.begin, columns)));
-                };
-            }
-            panels
+            // SAFETY: the row is this thread's own, or written before the last barrier.
+            quantize(0, Some(unsafe { std::slice::from_raw_parts(input.begin, columns) }));
         } else {
-            let panels = tiled.then(|| self.quantized.panels(self.path, tokens, columns));
+            let panels = codes.or(words);
             for row in member.share(panels.map_or(tokens, |panels| panels.rows()), 1) {
                 if let Some(norm) = norm.filter(|_| row < tokens) {
                     // SAFETY: each row is one thread's.
                     self.norm_row(norm, row, unsafe { self.write(x, row * columns, columns) });
                 }
-                if let Some(panels) = panels {
-                    // SAFETY: each row is one thread's; rows beyond the tokens fill a panel up.
-                    unsafe {
-                        let x = (row < tokens).then(|| self.read(x, row * columns, columns));
-                        panels.quantize(self.path, row, x);
-                    }
-                }
+                // SAFETY: as above.
+                quantize(row, (row < tokens).then(|| unsafe { self.read(x, row * columns, columns) }));
             }
-            if norm.is_some() || tiled {
+            if norm.is_some() || panels.is_some() {
                 member.barrier();
             }
-            panels
-        };
+        }
         if let Some(observer) = self.observer {
             // SAFETY: rows were finished before the last barrier (one token's is this thread's own).
             let rows = unsafe { std::slice::from_raw_parts(input.begin, tokens * columns) };
@@ -92,7 +98,8 @@ impl Frame<'_> {
                 matrix,
                 bias: self.vector(product.bias),
                 x: input,
-                panels,
+                codes,
+                words,
                 tokens,
                 out: self.begin(product.out),
                 out_stride: product.out.width,
@@ -137,27 +144,23 @@ impl Frame<'_> {
     }
 
     fn strips(&self, work: &Work<'_>, strips: std::ops::Range<usize>, scratch: &mut Scratch) {
-        match (work.matrix.tiles(), work.panels) {
-            (Some(tiles), panels) => self.tiles(work, tiles, panels, strips, scratch),
-            _ => strips.for_each(|strip| self.strip(work, strip, scratch)),
+        match work.matrix.tiles() {
+            Some(tiles) => self.tiles(work, tiles, strips, scratch),
+            None => strips.for_each(|strip| self.strip(work, strip, scratch)),
         }
     }
 
-    fn tiles(
-        &self,
-        work: &Work<'_>,
-        tiles: &Tiles,
-        panels: Option<Panels>,
-        strips: std::ops::Range<usize>,
-        scratch: &mut Scratch,
-    ) {
+    fn tiles(&self, work: &Work<'_>, tiles: &Tiles, strips: std::ops::Range<usize>, scratch: &mut Scratch) {
         let rows = strips.start * LANES..(strips.end * LANES).min(work.matrix.rows);
         let out = Output { begin: work.out, stride: work.out_stride, accumulate: work.accumulate };
         // SAFETY: these strips' outputs are this thread's; the panels were quantized before the last barrier.
         unsafe {
-            match panels.filter(|_| tiles.takes_panels()) {
-                Some(panels) => multiply(self.path, tiles, panels, strips, out, &mut scratch.unpacked),
-                None => plain::multiply(self.path, tiles, work.x, work.tokens, strips, out),
+            match (tiles.takes(), work.codes, work.words) {
+                (Takes::Codes, Some(x), _) => {
+                    multiply(self.path, tiles, x, strips, out, &mut scratch.unpacked);
+                }
+                (Takes::Words, _, Some(x)) => fixed::multiply(self.path, tiles, x, strips, out),
+                _ => plain::multiply(self.path, tiles, work.x, work.tokens, strips, out),
             }
         };
         if let Some(bias) = work.bias {

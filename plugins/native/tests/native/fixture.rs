@@ -7,7 +7,8 @@ use std::sync::{LazyLock, Mutex};
 use drophammer_formats::Source;
 use drophammer_native::Native;
 use drophammer_sdk::{
-    Backend, Batch, Budgets, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest, LogLevel, Session,
+    Backend, Batch, Budgets, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest, LogLevel, Options,
+    Result, Session,
 };
 
 /// A job on two threads that nobody watches.
@@ -34,14 +35,24 @@ pub(crate) fn native() -> Native {
 }
 
 pub(crate) fn load(path: &Path, reference: bool, sequences: u32) -> Box<dyn Session> {
+    try_load(path, reference, sequences, Options::new()).unwrap()
+}
+
+pub(crate) fn try_load(
+    path: &Path,
+    reference: bool,
+    sequences: u32,
+    options: Options,
+) -> Result<Box<dyn Session>> {
     let request = LoadRequest {
         path: path.to_owned(),
         context: Some(256),
         max_sequences: sequences,
         reference,
+        options,
         ..LoadRequest::default()
     };
-    native().load(&request, Box::new(Job)).unwrap()
+    native().load(&request, Box::new(Job))
 }
 
 /// How far logits in fast mode may be from reference mode's, relative: further where activations have eight bits.

@@ -1,18 +1,18 @@
 //! What a session promises whatever the batch: the same logits one by one, in chunks and together, and sequences that can be
 //! copied and cut.
 
-use drophammer_sdk::{Batch, ErrorCode, Session};
+use drophammer_sdk::{Batch, ErrorCode, Options, Session};
 use proptest::prelude::*;
 
-use crate::fixture::{fixture, load, quantized};
+use crate::fixture::{fixture, load, quantized, try_load};
 
 fn session() -> Box<dyn Session> {
     load(&fixture("shakespeare-llama"), true, 3)
 }
 
-/// A quantized artifact in fast mode, as it is served.
-fn fast(scheme: &str) -> Box<dyn Session> {
-    load(quantized(scheme), false, 3)
+/// How keys and values are to be kept.
+fn keeping(kind: &str) -> Options {
+    Options::from_iter([("kv_type".to_owned(), kind.into())])
 }
 
 /// Feeds `tokens` to a sequence from `position` on; gives every row.
@@ -56,8 +56,9 @@ proptest! {
         tokens in prop::collection::vec(0u32..2048, 2..100),
         cuts in prop::collection::vec(1usize..15, 1..8),
         scheme in prop::sample::select(vec!["q4_0", "q4_k_m", "q8_0", "f16"]),
+        kept in prop::sample::select(vec!["f16", "q8_0"]),
     ) {
-        let mut session = fast(scheme);
+        let mut session = try_load(quantized(scheme), false, 3, keeping(kept)).unwrap();
         let whole = feed(session.as_mut(), 0, 0, &tokens);
         let (mut rows, mut done, mut cuts) = (Vec::new(), 0, cuts.iter().cycle());
         while done < tokens.len() {
@@ -65,7 +66,7 @@ proptest! {
             rows.extend(feed(session.as_mut(), 1, done as u32, &tokens[done..end]));
             done = end;
         }
-        prop_assert!(whole == rows, "{scheme}");
+        prop_assert!(whole == rows, "{scheme}, keys and values as {kept}");
     }
 
     #[test]
@@ -113,6 +114,26 @@ proptest! {
         session.remove(1, keep, u32::MAX).unwrap();
         prop_assert!(close(&feed(session.as_mut(), 1, keep, &more), &due));
     }
+}
+
+#[test]
+fn keys_and_values_of_eight_bits_change_logits_little_and_other_types_are_refused() {
+    let tokens: Vec<u32> = (0..200).map(|i| i * 37 % 2048).collect();
+    let logits = |kind: &str| {
+        let mut session = try_load(&fixture("shakespeare-llama"), true, 1, keeping(kind)).unwrap();
+        feed(session.as_mut(), 0, 0, &tokens).concat()
+    };
+    let exact = logits("f32");
+    let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>();
+    for (kind, allowed) in [("f16", 5e-4), ("q8_0", 5e-3)] {
+        let error = squares(&mut logits(kind).iter().zip(&exact).map(|(a, b)| a - b));
+        let relative = (error / squares(&mut exact.iter().copied())).sqrt();
+        assert!(relative > 0.0 && relative <= allowed, "{kind}: {relative}");
+    }
+    let Err(refused) = try_load(&fixture("shakespeare-llama"), true, 1, keeping("q3_k")) else {
+        panic!("a cache of q3_k")
+    };
+    assert_eq!(refused.code, ErrorCode::InvalidRequest);
 }
 
 #[test]

@@ -189,6 +189,11 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn activations(x: [Self::F; 2]) -> [u32; 16] {
+        // SAFETY: see the head of this block.
+        unsafe { Self::words(x) }
+    }
+    #[inline(always)]
+    unsafe fn words(x: [Self::F; 2]) -> [u32; 16] {
         let mut words = [0; 16];
         for (i, x) in x.into_iter().enumerate() {
             // SAFETY: see the head of this block; sixteen numbers of 16 bits are 8 words.
@@ -312,5 +317,10 @@ impl Isa for Avx2 {
             let one = |acc, w| _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
             (one(acc.0, w.0), one(acc.1, w.1))
         }
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe { Self::dot(acc, w, x) }
     }
 }

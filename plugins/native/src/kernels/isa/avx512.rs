@@ -154,6 +154,22 @@ impl Isa for Avx512 {
         }
         words
     }
+    #[inline(always)]
+    unsafe fn words(x: [Self::F; 2]) -> [u32; 16] {
+        let mut words = [0; 16];
+        for (i, x) in x.into_iter().enumerate() {
+            // SAFETY: see the head of this block; sixteen numbers of 16 bits are 8 words.
+            unsafe {
+                let x = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x));
+                let order = _mm256_setr_epi8(
+                    0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12,
+                    13, 10, 11, 14, 15,
+                );
+                _mm256_storeu_si256(words.as_mut_ptr().add(8 * i).cast(), _mm256_shuffle_epi8(x, order));
+            }
+        }
+        words
+    }
 
     #[inline(always)]
     unsafe fn zero_i() -> Self::I {
@@ -239,5 +255,10 @@ impl Isa for Avx512 {
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(x)) }
     }
 }

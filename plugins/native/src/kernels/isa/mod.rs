@@ -73,6 +73,15 @@ impl Path {
         }
     }
 
+    /// Columns that one product of integers takes.
+    pub(crate) fn columns_at_once(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => 4,
+            _ => 2,
+        }
+    }
+
     /// For reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -188,6 +197,8 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn largest(a: Self::F) -> f32;
     /// Integers, up to [`Isa::LIMIT`], as the words that the steps of a block multiply by; as many as there are steps.
     unsafe fn activations(x: [Self::F; 2]) -> [u32; 16];
+    /// Integers of sixteen bits in pairs: of every four columns the first and the third, then the second and the fourth.
+    unsafe fn words(x: [Self::F; 2]) -> [u32; 16];
 
     unsafe fn zero_i() -> Self::I;
     unsafe fn splat_i(x: i32) -> Self::I;
@@ -211,6 +222,8 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn codes_of_nibbles(packed: [Self::B; 4]) -> Self::Codes;
     /// Adds to each lane the products of its codes, 0 ..= 255, with as many signed activations in `x`.
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I;
+    /// Adds to each lane the products of its two signed words with those of `x`.
+    unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I;
 
     /// eˣ, relative error about 2e-7; 0 far below, large but finite far above.
     #[inline(always)]

@@ -150,6 +150,11 @@ impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn activations(x: [Self::F; 2]) -> [u32; 16] {
+        // SAFETY: needs nothing.
+        unsafe { Self::words(x) }
+    }
+    #[inline(always)]
+    unsafe fn words(x: [Self::F; 2]) -> [u32; 16] {
         let pair = |low: f32, high: f32| u32::from(low as i16 as u16) | u32::from(high as i16 as u16) << 16;
         let mut words = [0; 16];
         for (words, x) in words.chunks_exact_mut(8).zip(x) {
@@ -233,12 +238,17 @@ impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: needs nothing; codes of one byte are words too.
+        unsafe { Self::dot_words(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I {
         let (low, high) = (i32::from(x as i16), x >> 16);
         std::array::from_fn(|i| {
             let w = &w[4 * i..4 * i + 4];
             acc[i]
-                + i32::from(u16::from_le_bytes([w[0], w[1]])) * low
-                + i32::from(u16::from_le_bytes([w[2], w[3]])) * high
+                + i32::from(i16::from_le_bytes([w[0], w[1]])) * low
+                + i32::from(i16::from_le_bytes([w[2], w[3]])) * high
         })
     }
 }

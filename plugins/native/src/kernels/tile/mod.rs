@@ -14,9 +14,11 @@
 //! as the file, give or take a few percent.
 //!
 //! [`formats`] says how each quantized type becomes tiles, [`multiply`] multiplies activations by them and [`residual`] what
-//! rounding left of those; [`plain`] does both for plain floats, whose strips have numbers where quantized ones have codes.
+//! rounding left of those; [`fixed`] does both for halves and [`plain`] for plain floats, whose strips have numbers where quantized
+//! ones have codes.
 
 pub(crate) mod bits;
+pub(crate) mod fixed;
 pub(crate) mod formats;
 pub(crate) mod multiply;
 pub(crate) mod plain;
@@ -43,6 +45,9 @@ pub(crate) struct Cut {
 impl Cut {
     /// `None` if the type has no tiles.
     pub(crate) fn of(dtype: DType, rows: usize, columns: usize) -> Option<Self> {
+        if let Some(strip_bytes) = fixed::strip_bytes(dtype, columns) {
+            return Some(Self { dtype, rows, columns, strip_bytes });
+        }
         if let Some(width) = plain::width(dtype) {
             let strip_bytes = (columns * LANES * width).next_multiple_of(64);
             return Some(Self { dtype, rows, columns, strip_bytes });
@@ -62,6 +67,17 @@ impl Cut {
     }
 }
 
+/// The form of activations that products take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Takes {
+    /// As they are.
+    Floats,
+    /// Integers of the width that the path multiplies codes of quantized weights by.
+    Codes,
+    /// Integers of twelve bits in words of sixteen.
+    Words,
+}
+
 /// A matrix as strips of tiles.
 pub(crate) struct Tiles {
     cut: Cut,
@@ -72,6 +88,11 @@ impl Tiles {
     /// Empty tiles; `None` if the arena has no room.
     pub(crate) fn new(cut: Cut, arena: &mut Arena) -> Option<Self> {
         Some(Self { cut, region: arena.take(cut.bytes())? })
+    }
+
+    /// Bytes of all strips.
+    pub(crate) fn bytes(&self) -> usize {
+        self.cut.bytes()
     }
 
     /// Bytes of one strip.
@@ -94,9 +115,15 @@ impl Tiles {
         self.cut.dtype
     }
 
-    /// Whether they are multiplied by activations as panels, quantized; plain numbers take floats.
-    pub(crate) fn takes_panels(&self) -> bool {
-        plain::width(self.cut.dtype).is_none()
+    /// What they are multiplied by.
+    pub(crate) fn takes(&self) -> Takes {
+        if fixed::strip_bytes(self.cut.dtype, self.cut.columns).is_some() {
+            Takes::Words
+        } else if plain::width(self.cut.dtype).is_some() {
+            Takes::Floats
+        } else {
+            Takes::Codes
+        }
     }
 
     /// Rows, those that fill the last strip up not counted.
@@ -120,6 +147,9 @@ pub(crate) fn lay_strip<'a>(
     rows: impl Iterator<Item = &'a [u8]>,
     strip: &mut [u8],
 ) {
+    if fixed::strip_bytes(dtype, columns).is_some() {
+        return fixed::lay_strip(dtype, columns, rows, strip);
+    }
     if let Some(width) = plain::width(dtype) {
         return plain::lay_strip(width, rows, strip);
     }

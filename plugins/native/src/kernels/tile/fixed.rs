@@ -1,0 +1,216 @@
+//! Half-precision weights (F16, BF16) as fixed-point numbers of sixteen bits: what processors multiply twice as fast as floats,
+//! in as much memory.
+//!
+//! Each row has one scale, its largest magnitude / 16383, so that a weight keeps fifteen bits of the largest of its row: where
+//! rows have no extreme outliers that is finer than the eleven (eight) bits of the stored number for all that matter in a sum.
+//! Activations have twelve bits per 32 columns ([`Panels::quantize_words`]); 32 products of both still fit into 32 bits.
+//!
+//! ```text
+//! strip:  scales of row 0 … row 15 | step 0: row 0: k=0 2 | row 1: k=0 2 | … | step 1: row 0: k=1 3 | … | step 2: row 0: k=4 6 …
+//! ```
+//!
+//! Columns go in pairs as [`Isa::words`] orders those of activations.
+
+use drophammer_formats::DType;
+
+use super::{BLOCK, Tiles};
+use crate::kernels::LANES;
+use crate::kernels::activation::Panels;
+use crate::kernels::float::Output;
+use crate::kernels::isa::{self, Isa, Kernel, Path};
+use crate::kernels::rows::{self, nearest};
+
+/// Largest magnitude of a code.
+const LIMIT: f32 = 16383.0;
+/// Bytes of a strip's scales.
+const SCALES: usize = LANES * 4;
+/// Steps of a block: two columns each.
+const STEPS: usize = BLOCK / 2;
+
+/// Bytes of a strip; `None` for what is not laid out so.
+pub(super) fn strip_bytes(dtype: DType, columns: usize) -> Option<usize> {
+    let fits = matches!(dtype, DType::F16 | DType::BF16) && columns.is_multiple_of(BLOCK);
+    fits.then_some(SCALES + columns * LANES * 2)
+}
+
+/// Fills a strip from up to sixteen rows.
+pub(super) fn lay_strip<'a>(
+    dtype: DType,
+    columns: usize,
+    rows: impl Iterator<Item = &'a [u8]>,
+    strip: &mut [u8],
+) {
+    let path = Path::chosen();
+    let mut floats = vec![0.0; columns];
+    let (scales, codes) = strip.split_at_mut(SCALES);
+    for (r, row) in rows.enumerate() {
+        match dtype {
+            DType::F16 => rows::widen_half(path, row, &mut floats),
+            _ => rows::widen_bfloat(path, row, &mut floats),
+        }
+        let largest = floats.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        let inverse = if largest > 0.0 { LIMIT / largest } else { 0.0 };
+        scales[r * 4..][..4].copy_from_slice(&(largest / LIMIT).to_le_bytes());
+        let pairs = codes.chunks_exact_mut(2 * LANES * 4);
+        for (pairs, x) in pairs.zip(floats.as_chunks::<4>().0) {
+            let code = |i: usize| u32::from(nearest(x[i] * inverse) as u16);
+            let (even, odd) = pairs.split_at_mut(LANES * 4);
+            even[r * 4..][..4].copy_from_slice(&(code(0) | code(2) << 16).to_le_bytes());
+            odd[r * 4..][..4].copy_from_slice(&(code(1) | code(3) << 16).to_le_bytes());
+        }
+    }
+}
+
+/// Multiplies strips of a matrix: all tokens of `x`, rows of `strips`.
+///
+/// # Safety
+/// `x` holds words of as many columns as the tiles have; `out` has room for each token's rows of these strips, which no other
+/// thread uses meanwhile.
+pub(crate) unsafe fn multiply(
+    path: Path,
+    tiles: &Tiles,
+    x: Panels,
+    strips: std::ops::Range<usize>,
+    out: Output,
+) {
+    assert_eq!(tiles.columns(), x.columns);
+    // SAFETY: the caller's promise.
+    unsafe { isa::run(path, Fixed { tiles, x, strips, out }) }
+}
+
+struct Fixed<'a> {
+    tiles: &'a Tiles,
+    x: Panels,
+    strips: std::ops::Range<usize>,
+    out: Output,
+}
+
+impl Kernel for Fixed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        // SAFETY: the caller's promise; the panel's width is what `panel_of` gives on this path.
+        unsafe {
+            for strip in self.strips.clone() {
+                for index in 0..self.x.count() {
+                    let wide = I::FLOAT_ROWS >= 12;
+                    match self.x.panel {
+                        1 => self.panel::<I, 1>(strip, index),
+                        2 => self.panel::<I, 2>(strip, index),
+                        4 => self.panel::<I, 4>(strip, index),
+                        6 if !wide => self.panel::<I, 6>(strip, index),
+                        8 if wide => self.panel::<I, 8>(strip, index),
+                        12 if wide => self.panel::<I, 12>(strip, index),
+                        other => unreachable!("a panel of {other} tokens"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Fixed<'_> {
+    /// A strip times a panel of `M` tokens.
+    #[inline(always)]
+    unsafe fn panel<I: Isa, const M: usize>(&self, strip: usize, index: usize) {
+        let (tile, x) = (self.tiles.strip(strip).as_ptr(), self.x.at(index));
+        // SAFETY: the strip holds `columns` columns, the panel `M` tokens of as many; `out` has room for the panel's tokens.
+        unsafe {
+            let mut sums = [I::splat(0.0); M];
+            for block in 0..x.columns / BLOCK {
+                let mut acc = [I::zero_i(); M];
+                for step in block * STEPS..(block + 1) * STEPS {
+                    let w = I::load_b(tile.add(SCALES + step * LANES * 4));
+                    let x = x.codes.cast::<i32>().add(step * M);
+                    for (m, acc) in acc.iter_mut().enumerate() {
+                        *acc = I::dot_words(*acc, w, *x.add(m));
+                    }
+                }
+                for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
+                    let factor = I::splat(*x.scales.add(block * M + m));
+                    *sum = I::fma(I::to_float(acc), factor, *sum);
+                }
+            }
+            let scales = I::load(tile.cast());
+            let rows = LANES.min(self.tiles.rows() - strip * LANES);
+            let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
+            for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
+                out.put::<I>(index * M + m, rows, I::mul(sum, scales));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Cut, lay_strip};
+    use super::*;
+    use crate::kernels::activation::Quantized;
+    use crate::memory::Arena;
+
+    #[test]
+    fn products_on_every_path_are_those_of_the_rounded_numbers_and_a_batch_gives_what_its_tokens_give() {
+        let mut state = 5u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        for dtype in [DType::F16, DType::BF16] {
+            for (rows, columns, tokens) in
+                [(16, 64, 1), (100, 32, 2), (23, 576, 13), (80, 96, 7), (16, 2048, 31)]
+            {
+                let w: Vec<f32> =
+                    (0..rows * columns).map(|_| half::bf16::from_f32(next().powi(3)).to_f32()).collect();
+                let x: Vec<f32> = (0..tokens * columns).map(|_| next().powi(3) * 9.0).collect();
+                let stored: Vec<Vec<u8>> = w
+                    .chunks(columns)
+                    .map(|row| match dtype {
+                        DType::F16 => {
+                            row.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect()
+                        }
+                        _ => row.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+                    })
+                    .collect();
+                let cut = Cut::of(dtype, rows, columns).unwrap();
+                let mut tiles = Tiles::new(cut, &mut Arena::new(cut.bytes()).unwrap()).unwrap();
+                let bytes = tiles.strip_bytes();
+                for (strip, rows) in tiles.bytes_mut().chunks_exact_mut(bytes).zip(stored.chunks(LANES)) {
+                    lay_strip(dtype, columns, rows.iter().map(Vec::as_slice), strip);
+                }
+                for path in Path::all() {
+                    let product = |x: &[f32]| {
+                        let tokens = x.len() / columns;
+                        let mut quantized = Quantized::new(tokens, columns);
+                        let panels = quantized.room().panels(path, tokens, columns);
+                        let mut out = vec![f32::NAN; tokens * rows];
+                        let to = Output { begin: out.as_mut_ptr(), stride: rows, accumulate: false };
+                        // SAFETY: one thread; the sizes above.
+                        unsafe {
+                            for row in 0..panels.rows() {
+                                panels.quantize_words(path, row, x.get(row * columns..(row + 1) * columns));
+                            }
+                            multiply(path, &tiles, panels, 0..rows.div_ceil(LANES), to);
+                        }
+                        out
+                    };
+                    let out = product(&x);
+                    let single: Vec<f32> = x.chunks(columns).flat_map(product).collect();
+                    assert_eq!(out, single, "{dtype} {path:?}");
+                    for t in 0..tokens {
+                        for r in 0..rows {
+                            let terms = x[t * columns..].iter().zip(&w[r * columns..][..columns]);
+                            let terms = terms.map(|(x, w)| f64::from(*x) * f64::from(*w));
+                            let (exact, squares) = terms.fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
+                            let got = f64::from(out[t * rows + r]);
+                            // Every term is off by up to half a step of both codes; errors of many add up like a walk.
+                            let step = 9.0 / 2047.0 + 1.0 / 16383.0;
+                            let allowed = 4.0 * (step * step * columns as f64 + 1e-6 * squares).sqrt();
+                            assert!((got - exact).abs() < allowed, "{dtype} {path:?} {t} {r}: {got} {exact}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -436,6 +436,9 @@ pub(crate) struct Run {
     /// Continue the prompt as it is, without the model's chat template.
     #[arg(long)]
     pub(crate) raw: bool,
+    /// A smaller artifact of the same model that guesses ahead: the same answer, sooner.
+    #[arg(long, value_name = "ARTIFACT", value_hint = ValueHint::AnyPath)]
+    pub(crate) draft: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) extras: Extras,
     #[command(flatten)]
@@ -483,6 +486,9 @@ pub(crate) struct Bench {
     /// Runs that count; the middle one is told.
     #[arg(short, long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repetitions: u32,
+    /// Tell the roofline operation by operation.
+    #[arg(long)]
+    pub(crate) profile: bool,
     #[command(flatten)]
     pub(crate) extras: Extras,
     #[command(flatten)]

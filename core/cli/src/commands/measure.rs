@@ -15,7 +15,7 @@ use drophammer_quant::presets::PRESETS;
 use drophammer_sdk::{ForgeReport, LoadRequest};
 
 use super::table::{columns, maybe, size};
-use super::{answer, print};
+use super::{answer, print, roofline};
 use crate::arguments::{Bench, Eval, Logits};
 use crate::artifact::Staging;
 use crate::failure::{Exit, Failure, Result};
@@ -192,8 +192,17 @@ pub(super) async fn bench(arguments: Bench) -> Result<()> {
             generate: arguments.generate,
             repetitions: arguments.repetitions,
         };
-        let finished = shop.work(runner, limits, Work::Bench(order), arguments.budget.verbose).await?;
+        let verbose = arguments.budget.verbose;
+        let finished = shop.work(runner, limits, Work::Bench(order.clone()), verbose).await?;
         let Outcome::Benched(benched) = finished.outcome else { return Err(unexpected()) };
+        let roofline = if benched.profiles {
+            let profiled = shop.work(runner, limits, Work::Profile(order), verbose).await?;
+            let Outcome::Profiled(roofline) = profiled.outcome else { return Err(unexpected()) };
+            let tokens = (benched.bench.prefill.tokens, benched.bench.decode.tokens);
+            roofline.map(|roofline| roofline::of(&roofline, tokens))
+        } else {
+            None
+        };
         report.artifacts.push(BenchArtifact {
             backend: runner.id(),
             scheme: scheme(&path).unwrap_or_default(),
@@ -204,6 +213,7 @@ pub(super) async fn bench(arguments: Bench) -> Result<()> {
             prefill_tps: benched.bench.prefill.median_tps,
             decode_tps: benched.bench.decode.median_tps,
             peak_memory_bytes: finished.peak_memory_bytes.unwrap_or(0),
+            roofline,
             ..BenchArtifact::default()
         });
     }
@@ -225,6 +235,8 @@ pub(super) async fn bench(arguments: Bench) -> Result<()> {
             ]
         };
         let rows: Vec<_> = report.artifacts.iter().map(row).collect();
+        let rooflines: String =
+            report.artifacts.iter().map(|artifact| roofline::text(artifact, arguments.profile)).collect();
         columns(
             &[
                 "artifact",
@@ -240,7 +252,7 @@ pub(super) async fn bench(arguments: Bench) -> Result<()> {
                 "decode/F16",
             ],
             &rows,
-        )
+        ) + &rooflines
     })
 }
 

@@ -11,6 +11,7 @@ mod new_plugin;
 mod picture;
 mod plan;
 mod plugin;
+mod roofline;
 mod run;
 mod runtime;
 mod table;

@@ -64,19 +64,23 @@ impl Voice {
             return Self::load(path, arguments).await;
         }
         let client = super::daemon::client(arguments.daemon.clone())?;
-        if arguments.budget.backend.is_none() && arguments.extras.is_empty() {
+        if arguments.budget.backend.is_none() && arguments.extras.is_empty() && arguments.draft.is_none() {
             return Ok(Self::Served(client, arguments.model.clone()));
         }
         Self::load(&path_of(&client, &arguments.model).await?, arguments).await
     }
 
     /// Loads what lies at `path` in a worker.
-    async fn load(path: &Path, Run { budget, extras, .. }: &Run) -> Result<Self> {
+    async fn load(path: &Path, Run { budget, extras, draft, .. }: &Run) -> Result<Self> {
         let path = absolute(path)?;
         let shop = Workshop::probed().await?;
         let runner = shop.runner(&path, budget.backend.as_deref())?;
         let mut order = ServeOrder::of(&path, shop.config.serve.context, 1, 1);
         order.load = LoadRequest { context: order.load.context, ..extras.load(&path)? };
+        if let Some(draft) = draft {
+            let (path, context) = (absolute(draft)?, order.load.context);
+            order.draft = Some(LoadRequest { path, context, ..LoadRequest::default() });
+        }
         let task = shop.task(runner, shop.limits(budget), Work::Serve(order));
         let (running, channel) = shop.supervisor.start_serving(task).await?;
         // The bar is for loading only; afterwards the terminal belongs to the answer.

@@ -30,8 +30,8 @@ pub use model::{
 pub use plan::{PlanReport, PlanRequest, PlanTarget};
 pub use plugin::{Device, DeviceKind, Plugin, PluginState, Plugins};
 pub use report::{
-    BenchArtifact, BenchReport, Devices, EvalPosition, EvalReport, EvalTensor, InspectReport, InspectTensor,
-    PluginDevice,
+    BenchArtifact, BenchOperation, BenchReport, BenchRoofline, Devices, EvalPosition, EvalReport, EvalTensor,
+    InspectReport, InspectTensor, PluginDevice,
 };
 pub use requests::{BatchUse, Histogram, LiveRequest, RequestPhase, Requests};
 pub use status::{JobCounts, Server, Status, Worker, WorkerRole};

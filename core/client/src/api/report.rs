@@ -134,6 +134,39 @@ pub struct BenchArtifact {
     /// The same for generated tokens.
     #[serde(default)]
     pub decode_speedup: Option<f64>,
+    /// Where the time goes and what the machine would allow, of backends that tell.
+    #[serde(default)]
+    pub roofline: Option<BenchRoofline>,
+}
+
+/// The work of one run beside what the machine does at most with as many threads, measured in the same run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BenchRoofline {
+    /// Bytes read from memory a second.
+    pub read_bytes_limit: f64,
+    /// Multiplications and additions of floats a second.
+    pub float_operations_limit: f64,
+    /// Multiplications and additions of integers a second.
+    pub integer_operations_limit: f64,
+    /// Kinds of operation while the prompt is read.
+    pub prefill: Vec<BenchOperation>,
+    /// Kinds of operation while tokens are generated.
+    pub decode: Vec<BenchOperation>,
+}
+
+/// One kind of operation, over all layers; amounts are per token.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BenchOperation {
+    /// What it computes.
+    pub name: String,
+    /// Time it takes.
+    pub seconds: f64,
+    /// Bytes of weights, keys and values that it has to read.
+    pub bytes: f64,
+    /// Multiplications and additions that it has to do.
+    pub operations: f64,
+    /// The least time that the machine's limits allow, as a share of the time taken.
+    pub reached: f64,
 }
 
 /// Answer of `devices`: every device some plugin reaches, once per plugin.

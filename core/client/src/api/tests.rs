@@ -49,8 +49,10 @@ fn documents_carry_the_fields_the_command_line_promises() {
     check::<EvalTensor>("name dtype elements rmse relative largest");
     check::<BenchReport>("artifacts");
     check::<BenchArtifact>(
-        "path backend scheme bytes threads load_seconds prefill_tps decode_tps peak_memory_bytes prefill_speedup decode_speedup",
+        "path backend scheme bytes threads load_seconds prefill_tps decode_tps peak_memory_bytes prefill_speedup decode_speedup roofline",
     );
+    check::<BenchRoofline>("read_bytes_limit float_operations_limit integer_operations_limit prefill decode");
+    check::<BenchOperation>("name seconds bytes operations reached");
     check::<Models>("models");
     check::<ModelEntry>("name state artifacts");
     check::<Artifact>("id path backend format scheme bytes bits_per_weight measurements");

@@ -9,7 +9,7 @@
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use drophammer_infer::measure::{Bench, Measurement};
+use drophammer_infer::measure::{Bench, Measurement, Roofline};
 use drophammer_sdk::{ForgeReport, ForgeRequest, HostInfo, LoadRequest, LogLevel, ProbeReport, ProbeRequest};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,8 @@ pub enum Work {
     Calibrate(CalibrateOrder),
     /// Loading time and tokens per second.
     Bench(BenchOrder),
+    /// Where that time goes, for sessions that tell; in a worker of its own, because measuring the machine takes memory.
+    Profile(BenchOrder),
     /// Raw output rows for given tokens.
     Logits(LogitsOrder),
     /// Load a model and answer requests over the handed channel until that is closed.
@@ -89,6 +91,8 @@ pub struct ServeOrder {
     pub vocabulary: Vec<PathBuf>,
     /// Requests that may wait.
     pub queue: u32,
+    /// A cheaper model of the same vocabulary that guesses ahead.
+    pub draft: Option<LoadRequest>,
 }
 
 impl ServeOrder {
@@ -100,7 +104,7 @@ impl ServeOrder {
             max_sequences: sequences,
             ..LoadRequest::default()
         };
-        Self { load, vocabulary: vec![path.to_owned()], queue }
+        Self { load, vocabulary: vec![path.to_owned()], queue, draft: None }
     }
 }
 
@@ -189,6 +193,7 @@ impl Work {
             Self::Lend(_) => "reference",
             Self::Calibrate(_) => "calibrate",
             Self::Bench(_) => "bench",
+            Self::Profile(_) => "profile",
             Self::Logits(_) => "logits",
             Self::Serve(_) => "serve",
         }
@@ -200,7 +205,12 @@ impl Work {
             Self::Convert(request) | Self::Quantize(request) => Some(&request.staging),
             Self::Logits(order) => Some(&order.staging),
             Self::Calibrate(order) => Some(&order.staging),
-            Self::Probe(_) | Self::Measure(_) | Self::Lend(_) | Self::Bench(_) | Self::Serve(_) => None,
+            Self::Probe(_)
+            | Self::Measure(_)
+            | Self::Lend(_)
+            | Self::Bench(_)
+            | Self::Profile(_)
+            | Self::Serve(_) => None,
         }
     }
 }
@@ -260,6 +270,8 @@ pub enum Outcome {
     Calibrated(Calibrated),
     /// Of [`Work::Bench`].
     Benched(Benched),
+    /// Of [`Work::Profile`]; nothing where the session tells nothing.
+    Profiled(Option<Roofline>),
     /// Of [`Work::Logits`].
     Written,
     /// Of [`Work::Serve`].
@@ -284,6 +296,8 @@ pub struct Benched {
     pub threads: u32,
     /// Tokens per second.
     pub bench: Bench,
+    /// Whether [`Work::Profile`] would tell more.
+    pub profiles: bool,
 }
 
 /// An error the worker itself could still report.

@@ -1,5 +1,6 @@
-//! Prefill and decode speed. The clock is the caller's.
+//! Prefill and decode speed, whose clock is the caller's, and what the machine would allow.
 
+use drophammer_sdk::profile::{self, MachineLimits, Operation, Profile};
 use drophammer_sdk::{Batch, Session};
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +87,39 @@ pub fn bench(
         prefill: if prompt > 0 { run(prompt, u32::MAX)? } else { Speed::default() },
         decode: if generate > 0 { run(generate, 1)? } else { Speed::default() },
     })
+}
+
+/// Where the time of a run went, and what the machine could do.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Roofline {
+    /// What the session's threads do at most.
+    pub limits: MachineLimits,
+    /// Operations of reading the prompt.
+    pub prefill: Vec<Operation>,
+    /// Operations of generating.
+    pub decode: Vec<Operation>,
+}
+
+/// One run of each kind of the plan under the session's own clock; `None` if it has none.
+///
+/// # Errors
+/// Whatever the session returns.
+pub fn roofline(session: &mut dyn Session, plan: &BenchPlan) -> Result<Option<Roofline>, MeasureError> {
+    let Some(profile) = profile::of(session) else { return Ok(None) };
+    let limits = profile.limits()?;
+    let mut recorded = |tokens: u32, at_once: u32| -> Result<Vec<Operation>, MeasureError> {
+        session.remove(0, 0, u32::MAX)?;
+        read(session, tokens, at_once)?; // to warm up
+        session.remove(0, 0, u32::MAX)?;
+        profile.record(true)?;
+        read(session, tokens, at_once)?;
+        let recorded = profile.recorded()?;
+        profile.record(false)?;
+        Ok(recorded)
+    };
+    let (prefill, decode) = (recorded(plan.prompt, u32::MAX)?, recorded(plan.generate, 1)?);
+    session.remove(0, 0, u32::MAX)?;
+    Ok(Some(Roofline { limits, prefill, decode }))
 }
 
 /// Pushes `count` tokens through sequence 0, `at_once` or as many as a batch takes; one row of output per batch.

@@ -19,7 +19,7 @@ mod score;
 mod session;
 mod source;
 
-pub use bench::{Bench, BenchPlan, Speed, bench};
+pub use bench::{Bench, BenchPlan, Roofline, Speed, bench, roofline};
 pub use channel::{ChannelSource, RowSender, rows_over_channel, send_rows};
 pub use quality::{Measurement, PositionMean, Protocol, Scored, measure};
 pub use session::SessionSource;

@@ -11,8 +11,9 @@
 //! * **Prefix reuse.** A sequence keeps its tokens when its text ends. A new request takes over the sequence that
 //!   shares the longest beginning with it, or a copy of it; that includes sequences still at work. Several choices for
 //!   one prompt read it once.
-//! * **Drafts.** Where [`Config::draft`] allows, a text that repeats itself reads guessed tokens along with its last one,
-//!   and takes a step for each that was right. What it says is what it would have said without.
+//! * **Drafts.** Where [`Config::draft`] allows, a text reads guessed tokens along with its last one, and takes a step for
+//!   each that was right. Guesses are what followed where it repeats itself, or a cheaper model's
+//!   ([`Scheduler::with_draft_model`]). What it says is what it would have said without.
 //! * **Fairness.** Requests carry a flow (a client, a key). Flows take turns; within one, first come, first served.
 //! * **Back-pressure.** The queue is bounded. What does not fit is refused with a hint when to try again.
 //! * **Failure.** An error of the session ends the texts in that batch, each with the error; the others go on.
@@ -20,6 +21,7 @@
 mod admission;
 mod batch;
 mod draft;
+mod draft_model;
 mod fair_queue;
 mod request;
 mod runner;

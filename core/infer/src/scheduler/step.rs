@@ -7,7 +7,8 @@ use drophammer_sdk::{BackendError, Batch, ErrorCode, Limits, Session};
 
 use super::admission::{Admission, Occupancy, Refused, Ticket};
 use super::batch::{Wish, shares};
-use super::draft::Drafting;
+use super::draft::{Drafting, look_up};
+use super::draft_model::{DraftModel, Wanted};
 use super::fair_queue::FairQueue;
 use super::request::{Event, EventKind, FinishReason, Request, RequestId};
 use super::slots::Slots;
@@ -47,6 +48,7 @@ struct Running {
 /// Runs many requests on one session. See the module's documentation.
 pub struct Scheduler {
     session: Box<dyn Session>,
+    draft_model: Option<DraftModel>,
     limits: Limits,
     tokenizer: Arc<Tokenizer>,
     config: Config,
@@ -76,6 +78,7 @@ impl Scheduler {
         let limits = session.limits();
         Self {
             session,
+            draft_model: None,
             limits,
             tokenizer,
             config,
@@ -87,6 +90,15 @@ impl Scheduler {
             turn: 0,
             rows: Vec::new(),
         }
+    }
+
+    /// Lets another session guess what this one will say, instead of what the text repeats.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidRequest`] when it has another vocabulary or fewer sequences.
+    pub fn with_draft_model(mut self, session: Box<dyn Session>) -> Result<Self, BackendError> {
+        self.draft_model = Some(DraftModel::new(session, self.limits)?);
+        Ok(self)
     }
 
     pub(super) fn admission(&self) -> &Arc<Admission> {
@@ -268,11 +280,32 @@ impl Scheduler {
         let prompts = self.running.iter().any(|running| !running.task.is_decoding());
         let room = (self.limits.max_batch as usize).saturating_sub(taken);
         let mut room = if prompts { 0 } else { room.min(self.config.draft as usize) };
-        for (running, &share) in self.running.iter_mut().zip(shares) {
+        let mut wanted = Vec::new();
+        for (index, (running, &share)) in self.running.iter_mut().zip(shares).enumerate() {
             running.draft.clear();
-            if share > 0 {
-                running.draft.extend_from_slice(running.task.guess(room));
+            let wish = if share > 0 { running.task.draft_wish(room) } else { 0 };
+            if self.draft_model.is_none() {
+                running.draft.extend_from_slice(look_up(&running.task.tokens, wish));
                 room -= running.draft.len();
+            } else if wish > 0 {
+                wanted.push((index, wish));
+                room -= wish;
+            }
+        }
+        let Some(model) = self.draft_model.as_mut().filter(|_| !wanted.is_empty()) else { return };
+        let text = |&(index, most): &(usize, usize)| {
+            let Running { task, slot, .. } = &self.running[index];
+            Wanted { slot: *slot, tokens: &task.tokens, most }
+        };
+        match model.guess(&wanted.iter().map(text).collect::<Vec<_>>()) {
+            Ok(guesses) => {
+                for (guess, (index, _)) in guesses.into_iter().zip(wanted) {
+                    self.running[index].draft = guess;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the draft model failed: texts go on without it");
+                self.draft_model = None;
             }
         }
     }

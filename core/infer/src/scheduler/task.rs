@@ -55,15 +55,12 @@ impl Task {
         self.read >= self.prompt_length
     }
 
-    /// Tokens that may come next, where somebody generates: at most `most`, and never up to the limit, whose token is the
-    /// last.
-    pub(super) fn guess(&self, most: usize) -> &[u32] {
+    /// How many tokens to guess after the last one: at most `most`, and never up to the limit, whose token is the last. None
+    /// while the prompt is read.
+    pub(super) fn draft_wish(&self, most: usize) -> usize {
         let left = (self.limit - self.generated).saturating_sub(1) as usize;
-        if self.is_decoding() && self.unread().len() == 1 {
-            self.drafting.guess(&self.tokens, most.min(left))
-        } else {
-            &[]
-        }
+        let generating = self.is_decoding() && self.unread().len() == 1;
+        if generating { self.drafting.wish(most.min(left)) } else { 0 }
     }
 
     pub(super) fn event(&self, kind: EventKind) -> Event {

@@ -375,6 +375,29 @@ fn a_runner_serves_many_threads_and_drops_requests_nobody_listens_to() {
 }
 
 #[test]
+fn a_draft_model_saves_steps_where_it_is_right_and_never_changes_what_is_said() {
+    let run_with = |noise: Option<f32>| {
+        let session = session(512, 2, 64);
+        let mut scheduler = scheduler(&session, Config { draft: 7, ..Config::default() });
+        if let Some(noise) = noise {
+            let mut cheaper = HashSession::new(VOCABULARY, 512, 2, 16);
+            cheaper.noise = noise;
+            scheduler = scheduler.with_draft_model(Box::new(cheaper)).unwrap();
+        }
+        let ids =
+            [[1, 2, 3], [4, 5, 6], [1, 2, 9]].map(|prompt| scheduler.submit(greedy(&prompt, 100)).unwrap());
+        let events = run(&mut scheduler);
+        (ids.map(|id| tokens(&events, id, 0)), session.with(|session| session.batches.len()))
+    };
+    let (plain, plain_steps) = run_with(None);
+    for (noise, most) in [(0.0, plain_steps / 2), (0.5, plain_steps), (100.0, plain_steps)] {
+        let (drafted, steps) = run_with(Some(noise));
+        assert_eq!(plain, drafted, "noise {noise}");
+        assert!(steps <= most, "noise {noise}: {steps} of {plain_steps} steps");
+    }
+}
+
+#[test]
 fn a_text_that_repeats_itself_takes_fewer_steps_with_drafts_and_says_the_same() {
     let run_with = |draft: u32| {
         let session = session(512, 1, 64);

@@ -8,11 +8,11 @@ use std::time::Instant;
 use drophammer_formats::Source;
 use drophammer_infer::Tokenizer;
 use drophammer_infer::measure::{
-    BenchPlan, EVALUATION_TEXT, LogitSource, MeasureError, Measurement, Protocol, SessionSource, bench,
-    measure,
+    BenchPlan, EVALUATION_TEXT, LogitSource, MeasureError, Measurement, Protocol, Roofline, SessionSource,
+    bench, measure, roofline,
 };
 use drophammer_sdk::host::Plugin;
-use drophammer_sdk::{BackendError, ErrorCode, JobContext, Result};
+use drophammer_sdk::{BackendError, ErrorCode, JobContext, Result, Session};
 
 use super::{format, io, load};
 use crate::worker::lending::Borrowed;
@@ -65,13 +65,7 @@ pub(super) fn speed(plugin: &Plugin, order: &BenchOrder, job: &WorkerJob) -> Res
     let start = Instant::now();
     let mut session = load(plugin, &order.load, job)?;
     let load_seconds = start.elapsed().as_secs_f64();
-    let context = session.limits().context;
-    let plan = BenchPlan {
-        prompt: order.prompt.min(context),
-        generate: order.generate.min(context),
-        repetitions: order.repetitions,
-        ..BenchPlan::default()
-    };
+    let plan = plan(order, session.as_ref());
     let runs = u64::from(plan.warm_up + plan.repetitions) * 2;
     let mut run = 0;
     let mut keep_on = || {
@@ -81,7 +75,28 @@ pub(super) fn speed(plugin: &Plugin, order: &BenchOrder, job: &WorkerJob) -> Res
     };
     let mut clock = || start.elapsed().as_secs_f64();
     let bench = bench(session.as_mut(), &plan, &mut clock, &mut keep_on).map_err(|error| failed(&error))?;
-    Ok(Benched { load_seconds, threads: job.budgets().threads, bench })
+    let profiles = session.extension(drophammer_sdk::profile::ID).is_some();
+    Ok(Benched { load_seconds, threads: job.budgets().threads, bench, profiles })
+}
+
+/// Where the time goes.
+pub(super) fn profile(plugin: &Plugin, order: &BenchOrder, job: &WorkerJob) -> Result<Option<Roofline>> {
+    job.progress("load", "", 0, 0);
+    let mut session = load(plugin, &order.load, job)?;
+    job.progress("profile", "", 0, 0);
+    let plan = plan(order, session.as_ref());
+    roofline(session.as_mut(), &plan).map_err(|error| failed(&error))
+}
+
+/// What is ordered, within the session's context.
+fn plan(order: &BenchOrder, session: &dyn Session) -> BenchPlan {
+    let context = session.limits().context;
+    BenchPlan {
+        prompt: order.prompt.min(context),
+        generate: order.generate.min(context),
+        repetitions: order.repetitions,
+        ..BenchPlan::default()
+    }
 }
 
 /// The first tokenizer found; if there is none, why the first place has none.

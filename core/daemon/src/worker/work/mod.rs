@@ -40,6 +40,7 @@ pub(super) fn perform(assignment: Assignment, job: WorkerJob, handed: Vec<OwnedF
         }
         Work::Calibrate(order) => calibrate::calibrate(&plugin, &order, &job).map(Outcome::Calibrated),
         Work::Bench(order) => measure::speed(&plugin, &order, &job).map(Outcome::Benched),
+        Work::Profile(order) => measure::profile(&plugin, &order, &job).map(Outcome::Profiled),
         Work::Serve(order) => {
             let channel = channels.next().ok_or_else(|| {
                 BackendError::new(ErrorCode::InvalidRequest, "a serving worker got no channel")

@@ -46,7 +46,16 @@ pub(super) fn serve(plugin: &Plugin, order: &ServeOrder, job: &WorkerJob, channe
     let draft = if plugin.manifest().steady_batches { DRAFT } else { 0 };
     let config = Config { queue_limit: order.queue, draft, ..Config::default() };
     let clock = Box::new(move || started.elapsed().as_secs_f64());
-    let runner = Runner::start(Scheduler::new(session, tokenizer.clone(), config, clock)).map_err(broken)?;
+    let mut scheduler = Scheduler::new(session, tokenizer.clone(), config, clock);
+    if let Some(request) = &order.draft {
+        if draft == 0 {
+            let message = "drafts need a backend whose rows do not depend on what else is in their batch";
+            return Err(BackendError::new(ErrorCode::UnsupportedInput, message)
+                .with_help("leave the draft out, or take a backend such as the native one"));
+        }
+        scheduler = scheduler.with_draft_model(load(plugin, request, job)?)?;
+    }
+    let runner = Runner::start(scheduler).map_err(broken)?;
     job.progress("serve", "", 0, 0);
     let writer = Arc::new(Mutex::new(channel.try_clone().map_err(broken)?));
     tell(&writer, &ready);

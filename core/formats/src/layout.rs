@@ -5,7 +5,7 @@
 //! alone, the bytes of an output do not depend on the order in which its tensors are finished.
 
 /// An output of one or more files, in the terms of the tensors it was planned for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
     /// The files that hold tensors.
     pub files: Vec<FilePlan>,

@@ -3,6 +3,9 @@
 //! Unlike [`grouped`](crate::grouped)'s signed codes these are as long below zero as above it (-7 to 7, -127 to 127), since accelerators
 //! want scales that are positive and codes whose negation exists.
 
+use crate::compensate::Compensator;
+use crate::pass::BoxError;
+
 /// Fractions of the largest magnitude that are tried as the last code's value where codes are few.
 const STEPS: u32 = 20;
 /// The least of these fractions.
@@ -43,6 +46,28 @@ pub fn encode(rows: &[f32], columns: usize, bits: u8, importance: Option<&[f32]>
         out.scales.push(best);
     }
     out
+}
+
+/// [`encode`]'s scales, with codes that make up for each other's errors.
+///
+/// # Errors
+/// Whatever keeps the compensator from reading its products.
+pub fn encode_compensated(
+    rows: &[f32],
+    columns: usize,
+    bits: u8,
+    importance: Option<&[f32]>,
+    compensator: &Compensator,
+) -> Result<Encoded, BoxError> {
+    let mut encoded = encode(rows, columns, bits, importance);
+    let top = (1u8 << (bits.clamp(2, 8) - 1)) - 1;
+    let level = |code: f32| -> Vec<f32> {
+        let levels = encoded.scales.iter().map(|scale| scale * (code - f32::from(top)));
+        levels.flat_map(|level| std::iter::repeat_n(level, columns)).collect()
+    };
+    let codes = compensator.codes(rows, [&level(0.0), &level(1.0)], 2 * top)?;
+    encoded.codes = codes.into_iter().map(|code| code.wrapping_sub(top)).collect();
+    Ok(encoded)
 }
 
 /// Adding and taking away rounds small numbers to whole ones, ties to even, in two plain additions.
@@ -114,6 +139,29 @@ mod tests {
         let miss = |encoded: &Encoded| (rows[5] - decode(encoded, 64)[5]).abs();
         let (with, without) = (encode(&rows, 64, 4, Some(&importance)), encode(&rows, 64, 4, None));
         assert!(miss(&with) < miss(&without), "{} {}", miss(&with), miss(&without));
+    }
+
+    #[test]
+    fn codes_make_up_for_each_other_where_columns_go_together() {
+        use crate::compensate::{Compensator, Products};
+        let (rows, columns) = (sample(96), 48);
+        // Columns that are nearly always alike: what a row computes is nearly the sum of its weights.
+        let sums = (0..columns * columns).map(|i| if i % (columns + 1) == 0 { 1.01 } else { 1.0 }).collect();
+        let products = Products::new(columns, sums).unwrap();
+        let compensator = Compensator::new(columns, move || Ok(products.clone()));
+        let total = |row: &[f32]| row.iter().sum::<f32>();
+        for bits in [4, 8] {
+            let plain = encode(&rows, columns, bits, None);
+            let better = encode_compensated(&rows, columns, bits, None, &compensator).unwrap();
+            assert_eq!(plain.scales, better.scales);
+            let top = (1i8 << (bits - 2)) - 1 + (1 << (bits - 2));
+            assert!(better.codes.iter().all(|code| (-top..=top).contains(&(*code as i8))));
+            let decoded = decode(&better, columns);
+            let rows = rows.chunks(columns).zip(decoded.chunks(columns)).zip(&better.scales);
+            for ((row, back), scale) in rows {
+                assert!((total(row) - total(back)).abs() < *scale, "{bits}: {} {}", total(row), total(back));
+            }
+        }
     }
 
     #[test]

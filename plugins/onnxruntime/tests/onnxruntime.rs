@@ -245,7 +245,8 @@ fn a_trained_model_goes_on_as_its_reference_does() {
         let mut rows = step(session.as_mut(), &tokens, 0, 0);
         while tokens.len() < 37 {
             let last = &rows[rows.len() - vocabulary..];
-            let best = (0..vocabulary).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap() as u32;
+            let best =
+                (0..vocabulary).max_by(|&a, &b| last[a].total_cmp(&last[b]).then(b.cmp(&a))).unwrap() as u32;
             rows = step(session.as_mut(), &[best], tokens.len() as u32, 0);
             tokens.push(best);
         }

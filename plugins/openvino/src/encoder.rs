@@ -1,7 +1,6 @@
 //! Rows of weights as the constants of an IR file: packed codes, packed offsets, scales.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use drophammer_models::Weight;
 use drophammer_quant::compensate::Compensator;
@@ -22,8 +21,6 @@ pub(crate) struct GroupedEncoder {
     importance: Option<Arc<[f32]>>,
     /// What makes later columns make up for the errors of earlier ones.
     compensator: Option<Compensator>,
-    /// Rows that have not come yet.
-    left: AtomicU64,
 }
 
 /// How many rows fill whole bytes in every constant: 1, or 2 where codes or offsets of one row end within a byte.
@@ -51,13 +48,13 @@ impl GroupedEncoder {
     /// For a weight of `rows` rows.
     pub(crate) fn new(format: Format, [rows, columns]: [u64; 2], importance: Option<Arc<[f32]>>) -> Self {
         let rows_together = rows_together(format, columns);
-        let left = AtomicU64::new(rows);
-        Self { format, columns: columns as usize, rows, rows_together, importance, compensator: None, left }
+        Self { format, columns: columns as usize, rows, rows_together, importance, compensator: None }
     }
 
     /// The same, with errors made up for.
     pub(crate) fn compensated(self, compensator: Option<Compensator>) -> Self {
-        Self { compensator: compensator.filter(|_| self.format.levels.top_code() > 0), ..self }
+        let compensator = compensator.filter(|_| self.format.levels.top_code() > 0);
+        Self { compensator: compensator.map(|compensator| compensator.of_rows(self.rows)), ..self }
     }
 
     /// The outputs of an item for a weight whose constants begin with tensor `first`.
@@ -81,10 +78,6 @@ impl Encoder for GroupedEncoder {
         let mut encoded = self.codes(first_row, rows)?;
         if let Some(compensator) = &self.compensator {
             compensator.improve_grouped(self.format, rows, &mut encoded)?;
-            let count = (rows.len() / self.columns.max(1)) as u64;
-            if self.left.fetch_sub(count, Ordering::Relaxed) == count {
-                compensator.rest();
-            }
         }
         if matches!(self.format.levels, Levels::Signed { .. }) {
             let sign = 1u8 << (bits - 1);

@@ -1,16 +1,25 @@
-//! Ranges of activations: the float graph runs on the processor over sample text, and tells the least and the largest of every value.
+//! What is known of activations: the float graph runs on the processor over sample text, and tells the least and the largest of every
+//! value, and how the numbers go together that matrices are multiplied with.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use drophammer_forge::{Recipe, failure};
 use drophammer_infer::Tokenizer;
 use drophammer_infer::measure::CALIBRATION_TEXT;
 use drophammer_models::Checkpoint;
-use drophammer_models::export::onnx::{FixedExport, Importances, Range, Ranges, Step, Weights};
+use drophammer_models::export::onnx::{
+    FixedExport, Importances, Inputs, Range, Ranges, Step, WATCH_HIGH, WATCH_LOW, Watched, Weights,
+};
 use drophammer_ort::{failed, graph};
+use drophammer_quant::compensate::Products;
 use drophammer_sdk::{BackendError, ErrorCode, Goal, HostInfo, JobContext, Result};
 
+use ort::session::SessionOutputs;
+
 use crate::provider;
+use crate::scheme::{Reach, Scheme};
 use crate::step::{self, Cache, Shape};
 
 /// Most samples that are run.
@@ -91,18 +100,107 @@ fn spread(ids: &[u32]) -> Vec<Vec<u32>> {
     (0..count).map(|number| whole[number * whole.len() / count].to_vec()).collect()
 }
 
-/// The ranges that samples show. `place` is a directory for the float graph and its weights; it is removed in the end.
+/// What running samples told.
+#[derive(Debug, Default)]
+pub(crate) struct Calibration {
+    pub(crate) ranges: Ranges,
+    /// Products of what matrices are multiplied with.
+    pub(crate) inputs: Inputs,
+}
+
+/// The ends of a value's range, chunk after chunk.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    outermost: Range,
+    sums: [f64; 2],
+    chunks: u32,
+}
+
+impl Ends {
+    fn add(known: Option<Self>, range: Range) -> Self {
+        let Some(mut ends) = known else {
+            return Self { outermost: range, sums: [range.low.into(), range.high.into()], chunks: 1 };
+        };
+        ends.outermost = ends.outermost.with(range);
+        ends.sums[0] += f64::from(range.low);
+        ends.sums[1] += f64::from(range.high);
+        ends.chunks += 1;
+        ends
+    }
+
+    fn range(self, reach: Reach) -> Range {
+        let [low, high] = self.sums.map(|sum| (sum / f64::from(self.chunks)) as f32);
+        match reach {
+            Reach::Outermost => self.outermost,
+            Reach::Usual => Range { low, high },
+        }
+    }
+}
+
+/// Everything seen so far.
+#[derive(Default)]
+struct Seen {
+    ends: BTreeMap<String, Ends>,
+    sums: BTreeMap<String, Vec<f32>>,
+}
+
+impl Seen {
+    /// Takes what the graph told of a chunk.
+    fn take(&mut self, watched: &Watched, outputs: &SessionOutputs<'_>) -> Result<()> {
+        let numbers = |name: &str| -> Result<&[f32]> {
+            let value = outputs.get(name).ok_or_else(|| untold(name))?;
+            let told = value.try_extract_tensor::<f32>();
+            Ok(told.map_err(|error| failed("what a value is cannot be read", &error))?.1)
+        };
+        for value in &watched.values {
+            let end = |name: String| {
+                let number = numbers(&name)?.first().copied();
+                number.filter(|number| number.is_finite()).ok_or_else(|| untold(&name))
+            };
+            let range = Range {
+                low: end(format!("{value}{WATCH_LOW}"))?,
+                high: end(format!("{value}{WATCH_HIGH}"))?,
+            };
+            let ends = Ends::add(self.ends.get(value).copied(), range);
+            self.ends.insert(value.clone(), ends);
+        }
+        for multiplied in &watched.multiplied {
+            let sums = self.sums.entry(multiplied.value.clone()).or_default();
+            sums.resize(Products::len(multiplied.columns), 0.0);
+            let mut rest = sums.as_mut_slice();
+            for output in multiplied.outputs() {
+                let window = numbers(&output)?;
+                let (own, later) = rest.split_at_mut_checked(window.len()).ok_or_else(|| untold(&output))?;
+                own.iter_mut().zip(window).for_each(|(sum, x)| *sum += x);
+                rest = later;
+            }
+        }
+        Ok(())
+    }
+
+    fn done(self, watched: &Watched, reach: Reach) -> Result<Calibration> {
+        let ranges = self.ends.into_iter().map(|(value, ends)| (value, ends.range(reach))).collect();
+        let columns = |value: &str| watched.multiplied.iter().find(|m| m.value == value).map(|m| m.columns);
+        let products = self.sums.into_iter().map(|(value, sums)| {
+            let products = columns(&value).and_then(|columns| Products::new(columns, sums));
+            Ok((value.clone(), Arc::new(products.ok_or_else(|| untold(&value))?)))
+        });
+        Ok(Calibration { ranges, inputs: products.collect::<Result<_>>()? })
+    }
+}
+
+/// What samples show. `place` is a directory for the float graph and its weights; it is removed in the end.
 ///
 /// # Errors
 /// For models that the form does not express, and when the graph cannot be written or run.
-pub(crate) fn ranges(
+pub(crate) fn calibrate(
     host: &HostInfo,
     checkpoint: &Checkpoint,
     samples: &Samples,
-    unseen: f32,
+    scheme: &Scheme,
     place: &Path,
     job: &dyn JobContext,
-) -> Result<Ranges> {
+) -> Result<Calibration> {
     let in_model = |error: &drophammer_models::Error| failure::of_model(checkpoint.source().root(), error);
     let stem = "calibration";
     let steps = [Step { stem, tokens: CHUNK }];
@@ -111,59 +209,44 @@ pub(crate) fn ranges(
     let too_large = |fault: drophammer_formats::Fault| {
         BackendError::new(ErrorCode::UnsupportedInput, fault.to_string()).with_help(fault.help())
     };
-    let (layout, values) = export.watched().map_err(too_large)?;
-    let items = export.items(&Importances::new()).map_err(|error| failure::of_pass(&error))?;
+    let watched = export.watched(scheme.weights).map_err(too_large)?;
+    let none = (Importances::new(), Inputs::new());
+    let items = export.items(&none.0, &none.1).map_err(|error| failure::of_pass(&error))?;
     let recipe =
         Recipe::new("qnn calibration", env!("CARGO_PKG_VERSION"), "fp32").with_source(checkpoint.source())?;
     let io =
         |error: std::io::Error| BackendError::new(ErrorCode::Failed, format!("{}: {error}", place.display()));
     std::fs::create_dir_all(place).map_err(io)?;
-    drophammer_forge::run(place, &layout, &items, &recipe, job)?;
+    drophammer_forge::run(place, &watched.layout, &items, &recipe, job)?;
     drop(items);
     let environment = provider::open(host)?;
     let threads = job.budgets().threads.max(1) as usize;
     let mut session = graph::open(environment, &place.join(format!("{stem}.onnx")), threads)?;
     let interface = export.interface();
-    let shape = Shape { tokens: CHUNK as usize, past: CHUNK as usize, unseen };
-    let mut seen = Ranges::new();
+    let shape = Shape { tokens: CHUNK as usize, past: CHUNK as usize, unseen: scheme.unseen };
+    let mut seen = Seen::default();
+    let count = samples.tokens.len();
     for (number, sample) in samples.tokens.iter().enumerate() {
         job.check()?;
-        job.progress("calibrating", "", number as u64, samples.tokens.len() as u64);
+        job.progress("calibrating", "", number as u64, count as u64);
         let mut cache = Cache::new(&interface, shape.past);
         for chunk in sample.chunks_exact(CHUNK as usize) {
-            let look = |outputs: &ort::session::SessionOutputs<'_>| {
-                let number = |name: String| -> Result<f32> {
-                    let value = outputs.get(&name).ok_or_else(|| untold(&name))?;
-                    let (_, value) = value
-                        .try_extract_tensor::<f32>()
-                        .map_err(|error| failed("a range cannot be read", &error))?;
-                    value.first().copied().filter(|value| value.is_finite()).ok_or_else(|| untold(&name))
-                };
-                for value in &values {
-                    let range = Range {
-                        low: number(format!("{value}/low"))?,
-                        high: number(format!("{value}/high"))?,
-                    };
-                    let known = seen.entry(value.clone()).or_insert(range);
-                    *known = known.with(range);
-                }
-                Ok(())
-            };
+            let take = |outputs: &SessionOutputs<'_>| seen.take(&watched, outputs);
             if cache.length < shape.past {
-                step::run(&mut session, &interface, &shape, &mut cache, chunk, look)?;
+                step::run(&mut session, &interface, &shape, &mut cache, chunk, take)?;
             } else {
                 // The cache is full: these tokens' own keys need not be kept.
-                step::look(&mut session, &interface, &shape, &cache, chunk, look)?;
+                step::look(&mut session, &interface, &shape, &cache, chunk, take)?;
             }
         }
     }
     drop(session);
     std::fs::remove_dir_all(place).map_err(io)?;
-    Ok(seen)
+    seen.done(&watched, scheme.reach)
 }
 
 fn untold(name: &str) -> BackendError {
-    BackendError::new(ErrorCode::Failed, format!("the range {name} is not a number"))
+    BackendError::new(ErrorCode::Failed, format!("what the graph tells as {name} is not a number"))
         .with_help("The model overflows float32 on the calibration text: check its weights.")
 }
 
@@ -180,6 +263,14 @@ mod tests {
         assert_eq!(samples[0][0], 0);
         assert_eq!(samples[SAMPLES - 1][0] as usize, 62 * SAMPLE);
         assert!(samples.iter().all(|sample| sample.len() == SAMPLE));
+    }
+
+    #[test]
+    fn usual_ends_are_the_mean_of_chunks_and_outermost_ones_the_widest() {
+        let ranges = [(-1.0, 2.0), (-3.0, 2.0), (-2.0, 8.0)].map(|(low, high)| Range { low, high });
+        let ends = ranges.iter().fold(None, |ends, range| Some(Ends::add(ends, *range))).unwrap();
+        assert_eq!(ends.range(Reach::Outermost), Range { low: -3.0, high: 8.0 });
+        assert_eq!(ends.range(Reach::Usual), Range { low: -2.0, high: 4.0 });
     }
 
     #[test]

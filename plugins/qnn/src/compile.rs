@@ -1,11 +1,15 @@
 //! From a graph to a context binary, by the QNN provider.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use drophammer_formats::onnx::{self, Attribute};
+use drophammer_formats::onnx::{self, Attribute, InitializerData};
+use drophammer_ort::failed;
 use drophammer_ort::placement::{self, Placement};
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 use ort::environment::Environment;
+use ort::session::Session;
+use ort::session::builder::SessionBuilder;
 
 use crate::artifact::{self, Compiled};
 use crate::provider::{self, NAME};
@@ -48,8 +52,7 @@ pub(crate) fn compile(
         BackendError::new(ErrorCode::Failed, message)
             .with_help("The job's log holds QNN's own messages; another scheme or chip may do.")
     };
-    let session = provider::on_npu(environment, &options, &entries)?
-        .commit_from_file(graph)
+    let session = from_memory(provider::on_npu(environment, &options, &entries)?, graph)?
         .map_err(|error| refused(error.message().to_owned()))?;
     let placement = placement::of(&session)?;
     drop(session);
@@ -67,6 +70,33 @@ pub(crate) fn compile(
         return Err(refused("no binary was written".into()));
     }
     Ok(Compiled { tokens, model, files, placement })
+}
+
+/// A session of a graph and the data beside it, neither of which has a path then: the runtime calls what it compiles by a digest of the
+/// path, which would be another one in every build.
+fn from_memory(builder: SessionBuilder, graph: &Path) -> Result<ort::Result<Session>> {
+    let unreadable = |path: &Path, error: std::io::Error| {
+        BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
+            .with_help("Check free space and permissions.")
+    };
+    let bytes = std::fs::read(graph).map_err(|error| unreadable(graph, error))?;
+    let model = onnx::parse(&bytes).map_err(|fault| {
+        BackendError::new(ErrorCode::Failed, format!("{}: {fault}", graph.display()))
+            .with_help("This is a fault of the program: report it.")
+    })?;
+    let external = model.graph.initializers.iter().filter_map(|tensor| match &tensor.data {
+        InitializerData::External { location, .. } => Some(location.as_str()),
+        _ => None,
+    });
+    let mut builder = builder;
+    for location in external.collect::<BTreeSet<_>>() {
+        let path = graph.with_file_name(location);
+        let data = std::fs::read(&path).map_err(|error| unreadable(&path, error))?;
+        builder = builder
+            .with_external_initializer_file_in_memory(location, data.into())
+            .map_err(|error| failed("a session cannot be prepared", &error))?;
+    }
+    Ok(builder.commit_from_memory(&bytes))
 }
 
 /// The binaries that a graph of contexts names.

@@ -13,7 +13,7 @@ use drophammer_sdk::{
 };
 
 use crate::artifact::{self, Artifact, Head};
-use crate::calibrate::{self, Samples};
+use crate::calibrate::{self, Calibration, Samples};
 use crate::scheme::{self, Scheme};
 use crate::soc::{self, Soc};
 use crate::{compile, provider};
@@ -97,22 +97,23 @@ pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContex
         Some(path) => drophammer_forge::gguf::read_importance(path)?,
         None => Importances::new(),
     };
-    let export = plan.export()?;
     let mut notes = Vec::new();
     let mut recipe = Recipe::new("qnn", env!("CARGO_PKG_VERSION"), plan.scheme.name)
         .with_source(plan.checkpoint.source())?
         .with_files(request.adapters.iter().chain(&request.imatrix))?
         .with_option("context", &plan.context.to_string());
-    let ranges = if plan.scheme.calibrated() {
+    let export = plan.export()?;
+    let mut calibration = Calibration::default();
+    if plan.scheme.calibrated() {
         let samples = Samples::of(&plan.checkpoint, &request.goal)?;
         let bytes: Vec<u8> = samples.tokens.iter().flatten().flat_map(|token| token.to_le_bytes()).collect();
         recipe = recipe.with_option("samples", &Digest::of(&bytes).to_string());
         notes.push(samples.told.clone());
         let place = request.staging.join("calibration");
-        Some(calibrate::ranges(host, &plan.checkpoint, &samples, plan.scheme.unseen, &place, job)?)
-    } else {
-        None
-    };
+        calibration = calibrate::calibrate(host, &plan.checkpoint, &samples, &plan.scheme, &place, job)?;
+    }
+    let Calibration { ranges, inputs } = calibration;
+    let ranges = plan.scheme.calibrated().then_some(ranges);
     let layout = layout(&export, ranges.as_ref())?;
     let graphs = request.staging.join("graphs");
     let io = |path: &Path, error: std::io::Error| {
@@ -120,9 +121,9 @@ pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContex
             .with_help("Check the path, its permissions and the free space.")
     };
     std::fs::create_dir_all(&graphs).map_err(|error| io(&graphs, error))?;
-    let items = export.items(&importances).map_err(|error| failure::of_pass(&error))?;
+    let items = export.items(&importances, &inputs).map_err(|error| failure::of_pass(&error))?;
     drophammer_forge::run(&graphs, &layout, &items, &recipe, job)?;
-    drop(items);
+    drop((items, inputs));
     let environment = provider::open(host)?;
     let mut steps = Vec::new();
     for (number, step) in STEPS.iter().enumerate() {

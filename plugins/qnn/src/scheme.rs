@@ -12,6 +12,18 @@ pub(crate) struct Scheme {
     pub(crate) weights: Weights,
     /// What is added to the score of a token that may not be seen. Few steps between 0 and it leave more for the others.
     pub(crate) unseen: f32,
+    /// Which numbers activations' codes reach.
+    pub(crate) reach: Reach,
+}
+
+/// How far the codes of an activation reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// To the outermost number seen.
+    Outermost,
+    /// To the outermost of a usual chunk of text, the mean over chunks: where codes are few, finer steps are worth more than what
+    /// is cut off from the rare numbers beyond.
+    Usual,
 }
 
 impl Scheme {
@@ -23,10 +35,25 @@ impl Scheme {
 
 /// All schemes, largest first.
 pub(crate) const SCHEMES: [Scheme; 4] = [
-    Scheme { name: "fp16", weights: Weights::Floats, unseen: -1e4 },
-    Scheme { name: "a16w8", weights: Weights::Whole { bits: 8, activations: 16 }, unseen: -100.0 },
-    Scheme { name: "a16w4", weights: Weights::Whole { bits: 4, activations: 16 }, unseen: -100.0 },
-    Scheme { name: "a8w8", weights: Weights::Whole { bits: 8, activations: 8 }, unseen: -20.0 },
+    Scheme { name: "fp16", weights: Weights::Floats, unseen: -1e4, reach: Reach::Outermost },
+    Scheme {
+        name: "a16w8",
+        weights: Weights::Whole { bits: 8, activations: 16 },
+        unseen: -100.0,
+        reach: Reach::Outermost,
+    },
+    Scheme {
+        name: "a16w4",
+        weights: Weights::Whole { bits: 4, activations: 16 },
+        unseen: -100.0,
+        reach: Reach::Outermost,
+    },
+    Scheme {
+        name: "a8w8",
+        weights: Weights::Whole { bits: 8, activations: 8 },
+        unseen: -20.0,
+        reach: Reach::Usual,
+    },
 ];
 
 /// The scheme that a goal names.

@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use drophammer_formats::Source;
+use drophammer_infer::Tokenizer;
 use drophammer_qnn::Qnn;
 use drophammer_sdk::{
     Backend, Batch, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest,
@@ -96,8 +97,9 @@ fn step(session: &mut dyn Session, tokens: &[u32], first: u32) -> Vec<f32> {
     out
 }
 
+/// The first of the largest, as samplers take it.
 fn best(row: &[f32]) -> usize {
-    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap()
+    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).unwrap()
 }
 
 /// Share of rows with the same best token, and mean KL divergence in nats.
@@ -126,7 +128,7 @@ fn schemes_come_as_near_to_the_trained_model_as_their_bits_allow() {
     let source = fixtures("shakespeare-llama");
     let (rows, due) = reference(&source);
     for (scheme, same, divergence) in
-        [("fp16", 0.99, 1e-5), ("a16w8", 0.97, 6e-4), ("a16w4", 0.88, 1.2e-2), ("a8w8", 0.8, 5e-2)]
+        [("fp16", 0.999, 5e-6), ("a16w8", 0.97, 3e-4), ("a16w4", 0.92, 5.5e-3), ("a8w8", 0.87, 1.5e-2)]
     {
         let staging = tempfile::tempdir().unwrap();
         let report = forge(&source, goal(scheme), staging.path()).unwrap();
@@ -155,27 +157,67 @@ fn a_trained_model_goes_on_as_its_reference_does_and_again_in_another_session() 
     let text = std::fs::read_to_string(source.join("reference.json")).unwrap();
     let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
     let expected: Vec<u32> = serde_json::from_value(reference["greedy_tokens"].clone()).unwrap();
+    let tokenizer = Tokenizer::from_directory(&source).unwrap();
+    let prompt = tokenizer.encode(reference["greedy_prompt"].as_str().unwrap(), true).unwrap();
     let staging = tempfile::tempdir().unwrap();
     let report = forge(&source, goal("fp16"), staging.path()).unwrap();
     let mut before: Option<Vec<f32>> = None;
     for _ in 0..2 {
         let mut session = load(&staging.path().join(&report.files[0]));
         let width = session.limits().output_width as usize;
-        let mut tokens = expected[..5].to_vec();
+        let mut tokens = prompt.clone();
         let mut rows = step(session.as_mut(), &tokens, 0);
         let mut all = rows.clone();
-        while tokens.len() < 69.min(expected.len()) {
-            let next = best(&rows[rows.len() - width..]) as u32;
-            rows = step(session.as_mut(), &[next], tokens.len() as u32);
+        let mut equals = 0;
+        for due in &expected[prompt.len()..] {
+            let row = &rows[rows.len() - width..];
+            // Half precision makes equals of logits that float32 tells apart: which of them is first says nothing.
+            assert_eq!(row[*due as usize], row[best(row)], "token {}: {}", tokens.len(), best(row));
+            equals += usize::from(best(row) != *due as usize);
+            rows = step(session.as_mut(), &[*due], tokens.len() as u32);
             all.extend_from_slice(&rows);
-            tokens.push(next);
+            tokens.push(*due);
         }
-        assert_eq!(tokens, expected[..tokens.len()]);
-        println!("{} tokens as the reference's", tokens.len() - 5);
+        println!("{} tokens as the reference's, {equals} among equals", tokens.len() - prompt.len());
         if let Some(before) = &before {
             assert!(before.iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits()), "logits differ");
         }
         before = Some(all);
+    }
+}
+
+/// Where [`a_folder_for_another_test`] puts one.
+const FOLDER: &str = "DROPHAMMER_TEST_FOLDER";
+
+#[test]
+#[ignore = "the work of a process of its own for `two_processes_make_the_same_graphs`"]
+fn a_folder_for_another_test() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    forge(&fixtures("arch/llama"), goal("a16w4"), Path::new(&folder)).unwrap();
+}
+
+#[test]
+fn two_processes_make_the_same_graphs() {
+    if !runs() {
+        return;
+    }
+    let made = || {
+        let staging = tempfile::tempdir().unwrap();
+        let mut process = std::process::Command::new(std::env::current_exe().unwrap());
+        process.args(["--exact", "a_folder_for_another_test", "--ignored"]).env(FOLDER, staging.path());
+        assert!(process.output().unwrap().status.success());
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(staging.path()).unwrap().map(|file| file.unwrap().path()).collect();
+        // Binaries may differ: QNN writes some memory that it never set into those of very small graphs.
+        files.retain(|file| file.extension().is_some_and(|kind| kind == "onnx"));
+        files.sort();
+        let name = |file: &Path| file.file_name().unwrap().to_owned();
+        files.iter().map(|file| (name(file), std::fs::read(file).unwrap())).collect::<Vec<_>>()
+    };
+    let (first, second) = (made(), made());
+    assert!(first.len() == 2 && second.len() == 2);
+    for ((name, first), (_, second)) in first.iter().zip(&second) {
+        assert!(first == second, "{} differs", name.display());
     }
 }
 

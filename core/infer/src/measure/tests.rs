@@ -21,7 +21,8 @@ fn naive(tokens: &[u32], chunk: usize, noise: f32) -> (f64, f64, f64, f64) {
         let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
         row.iter().map(|&x| f64::from(x) - sum.ln()).collect()
     };
-    let best = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+    let best =
+        |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).unwrap();
     let (mut nll, mut reference_nll, mut kl, mut same, mut count) = (0.0, 0.0, 0.0, 0.0, 0.0);
     for chunk in tokens.chunks_exact(chunk) {
         for position in 1..chunk.len() {

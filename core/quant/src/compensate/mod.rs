@@ -8,6 +8,7 @@
 
 mod collected;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec::Codec;
@@ -151,6 +152,8 @@ pub struct Compensator {
     columns: usize,
     load: Load,
     shares: Mutex<Option<Arc<Vec<f32>>>>,
+    /// Rows that have not come yet.
+    left: AtomicU64,
 }
 
 impl Compensator {
@@ -159,7 +162,14 @@ impl Compensator {
         columns: usize,
         load: impl Fn() -> Result<Products, BoxError> + Send + Sync + 'static,
     ) -> Self {
-        Self { columns, load: Box::new(load), shares: Mutex::new(None) }
+        let left = AtomicU64::new(u64::MAX);
+        Self { columns, load: Box::new(load), shares: Mutex::new(None), left }
+    }
+
+    /// The same for a matrix of so many rows: what it holds is let go after the last.
+    #[must_use]
+    pub fn of_rows(self, rows: u64) -> Self {
+        Self { left: AtomicU64::new(rows), ..self }
     }
 
     /// The same for a matrix whose columns are multiplied by `scales`: what they meet is divided by them.
@@ -203,9 +213,12 @@ impl Compensator {
         Ok(Arc::clone(shares.insert(Arc::new(products.shares()))))
     }
 
-    /// Lets the shares go: no more rows will come soon.
-    pub fn rest(&self) {
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// Lets the shares go when the last of the matrix's rows is done.
+    fn count(&self, weights: usize) {
+        let rows = (weights / self.columns.max(1)) as u64;
+        if self.left.fetch_sub(rows, Ordering::Relaxed) == rows {
+            self.shares.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
     }
 
     /// Chooses the codes of encoded `rows` anew. Types whose codes are no steps of one size stay as they are.
@@ -231,6 +244,7 @@ impl Compensator {
             });
             codec.recode(out, &room.choose(rows, [&low, &next], &shares, f32::from(top)));
         }
+        self.count(rows.len());
         Ok(())
     }
 
@@ -248,20 +262,29 @@ impl Compensator {
         if top == 0 || columns == 0 || rows.is_empty() || !rows.len().is_multiple_of(columns) {
             return Ok(());
         }
-        let shares = self.shares()?;
         let level = |code| {
             let codes = vec![code; rows.len()];
             grouped::decode(format, &Encoded { codes, ..encoded.clone() }, columns)
         };
-        let (low, next) = (level(0)?, level(1)?);
-        let mut room = Room::new(columns);
-        for first in (0..rows.len()).step_by(LANES * columns) {
-            let of = first..(first + LANES * columns).min(rows.len());
-            let levels = [&low[of.clone()], &next[of.clone()]];
-            let codes = room.choose(&rows[of.clone()], levels, &shares, f32::from(top));
-            encoded.codes[of].copy_from_slice(&codes);
-        }
+        encoded.codes = self.codes(rows, [&level(0)?, &level(1)?], top)?;
         Ok(())
+    }
+
+    /// Codes from 0 to `top` of whole rows, whose weights' levels for codes 0 and 1 are given.
+    ///
+    /// # Errors
+    /// As [`Compensator::improve`].
+    pub(crate) fn codes(&self, rows: &[f32], [low, next]: [&[f32]; 2], top: u8) -> Result<Vec<u8>, BoxError> {
+        let shares = self.shares()?;
+        let mut room = Room::new(self.columns);
+        let mut codes = Vec::with_capacity(rows.len());
+        for first in (0..rows.len()).step_by(LANES * self.columns.max(1)) {
+            let of = first..(first + LANES * self.columns).min(rows.len());
+            let levels = [&low[of.clone()], &next[of.clone()]];
+            codes.extend(room.choose(&rows[of], levels, &shares, f32::from(top)));
+        }
+        self.count(rows.len());
+        Ok(codes)
     }
 }
 

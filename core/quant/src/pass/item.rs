@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use drophammer_formats::TensorDecl;
 
@@ -142,8 +141,8 @@ impl<'a> Item<'a> {
             let problem = format!("products of {} columns do not fit {columns}", other.columns());
             return Err(PassError::Importance { tensor: decl.name.clone(), problem });
         }
-        let left = AtomicU64::new(rows);
-        let encoder = CodecEncoder { codec, columns, rows, importance, compensator, left };
+        let compensator = compensator.map(|compensator| compensator.of_rows(rows));
+        let encoder = CodecEncoder { codec, columns, rows, importance, compensator };
         let outputs = vec![Output { tensor, group_bytes }];
         Ok(Self::encode(&decl.name, [rows, columns], source, encoder, outputs))
     }
@@ -241,8 +240,6 @@ pub struct CodecEncoder {
     rows: u64,
     importance: Option<Importance>,
     compensator: Option<Compensator>,
-    /// Rows that have not come yet.
-    left: AtomicU64,
 }
 
 impl Encoder for CodecEncoder {
@@ -255,10 +252,6 @@ impl Encoder for CodecEncoder {
         self.encode_plainly(first_row, rows, out);
         if let Some(compensator) = &self.compensator {
             compensator.improve(self.codec, rows, out)?;
-            let count = rows.len() as u64 / self.columns.max(1);
-            if self.left.fetch_sub(count, Ordering::Relaxed) == count {
-                compensator.rest();
-            }
         }
         Ok(())
     }

@@ -95,7 +95,8 @@ fn one(subject: &Subject, name: &str, directory: &std::path::Path) -> Result<Fix
 
 /// The share of rows whose largest value is at the same place.
 fn same_best(found: &[Vec<f32>], due: &[Vec<f32>]) -> f32 {
-    let best = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]));
+    // The first of equals, as samplers take it.
+    let best = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)));
     let same = found.iter().zip(due).filter(|(found, due)| best(found) == best(due)).count();
     same as f32 / due.len().max(1) as f32
 }

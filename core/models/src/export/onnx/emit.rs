@@ -71,6 +71,7 @@ pub(super) struct Emitted {
     pub(super) shares_buffers: bool,
     pub(super) interface: Interface,
     pub(super) ties: HashMap<String, String>,
+    pub(super) reads: HashMap<WeightId, String>,
 }
 
 impl<'a> Emitter<'a> {
@@ -122,7 +123,8 @@ impl<'a> Emitter<'a> {
         }
         self.graph.nodes.splice(0..0, std::mem::take(&mut self.decoders));
         let fixed = self.fixed.take();
-        let (interface, ties) = fixed.map(|fixed| (fixed.interface, fixed.ties)).unwrap_or_default();
+        let (interface, ties, reads) =
+            fixed.map(|fixed| (fixed.interface, fixed.ties, fixed.reads)).unwrap_or_default();
         let mut notes = Vec::new();
         if !self.widths.is_empty() {
             self.widths.sort_unstable();
@@ -163,6 +165,7 @@ impl<'a> Emitter<'a> {
             shares_buffers: self.shares_buffers,
             interface,
             ties,
+            reads,
         }
     }
 

@@ -37,6 +37,11 @@ pub enum Weights {
 }
 
 impl Weights {
+    /// Whether a matrix has so few codes that making up for errors is worth the while.
+    pub(super) fn rounds_coarsely(self, role: Role) -> bool {
+        matches!(self.storage(role, false), Storage::Channels { bits } if bits < 8)
+    }
+
     /// Four bits are too few for what every later number hangs on: the head, values, and the way back into the residual stream.
     pub(super) fn storage(self, role: Role, table: bool) -> Storage {
         match self {
@@ -150,11 +155,14 @@ pub(super) struct Fixed {
     pub(super) interface: Interface,
     /// Values that have another's encoding.
     pub(super) ties: HashMap<String, String>,
+    /// What matrices are multiplied with.
+    pub(super) reads: HashMap<WeightId, String>,
 }
 
 impl Fixed {
     pub(super) fn new(tokens: u32, past: u32, weights: Weights) -> Self {
-        Self { tokens, past, weights, interface: Interface::default(), ties: HashMap::new() }
+        let (interface, ties, reads) = Default::default();
+        Self { tokens, past, weights, interface, ties, reads }
     }
 }
 

@@ -8,7 +8,8 @@ use super::emit::{Emitted, Emitter};
 use super::fixed::{Fixed, Interface, Weights};
 use super::qdq::{self, Ranges};
 use super::scheme::{Scheme, Storage};
-use super::weights::Importances;
+use super::watch::{self, Multiplied};
+use super::weights::{Importances, Inputs, Matrix};
 use crate::builder::build_decoder;
 use crate::checkpoint::Checkpoint;
 use crate::description::ModelKind;
@@ -24,6 +25,17 @@ pub struct Step {
     pub stem: &'static str,
     /// Tokens at a time.
     pub tokens: u32,
+}
+
+/// A graph that tells about its values.
+#[derive(Debug, Default)]
+pub struct Watched {
+    /// Its file and that of its weights.
+    pub layout: Layout,
+    /// Values whose ranges it tells.
+    pub values: Vec<String>,
+    /// Values whose products it tells.
+    pub multiplied: Vec<Multiplied>,
 }
 
 /// A decoder's fixed graphs.
@@ -72,22 +84,26 @@ impl<'a> FixedExport<'a> {
         self.graphs.first().map(|(_, emitted)| emitted.interface.clone()).unwrap_or_default()
     }
 
-    /// The first graph with outputs that tell the range of every value, in a layout with the weights; and the values' names. The
-    /// outputs are called `{value}/low` and `{value}/high`.
+    /// The first graph with outputs that tell about its values, in a layout with the weights: ranges as `{value}/low` and
+    /// `{value}/high`, and how the numbers go together that matrices are multiplied with where `weights` rounds these coarsely.
     ///
     /// # Errors
     /// Sizes that no file holds.
-    pub fn watched(&self) -> Result<(Layout, Vec<String>), drophammer_formats::Fault> {
-        let Some((step, emitted)) = self.graphs.first() else {
-            return Ok((
-                Layout { files: Vec::new(), places: Vec::new(), side_files: Vec::new() },
-                Vec::new(),
-            ));
-        };
-        let (model, values) = qdq::watched(emitted.model.clone());
+    pub fn watched(&self, weights: Weights) -> Result<Watched, drophammer_formats::Fault> {
+        let Some((step, emitted)) = self.graphs.first() else { return Ok(Watched::default()) };
+        let (mut model, values) = watch::watched(emitted.model.clone());
+        let mut multiplied: Vec<Multiplied> = Vec::new();
+        for matrix in emitted.matrices.iter().filter(|matrix| weights.rounds_coarsely(matrix.id.role)) {
+            let Some(value) = emitted.reads.get(&matrix.id) else { continue };
+            if multiplied.iter().all(|known| known.value != *value) {
+                let read = Multiplied { value: value.clone(), columns: matrix.columns as usize };
+                read.watch(&mut model.graph);
+                multiplied.push(read);
+            }
+        }
         let mut layout = onnx::plan(DATA, &model, &emitted.external)?;
         name(&mut layout, step.stem);
-        Ok((layout, values))
+        Ok(Watched { layout, values, multiplied })
     }
 
     /// Every byte's place: a file of weights, and a graph for each step. With `ranges` activations become whole numbers as well.
@@ -118,16 +134,22 @@ impl<'a> FixedExport<'a> {
                 layout = Some(first);
             }
         }
-        Ok(layout.unwrap_or(Layout { files: Vec::new(), places: Vec::new(), side_files: Vec::new() }))
+        Ok(layout.unwrap_or_default())
     }
 
-    /// The work of a pass over [`FixedExport::layout`].
+    /// The work of a pass over [`FixedExport::layout`]. Coarsely rounded matrices whose inputs are
+    /// known make up for their errors.
     ///
     /// # Errors
     /// [`PassError`], for importance of another model.
-    pub fn items(&self, importances: &Importances) -> Result<Vec<Item<'a>>, PassError> {
-        let matrices = self.graphs.first().map(|(_, emitted)| &emitted.matrices);
-        matrices.into_iter().flatten().map(|matrix| matrix.item(self.checkpoint, importances)).collect()
+    pub fn items(&self, importances: &Importances, inputs: &Inputs) -> Result<Vec<Item<'a>>, PassError> {
+        let Some((_, emitted)) = self.graphs.first() else { return Ok(Vec::new()) };
+        let products = |matrix: &Matrix| {
+            let coarse = self.weights.rounds_coarsely(matrix.id.role);
+            inputs.get(emitted.reads.get(&matrix.id).filter(|_| coarse)?).cloned()
+        };
+        let matrices = emitted.matrices.iter();
+        matrices.map(|matrix| matrix.item(self.checkpoint, importances, products(matrix))).collect()
     }
 
     /// How many matrices are stored in which way.

@@ -191,8 +191,10 @@ impl Emitter<'_> {
         }
         let weight = self.floats(&stored);
         let transposed = vec![("transB", Attribute::Int(1))];
-        let y = if let Some(fixed) = &self.fixed {
-            let tokens = i64::from(fixed.tokens);
+        let y = if let Some(tokens) = self.fixed.as_ref().map(|fixed| i64::from(fixed.tokens)) {
+            if let Some(fixed) = &mut self.fixed {
+                fixed.reads.insert(stored.key.0, x.to_owned());
+            }
             let x = self.reshape(x, &[tokens, linear.inputs.into()]);
             let y = self.op("Gemm", &[&x, &weight], transposed);
             self.reshape(&y, &[1, tokens, linear.outputs.into()])

@@ -15,6 +15,7 @@ mod matrices;
 mod operations;
 mod qdq;
 mod scheme;
+mod watch;
 mod weights;
 
 use drophammer_formats::layout::Layout;
@@ -27,11 +28,12 @@ use crate::description::ModelKind;
 use crate::error::Result;
 use emit::Emitter;
 pub use fixed::{Cache, Interface, Mask, Rotation, Weights};
-pub use fixed_export::{FixedExport, Step};
-pub use qdq::{Encoding, Range, Ranges, WATCH_HIGH, WATCH_LOW, watch};
+pub use fixed_export::{FixedExport, Step, Watched};
+pub use qdq::{Encoding, Range, Ranges};
 pub use scheme::{SCHEMES, Scheme, Storage, scheme};
-pub use weights::Importances;
+pub use watch::{Multiplied, WATCH_HIGH, WATCH_LOW, watch};
 use weights::{Alias, Matrix};
+pub use weights::{Importances, Inputs};
 
 /// The file that runtimes open.
 pub const FILE: &str = "model.onnx";
@@ -117,7 +119,7 @@ impl OnnxExport {
     /// # Errors
     /// [`PassError`], for importance of another model.
     pub fn items(&self, importances: &Importances) -> Result<Vec<Item<'_>>, PassError> {
-        self.matrices.iter().map(|matrix| matrix.item(&self.checkpoint, importances)).collect()
+        self.matrices.iter().map(|matrix| matrix.item(&self.checkpoint, importances, None)).collect()
     }
 
     /// Elements of all weights, and bytes of the data file's.

@@ -1,20 +1,19 @@
 //! Activations as whole numbers: a float graph becomes one whose every value passes a `QuantizeLinear` and a `DequantizeLinear`.
 //!
 //! That pair is how ONNX says "this value is stored as codes of this encoding", and what accelerators' compilers look for. Ranges come
-//! from running the float graph on sample text ([`watched`] adds outputs that tell them). Values that are only moved keep the encoding
-//! of what they are moved from, and a cache keeps one encoding wherever it is read, so that nothing is rounded twice.
+//! from running the float graph on sample text ([`watched`](super::watch::watched) adds outputs that tell them). Values that are only
+//! moved keep the encoding of what they are moved from, and a cache keeps one encoding wherever it is read, so that nothing is rounded
+//! twice.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use drophammer_formats::onnx::{
-    Attribute, ElementType, Graph, Initializer, InitializerData, Model, Node, ValueInfo,
-};
+use drophammer_formats::onnx::{ElementType, Graph, Initializer, InitializerData, Model, Node};
 
 use super::emit::{FLOAT, INT8, UINT8};
 
 const UINT16: ElementType = ElementType(4);
 /// Operations whose output holds some of their first input's values.
-const MOVES: [&str; 6] = ["Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Gather"];
+pub(super) const MOVES: [&str; 6] = ["Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Gather"];
 
 /// The least and the largest value seen, by the value's name.
 pub type Ranges = BTreeMap<String, Range>;
@@ -104,49 +103,8 @@ pub(super) fn code_type(bits: u8) -> ElementType {
     if bits == 8 { UINT8 } else { UINT16 }
 }
 
-/// The float graph with two more outputs for each value whose range has to be known: `{value}/low` and `{value}/high`.
-pub(super) fn watched(mut model: Model) -> (Model, Vec<String>) {
-    let graph = &mut model.graph;
-    let integers = integers(graph);
-    let unknown =
-        |node: &&Node| !MOVES.contains(&node.op_type.as_str()) && node.op_type != "DequantizeLinear";
-    let values = graph.nodes.iter().filter(unknown).flat_map(|node| &node.outputs);
-    let inputs = graph.inputs.iter().map(|input| &input.name);
-    let values: Vec<String> =
-        values.chain(inputs).filter(|name| !integers.contains(name.as_str())).cloned().collect();
-    watch(graph, &values);
-    (model, values)
-}
-
-/// What [`watch`] adds to a value's name for its least number.
-pub const WATCH_LOW: &str = "/low";
-/// The same for its largest.
-pub const WATCH_HIGH: &str = "/high";
-
-/// Adds outputs that tell the least and the largest number of values.
-pub fn watch(graph: &mut Graph, values: &[String]) {
-    for value in values {
-        for (op, what) in [("ReduceMin", WATCH_LOW), ("ReduceMax", WATCH_HIGH)] {
-            let output = format!("{value}{what}");
-            graph.nodes.push(Node {
-                name: output.clone(),
-                op_type: op.into(),
-                inputs: vec![value.clone()],
-                outputs: vec![output.clone()],
-                attributes: vec![("keepdims".into(), Attribute::Int(0))],
-                ..Node::default()
-            });
-            graph.outputs.push(ValueInfo {
-                name: output,
-                element_type: Some(FLOAT),
-                shape: Some(Vec::new()),
-            });
-        }
-    }
-}
-
 /// Names of inputs and constants that are no floats.
-fn integers(graph: &Graph) -> HashSet<String> {
+pub(super) fn integers(graph: &Graph) -> HashSet<String> {
     let inputs = graph.inputs.iter().filter(|input| input.element_type != Some(FLOAT)).map(|i| &i.name);
     let constants = graph.initializers.iter().filter(|tensor| tensor.element_type != FLOAT).map(|i| &i.name);
     inputs.chain(constants).cloned().collect()
@@ -371,6 +329,9 @@ impl<'a> Pass<'a> {
 
 #[cfg(test)]
 mod tests {
+    use drophammer_formats::onnx::ValueInfo;
+
+    use super::super::watch::watched;
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use drophammer_formats::{DType, TensorDecl};
 use drophammer_quant::channels;
+use drophammer_quant::compensate::{Compensator, Products};
 use drophammer_quant::grouped::{self, Fit, Format, Levels, ScaleType};
 use drophammer_quant::pass::{BoxError, Encoder, Importance, Item, Output, PassError, RowSource};
 
@@ -17,6 +18,9 @@ use crate::weight::WeightId;
 
 /// Activation statistics by GGUF's tensor names.
 pub type Importances = BTreeMap<String, Importance>;
+
+/// Products of what matrices are multiplied with, by the value's name in the graph.
+pub type Inputs = BTreeMap<String, Arc<Products>>;
 
 /// Another initializer of the same bytes, of another shape.
 #[derive(Debug)]
@@ -51,6 +55,7 @@ impl Matrix {
         &self,
         checkpoint: &'a Checkpoint,
         importances: &Importances,
+        products: Option<Arc<Products>>,
     ) -> Result<Item<'a>, PassError> {
         let rows = Rows { checkpoint, id: self.id, skip: self.first_row() };
         let name = match self.expert {
@@ -83,7 +88,11 @@ impl Matrix {
             }
             Storage::Channels { bits } => {
                 let importance = self.importance(importances)?;
-                let encoder = Channels { bits, columns: self.columns as usize, importance };
+                let columns = self.columns as usize;
+                let compensator = products.map(|products| {
+                    Compensator::new(columns, move || Ok(products.as_ref().clone())).of_rows(self.rows)
+                });
+                let encoder = Channels { bits, columns, importance, compensator };
                 // An odd number of nibbles fills up a byte with the next row's first.
                 let group = encoder.row_group();
                 let bytes = [self.columns * group * u64::from(bits) / 8, 4 * group];
@@ -180,16 +189,27 @@ struct Channels {
     bits: u8,
     columns: usize,
     importance: Option<Arc<[f32]>>,
+    compensator: Option<Compensator>,
 }
 
 impl Encoder for Channels {
+    fn memory(&self) -> u64 {
+        self.compensator.as_ref().map_or(0, Compensator::memory)
+    }
+
     fn row_group(&self) -> u64 {
         if self.bits == 4 && self.columns % 2 == 1 { 2 } else { 1 }
     }
 
     fn encode(&self, _: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
         let [codes, scales] = outputs else { return Err("codes and scales are two outputs".into()) };
-        let encoded = channels::encode(rows, self.columns, self.bits, self.importance.as_deref());
+        let importance = self.importance.as_deref();
+        let encoded = match &self.compensator {
+            None => channels::encode(rows, self.columns, self.bits, importance),
+            Some(compensator) => {
+                channels::encode_compensated(rows, self.columns, self.bits, importance, compensator)?
+            }
+        };
         let packed = grouped::pack(&encoded.codes, self.bits.into());
         if packed.len() > codes.len() || encoded.scales.len() * 4 > scales.len() {
             return Err("outputs of another size".into());

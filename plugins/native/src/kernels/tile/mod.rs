@@ -176,6 +176,22 @@ impl Place {
     }
 }
 
+/// Reads a line of every scale of a unit (and of those beside it) before its codes are read. Scales are used a few at a time:
+/// fetched so, they would interrupt the stream of codes, which comes in half as fast then.
+///
+/// # Safety
+/// `scales` are those of the `unit`th unit.
+#[inline(always)]
+pub(crate) unsafe fn fetch_scales<F: Format>(unit: usize, scales: *const u8) {
+    const LINE: usize = 64;
+    if F::SCALE_BYTES > LINE && unit.is_multiple_of(F::TOGETHER) {
+        for at in (0..F::SCALE_BYTES * F::TOGETHER).step_by(LINE) {
+            // SAFETY: the caller's promise.
+            unsafe { scales.add(at).read_volatile() };
+        }
+    }
+}
+
 fn lay_strip_as<'a, F: Format>(columns: usize, rows: impl Iterator<Item = &'a [u8]>, strip: &mut [u8]) {
     let parts = F::COLUMNS / BLOCK;
     for (r, row) in rows.enumerate() {

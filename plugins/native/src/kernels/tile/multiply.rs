@@ -8,7 +8,7 @@
 
 use super::formats::{Format, with_format};
 use super::residual::{Products, Residuals};
-use super::{BLOCK, Place, Tiles};
+use super::{BLOCK, Place, Tiles, fetch_scales};
 use crate::kernels::LANES;
 use crate::kernels::activation::{Panels, RESIDUAL, WIDEST_PANEL};
 use crate::kernels::float::Output;
@@ -188,6 +188,7 @@ impl<F: Format> One<'_, F> {
             for unit in 0..self.x.columns / F::COLUMNS {
                 let place = Place::of::<F>(unit);
                 let scales = tile.add(place.scales);
+                fetch_scales::<F>(unit, scales);
                 for part in 0..parts {
                     let block = unit * parts + part;
                     let w = F::unpack::<I>(tile.add(place.codes + part * F::code_bytes()));
@@ -258,6 +259,7 @@ impl<F: Format> Kernel for Unpack<'_, F> {
             for unit in 0..self.tiles.columns() / F::COLUMNS {
                 let place = Place::of::<F>(unit);
                 let scales = tile.add(place.scales);
+                fetch_scales::<F>(unit, scales);
                 for part in 0..parts {
                     let block = unit * parts + part;
                     let w = F::unpack::<I>(tile.add(place.codes + part * F::code_bytes()));

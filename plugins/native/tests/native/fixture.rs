@@ -61,6 +61,10 @@ pub(crate) fn fast_tolerance() -> f64 {
     if std::is_x86_feature_detected!("avx512vnni") {
         return 0.006;
     }
+    #[cfg(target_arch = "aarch64")]
+    if std::arch::is_aarch64_feature_detected!("dotprod") {
+        return 0.006;
+    }
     0.002
 }
 

@@ -1,16 +1,27 @@
 //! What kernels are written in: sixteen numbers at a time.
 //!
 //! [`Isa`] is one instruction set seen as operations on 16 floats, 16 integers or 64 bytes, whatever its registers hold:
-//! AVX-512 has one register for each, AVX2 two, the portable form an array that the compiler vectorizes as the
+//! AVX-512 has one register for each, AVX2 two, NEON four, the portable form an array that the compiler vectorizes as the
 //! target allows. A kernel is written once over it, as a [`Kernel`], and [`run`] executes the form for a
 //! [`Path`]. Only code inlined into `run`'s entry points is compiled with their instructions: kernels and all they
 //! call are `#[inline(always)]`.
+//!
+//! Tests run every path of the processor they find. That of another family runs in an emulator, Arm's once with `dotprod`
+//! (`-cpu max`) and once without (`-cpu cortex-a53`):
+//!
+//! ```text
+//! export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+//! export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu"
+//! cargo test --target aarch64-unknown-linux-gnu -p drophammer-native --lib kernels
+//! ```
 #![allow(unsafe_code)] // vector intrinsics and raw loads; every entry point has checked the processor
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use std::sync::OnceLock;
@@ -33,6 +44,12 @@ pub(crate) enum Path {
     /// AVX-512 with VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON, whose instructions multiply words.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// NEON with the dot product instructions, which multiply bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Path {
@@ -51,6 +68,10 @@ impl Path {
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx2 if Level::Avx2.is_supported() => Path::Avx2,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon if std::arch::is_aarch64_feature_detected!("dotprod") => Path::NeonDot,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => Path::Neon,
             _ => Path::Portable,
         }
     }
@@ -59,6 +80,8 @@ impl Path {
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Self> {
         let mut all: Vec<Self> = Level::supported().map(Self::of).collect();
+        #[cfg(target_arch = "aarch64")]
+        all.insert(1, Path::Neon);
         all.dedup();
         all
     }
@@ -69,6 +92,17 @@ impl Path {
         match self {
             #[cfg(target_arch = "x86_64")]
             Path::Avx512 => true,
+            #[cfg(target_arch = "aarch64")]
+            Path::NeonDot => true,
+            _ => false,
+        }
+    }
+
+    /// Whether products take codes as signed: see [`Isa::codes_about_128`].
+    pub(crate) fn signs_codes(self) -> bool {
+        match self {
+            #[cfg(target_arch = "aarch64")]
+            Path::NeonDot => true,
             _ => false,
         }
     }
@@ -78,6 +112,8 @@ impl Path {
         match self {
             #[cfg(target_arch = "x86_64")]
             Path::Avx512 => 4,
+            #[cfg(target_arch = "aarch64")]
+            Path::NeonDot => 4,
             _ => 2,
         }
     }
@@ -90,6 +126,10 @@ impl Path {
             Path::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Path::Avx512 => "AVX-512 VNNI",
+            #[cfg(target_arch = "aarch64")]
+            Path::Neon => "NEON",
+            #[cfg(target_arch = "aarch64")]
+            Path::NeonDot => "NEON dotprod",
         }
     }
 }
@@ -118,6 +158,12 @@ pub(crate) unsafe fn run<K: Kernel>(path: Path, kernel: K) -> K::Output {
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => unsafe { run_avx2(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Path::NeonDot => unsafe { run_neon_dot(kernel) },
+        // SAFETY: NEON belongs to the target's baseline.
+        #[cfg(target_arch = "aarch64")]
+        Path::Neon => unsafe { kernel.run::<neon::Neon<neon::Words>>() },
         // SAFETY: needs no instruction beyond the baseline.
         Path::Portable => unsafe { kernel.run::<Portable>() },
     }
@@ -135,6 +181,13 @@ unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
 unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's promise.
     unsafe { kernel.run::<avx2::Avx2>() }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "dotprod")]
+unsafe fn run_neon_dot<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's promise.
+    unsafe { kernel.run::<neon::Neon<neon::SignedBytes>>() }
 }
 
 /// Sixteen-lane operations of one instruction set.
@@ -218,9 +271,15 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn look_up(table: &[u8; 16], indices: Self::B) -> Self::B;
     /// Brings codes of one byte, four neighbouring columns to a lane, into the form that [`Isa::dot`] takes.
     unsafe fn codes(bytes: [Self::B; 8]) -> Self::Codes;
+    /// The same for codes whose zero is 128. Where products take codes as signed, their zero becomes 0; all others are below 128.
+    #[inline(always)]
+    unsafe fn codes_about_128(bytes: [Self::B; 8]) -> Self::Codes {
+        // SAFETY: the caller's promise.
+        unsafe { Self::codes(bytes) }
+    }
     /// The same from four bits: the low ones of each byte belong to the first four vectors, the high ones to the last.
     unsafe fn codes_of_nibbles(packed: [Self::B; 4]) -> Self::Codes;
-    /// Adds to each lane the products of its codes, 0 ..= 255, with as many signed activations in `x`.
+    /// Adds to each lane the products of its codes, as [`Isa::codes`] gives them, with as many signed activations in `x`.
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I;
     /// Adds to each lane the products of its two signed words with those of `x`.
     unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I;

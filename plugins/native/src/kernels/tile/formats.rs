@@ -7,7 +7,7 @@ use half::f16;
 use super::BLOCK;
 use super::bits::{Bits, Eight, Five, Four, Six, Three, Two};
 use crate::kernels::LANES;
-use crate::kernels::isa::Isa;
+use crate::kernels::isa::{Isa, Path};
 
 /// A storage type as tiles. A weight is `scale · (code − zero) − minimum`.
 pub(crate) trait Format {
@@ -21,11 +21,11 @@ pub(crate) trait Format {
     const TOGETHER: usize = if Self::SCALE_BYTES.is_multiple_of(64) { 1 } else { 2 };
     /// Scales per 32 columns: 1 or 2.
     const GROUPS: usize = 1;
-    /// The code that means nothing.
+    /// The code that means nothing. 128 if codes reach 128.
     const ZERO: i32;
     /// Whether there are minimums.
     const MINIMUMS: bool = false;
-    /// What four-bit codes stand for, plus 128.
+    /// What four-bit codes stand for, plus 128, which is then their zero.
     const TABLE: Option<[u8; 16]> = None;
     /// How codes are packed.
     type Bits: Bits;
@@ -47,6 +47,11 @@ pub(crate) trait Format {
     /// Writes one row's scales of a stored block into a unit.
     fn lay_scales(block: &[u8], row: usize, unit: &mut [u8]);
 
+    /// The code that means nothing among those that [`Format::unpack`] gives.
+    fn zero(path: Path) -> i32 {
+        if Self::ZERO == 128 && path.signs_codes() { 0 } else { Self::ZERO }
+    }
+
     /// The codes of a block as products take them.
     ///
     /// # Safety
@@ -55,12 +60,16 @@ pub(crate) trait Format {
     unsafe fn unpack<I: Isa>(p: *const u8) -> I::Codes {
         // SAFETY: the caller's promise.
         unsafe {
-            let Some(table) = &Self::TABLE else { return Self::Bits::codes::<I>(p) };
-            let mut codes = Self::Bits::unpack::<I>(p);
-            for code in &mut codes {
-                *code = I::look_up(table, *code);
+            if Self::ZERO != 128 {
+                return Self::Bits::codes::<I>(p);
             }
-            I::codes(codes)
+            let mut codes = Self::Bits::unpack::<I>(p);
+            if let Some(table) = &Self::TABLE {
+                for code in &mut codes {
+                    *code = I::look_up(table, *code);
+                }
+            }
+            I::codes_about_128(codes)
         }
     }
 

@@ -71,23 +71,22 @@ unsafe fn multiply_as<F: Format>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
+        let zero = F::zero(path);
         if x.tokens == 1 {
-            return isa::run(
-                path,
-                One::<F> { tiles, x, strips, out, room, format: std::marker::PhantomData },
-            );
+            let format = std::marker::PhantomData;
+            return isa::run(path, One::<F> { tiles, x, strips, out, room, zero, format });
         }
-        offsets::<F>(x, room);
+        offsets::<F>(x, zero, room);
         room.residuals.find(x);
         for strip in strips {
             isa::run(path, Unpack::<F> { tiles, strip, room, format: std::marker::PhantomData });
             let rows = LANES.min(tiles.rows() - strip * LANES);
             let out = Output { begin: out.begin.add(strip * LANES), ..out };
             match (F::GROUPS, F::MINIMUMS) {
-                (1, false) => unpacked::<Shape<1, false>>(path, room, x, F::ZERO, rows, out),
-                (1, true) => unpacked::<Shape<1, true>>(path, room, x, F::ZERO, rows, out),
-                (_, false) => unpacked::<Shape<2, false>>(path, room, x, F::ZERO, rows, out),
-                (_, true) => unpacked::<Shape<2, true>>(path, room, x, F::ZERO, rows, out),
+                (1, false) => unpacked::<Shape<1, false>>(path, room, x, zero, rows, out),
+                (1, true) => unpacked::<Shape<1, true>>(path, room, x, zero, rows, out),
+                (_, false) => unpacked::<Shape<2, false>>(path, room, x, zero, rows, out),
+                (_, true) => unpacked::<Shape<2, true>>(path, room, x, zero, rows, out),
             }
         }
     }
@@ -130,7 +129,7 @@ pub(super) fn offset(minimums: bool, zero: i32, sum: i32, scale: f32) -> i32 {
 }
 
 /// Prepares the offset for every scale's columns of every token.
-unsafe fn offsets<F: Format>(x: Panels, room: &mut Unpacked) {
+unsafe fn offsets<F: Format>(x: Panels, zero: i32, room: &mut Unpacked) {
     let groups = x.columns / BLOCK * F::GROUPS;
     for index in 0..x.count() {
         let one = x.at(index);
@@ -140,8 +139,7 @@ unsafe fn offsets<F: Format>(x: Panels, room: &mut Unpacked) {
                 // SAFETY: the panel holds a sum for every 16 columns and a scale for every 32.
                 unsafe {
                     let sum = sum(one.sums.add(m), x.panel, group, F::GROUPS);
-                    *out =
-                        offset(F::MINIMUMS, F::ZERO, sum, *one.scales.add(group / F::GROUPS * x.panel + m));
+                    *out = offset(F::MINIMUMS, zero, sum, *one.scales.add(group / F::GROUPS * x.panel + m));
                 }
             }
         }
@@ -155,6 +153,8 @@ struct One<'a, F> {
     strips: std::ops::Range<usize>,
     out: Output,
     room: &'a mut Unpacked,
+    /// The code that means nothing.
+    zero: i32,
     format: std::marker::PhantomData<F>,
 }
 
@@ -165,7 +165,7 @@ impl<F: Format> Kernel for One<'_, F> {
     unsafe fn run<I: Isa>(self) {
         // SAFETY: the caller's promise.
         unsafe {
-            offsets::<F>(self.x, self.room);
+            offsets::<F>(self.x, self.zero, self.room);
             for strip in self.strips.clone() {
                 let rows = LANES.min(self.tiles.rows() - strip * LANES);
                 let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
@@ -204,7 +204,7 @@ impl<F: Format> One<'_, F> {
                         if *self.x.refined.add(block) {
                             let factor = factor / RESIDUAL;
                             let codes = self::sum(self.x.sums, 1, blocks * F::GROUPS + at, F::GROUPS);
-                            let offset = self::offset(F::MINIMUMS, F::ZERO, codes, factor);
+                            let offset = self::offset(F::MINIMUMS, self.zero, codes, factor);
                             let x = x.add(blocks * I::STEPS);
                             let scale = I::mul(scale, I::splat(factor));
                             residual = Self::add::<I>(residual, w, x, offset, scale, minimum);

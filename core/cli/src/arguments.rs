@@ -393,9 +393,9 @@ pub(crate) struct Imatrix {
     /// The text to read; by default one that comes with the program.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) text: Option<PathBuf>,
-    /// The most tokens to read.
-    #[arg(long, value_name = "N", default_value_t = 1 << 17)]
-    pub(crate) tokens: usize,
+    /// The most tokens to read; by default 131072, with --products 8192.
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens: Option<usize>,
     /// Also sum the products of columns, which `quantize --compensate` needs. How much memory and disk that takes is said first.
     #[arg(long)]
     pub(crate) products: bool,

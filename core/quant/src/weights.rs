@@ -7,25 +7,38 @@ use crate::lanes::{LANES, Lanes, transpose};
 pub(crate) struct Weights<'a> {
     columns: Option<&'a [f32]>,
     gain: f32,
+    /// Whether large weights count more where no column's importance is known.
+    by_size: bool,
 }
 
 /// What even an unimportant column counts, so that a block met by no activation is still encoded sensibly.
 const FLOOR: f32 = 1e-4;
 
-/// How many times its block's mean square a weight's own must be to count √2 times as much: see [`Tile::favour_large`].
-const LARGE: f32 = 4.0;
+/// How much more than others a weight of so many times its block's mean square counts, where its column's importance is known: what
+/// is large in a matrix was made so by training, and its error is worth a little more than its column tells. (ggml multiplies by
+/// `sqrt(2σ² + x²)`.)
+fn beside_importance(squares: f32) -> f32 {
+    (1.0 + squares / 4.0).sqrt()
+}
+
+/// The same where nothing else is known: large weights meet strong activations more often than not.
+fn for_importance(squares: f32) -> f32 {
+    1.0 + squares
+}
 
 impl<'a> Weights<'a> {
     /// `None`, or importance that is zero everywhere, weighs all columns alike.
     pub(crate) fn new(importance: Option<&'a [f32]>) -> Self {
-        let Some(columns) = importance else { return Self { columns: None, gain: 1.0 } };
+        let even = Self { columns: None, gain: 1.0, by_size: false };
+        let Some(columns) = importance else { return even };
         let mean = columns.iter().map(|&x| f64::from(x)).sum::<f64>() / columns.len() as f64;
         let gain = (1.0 / mean) as f32;
-        if gain.is_finite() && gain > 0.0 {
-            Self { columns: Some(columns), gain }
-        } else {
-            Self { columns: None, gain: 1.0 }
-        }
+        if gain.is_finite() && gain > 0.0 { Self { columns: Some(columns), gain, ..even } } else { even }
+    }
+
+    /// The same; where it weighs all columns alike, weights count by their size.
+    pub(crate) fn or_by_size(self) -> Self {
+        Self { by_size: self.columns.is_none(), ..self }
     }
 
     /// Whether all columns weigh alike.
@@ -50,6 +63,8 @@ pub(crate) struct Tile {
     pub(crate) w: Vec<Row>,
     /// Whether weights differ.
     pub(crate) weighted: bool,
+    /// Whether they differ by their columns: what is largest may hardly count, and more clipping must be tried.
+    pub(crate) by_column: bool,
     /// The code of every element, which a search fills in.
     pub(crate) codes: Vec<[u8; LANES]>,
     /// Room for [`Tile::lines`].
@@ -63,6 +78,7 @@ impl Tile {
             x: vec![[0.0; LANES]; length],
             w: vec![[1.0; LANES]; length],
             weighted: false,
+            by_column: false,
             codes: vec![[0; LANES]; length],
             lines: Vec::new(),
         }
@@ -88,14 +104,18 @@ impl Tile {
                 *line = &columns[first..first + length];
             }
             side_by_side(&lines[..count], &mut self.w, |w| w * weights.gain + FLOOR);
-            self.favour_large();
+            self.favour_large(beside_importance);
+        } else if weights.by_size {
+            self.w.fill([1.0; LANES]);
+            self.favour_large(for_importance);
         }
-        self.weighted = weights.columns.is_some();
+        self.by_column = weights.columns.is_some();
+        self.weighted = self.by_column || weights.by_size;
     }
 
-    /// Multiplies weights by `sqrt(1 + x² / 4σ²)`, σ being the block's root mean square: what is large in a matrix was made so by
-    /// training, and its error is worth a little more than its column tells. (ggml multiplies by `sqrt(2σ² + x²)`.)
-    fn favour_large(&mut self) {
+    /// Multiplies weights by `worth(x² / σ²)`, σ being the block's root mean square.
+    #[inline(always)]
+    fn favour_large(&mut self, worth: impl Fn(f32) -> f32) {
         // Relative to the block's largest, so that no square overflows; then to the block's own sum, so that no block counts more
         // than by its columns.
         let mut largest = [0.0f32; LANES];
@@ -110,12 +130,12 @@ impl Tile {
                 squares[lane] += u * u;
             }
         }
-        let share = self.x.len() as f32 / LARGE;
+        let share = self.x.len() as f32;
         let gain = squares.map(|sum| if sum > 0.0 { share / sum } else { 0.0 });
         for (weights, row) in self.w.iter_mut().zip(&self.x) {
             for lane in 0..LANES {
                 let u = row[lane] * unit[lane];
-                weights[lane] *= (1.0 + u * u * gain[lane]).sqrt();
+                weights[lane] *= worth(u * u * gain[lane]);
             }
         }
     }

@@ -44,6 +44,11 @@ pub(crate) fn bytes_of(format: Format, columns: u64, rows: u64) -> Vec<u64> {
     bytes
 }
 
+/// How scales are found. With eight bits all weights lose as good as nothing, however they count.
+pub(crate) fn fit(format: Format) -> Fit {
+    if format.levels.bits() < 8 { Fit::LeastHarm } else { Fit::LeastError }
+}
+
 impl GroupedEncoder {
     /// For a weight of `rows` rows.
     pub(crate) fn new(format: Format, [rows, columns]: [u64; 2], importance: Option<Arc<[f32]>>) -> Self {
@@ -102,7 +107,7 @@ impl GroupedEncoder {
     /// Codes of rows, by the importance of the matrix of a stack that each lies in.
     fn codes(&self, first_row: u64, rows: &[f32]) -> Result<Encoded, BoxError> {
         let Some(importance) = &self.importance else {
-            return Ok(grouped::encode(self.format, rows, self.columns, None, Fit::LeastError)?);
+            return Ok(grouped::encode(self.format, rows, self.columns, None, fit(self.format))?);
         };
         let matrices = (importance.len() / self.columns).max(1) as u64;
         let matrix_rows = (self.rows / matrices).max(1);
@@ -113,7 +118,7 @@ impl GroupedEncoder {
             let matrix = (row / matrix_rows) as usize * self.columns;
             let weights =
                 importance.get(matrix..matrix + self.columns).ok_or("importance of fewer matrices")?;
-            let encoded = grouped::encode(self.format, now, self.columns, Some(weights), Fit::LeastError)?;
+            let encoded = grouped::encode(self.format, now, self.columns, Some(weights), fit(self.format))?;
             all.codes.extend(encoded.codes);
             all.scales.extend(encoded.scales);
             all.offsets.extend(encoded.offsets);
@@ -168,7 +173,7 @@ mod tests {
         let mut out = [vec![0u8; 18], vec![0u8; 6], vec![0u8; 24]];
         let [codes, offsets, scales] = &mut out;
         encoder.encode(0, &rows, &mut [codes, offsets, scales]).unwrap();
-        let encoded = grouped::encode(format, &rows, 9, None, Fit::LeastError).unwrap();
+        let encoded = grouped::encode(format, &rows, 9, None, fit(format)).unwrap();
         let nibble = |bytes: &[u8], i: usize| bytes[i / 2] >> (i % 2 * 4) & 15;
         for (i, &code) in encoded.codes.iter().enumerate() {
             assert_eq!(nibble(&out[0], i), code, "code {i}");

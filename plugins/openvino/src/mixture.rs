@@ -8,9 +8,10 @@ use std::collections::HashSet;
 
 use drophammer_forge::failure;
 use drophammer_models::{Checkpoint, WeightId, WeightShape};
-use drophammer_quant::grouped::{self, Fit};
+use drophammer_quant::grouped;
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
+use crate::encoder::fit;
 use crate::scheme::{Scheme, Storage};
 use crate::statistics::Statistics;
 
@@ -38,17 +39,24 @@ pub(crate) fn sensitive(
     if !scheme.is_mixed() {
         return Ok(HashSet::new());
     }
-    let mut candidates = Vec::new();
-    for weight in weights {
-        if let Some([usual, backup]) = scheme.choice(weight) {
-            let sample = Sample::of(checkpoint, weight, statistics)?;
-            candidates.push(Candidate {
-                id: weight.id,
-                parameters: weight.shape.iter().product(),
-                saved: sample.loss(usual)? - sample.loss(backup)?,
-            });
-        }
-    }
+    let open: Vec<_> = weights.iter().filter_map(|weight| Some((weight, scheme.choice(weight)?))).collect();
+    let candidate = |(weight, [usual, backup]): &(&WeightShape, [Storage; 2])| {
+        let sample = Sample::of(checkpoint, weight, statistics)?;
+        let saved = sample.loss(*usual)? - sample.loss(*backup)?;
+        Ok(Candidate { id: weight.id, parameters: weight.shape.iter().product(), saved })
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let candidates = std::thread::scope(|scope| {
+        let parts = open.chunks(open.len().div_ceil(threads).max(1));
+        let parts: Vec<_> =
+            parts.map(|part| scope.spawn(move || part.iter().map(candidate).collect())).collect();
+        let join = |part: std::thread::ScopedJoinHandle<'_, Result<Vec<Candidate>>>| match part.join() {
+            Ok(found) => found,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        parts.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    let candidates = candidates.into_iter().flatten().collect();
     Ok(chosen(candidates, scheme.ratio))
 }
 
@@ -109,7 +117,7 @@ impl Sample {
         for (number, row) in self.rows.chunks_exact(self.columns.max(1)).enumerate() {
             let importance =
                 self.importance.as_ref().map(|all| &all[number * self.columns..][..self.columns]);
-            let encoded = grouped::encode(format, row, self.columns, importance, Fit::LeastError);
+            let encoded = grouped::encode(format, row, self.columns, importance, fit(format));
             let back = encoded.and_then(|encoded| grouped::decode(format, &encoded, self.columns));
             for (column, (x, back)) in row.iter().zip(back.map_err(failed)?).enumerate() {
                 let weight = importance.map_or(1.0, |importance| f64::from(importance[column]));

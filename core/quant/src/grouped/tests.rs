@@ -47,6 +47,26 @@ fn the_search_never_loses_more_than_the_owners_rule() {
 }
 
 #[test]
+fn large_weights_are_nearer_where_they_count_more() {
+    let columns = 128;
+    let rows = bell(4, columns * 33);
+    let large: Vec<f32> = rows.iter().map(|x| if x.abs() > 1.2 { 1.0 } else { 0.0 }).collect();
+    for levels in [Levels::Signed { bits: 4 }, Levels::ZeroPoint { bits: 4 }, Levels::Nf4] {
+        let format = Format { levels, group: Some(64), scale: ScaleType::F16 };
+        let of_large = |fit| {
+            let encoded = encode(format, &rows, columns, None, fit).unwrap();
+            let back = decode(format, &encoded, columns).unwrap();
+            ErrorSums::between(&rows, &back, Some(&large)).weighted
+        };
+        let (harm, error) = (of_large(Fit::LeastHarm), of_large(Fit::LeastError));
+        assert!(harm < 0.9 * error, "{format:?}: {harm} of {error}");
+        let weights = importance(5, columns);
+        let told = |fit| encode(format, &rows, columns, Some(&weights), fit).unwrap();
+        assert!(told(Fit::LeastHarm) == told(Fit::LeastError), "importance has the word");
+    }
+}
+
+#[test]
 fn every_instruction_set_gives_the_same_codes() {
     let columns = 64;
     let rows = bell(8, columns * 19);
@@ -57,6 +77,8 @@ fn every_instruction_set_gives_the_same_codes() {
         for level in Level::supported() {
             let got = encode_at(level, format, &rows, columns, Some(&weights), Fit::LeastError).unwrap();
             assert!(got == expected, "{format:?} {}", level.name());
+            let harm = |level| encode_at(level, format, &rows, columns, None, Fit::LeastHarm).unwrap();
+            assert!(harm(level) == harm(Level::Portable), "{format:?} {}", level.name());
         }
     }
 }

@@ -234,7 +234,7 @@ impl Kernel for ZeroPoint<'_> {
         let plain_zero = (L::zero() - low * plain.recip_or_zero()).round().clamp(0.0, top);
         let (mut best, mut best_zero) = (plain, plain_zero);
         let mut least = zero_point_trial(&x, &w, top, plain, plain_zero).0;
-        let fitted = fit(&x, &w, top, tile.weighted, false);
+        let fitted = fit(&x, &w, top, tile.by_column, false);
         let wish = (L::zero() - fitted.m * fitted.d.recip_or_zero()).clamp(-4e6, 4e6).round();
         for step in [0.0, -1.0, 1.0] {
             let zero = (wish + L::splat(step)).clamp(0.0, top);

@@ -1,4 +1,4 @@
-//! A loaded model: one infer request per sequence, and what its state holds.
+//! A loaded model: an infer request per sequence, or one of those that go on together ([`joint`]), and what its state holds.
 //!
 //! Keys and values are the runtime's variables and belong to a request: that is the form whose attention its plugins fuse,
 //! and appending costs nothing. The C interface cannot cut or copy variables, so sequences are edited without touching
@@ -7,6 +7,7 @@
 //! together with the new ones. Mask values above 1 step over removed positions: windows are counted by summing the mask.
 
 mod fixed;
+mod joint;
 
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ use crate::forge::MODEL;
 use crate::kept::Kept;
 use crate::outline::Outline;
 use crate::runtime::{Compiled, Numbers, Request, Runtime};
+use joint::{Joint, Next};
 
 /// Context of a session that was not told one, where the model can take as much.
 const USUAL_CONTEXT: u32 = 4096;
@@ -37,6 +39,7 @@ pub(crate) struct OpenVinoSession {
     limits: Limits,
     vocabulary: u32,
     sequences: Vec<Sequence>,
+    joint: Joint,
 }
 
 /// One token of a sequence.
@@ -70,13 +73,29 @@ impl Sequence {
         let alive = self.held.iter().flatten().count();
         let dead = self.held.len() - alive;
         if alive == 0 || tolerated.map_or(dead > 0, |tolerated| dead > alive + tolerated) {
-            self.refill(self.entries().collect());
+            self.compute_again();
         }
+    }
+
+    /// Forgets the state; the next run computes all of it again.
+    fn compute_again(&mut self) {
+        self.refill(self.entries().collect());
     }
 
     /// Forgets the state; the next run computes `entries`.
     fn refill(&mut self, entries: Vec<Entry>) {
-        *self = Self { request: None, held: Vec::new(), due: entries };
+        (self.held, self.due) = (Vec::new(), entries);
+    }
+
+    /// The request to run in; emptied if nothing of what it holds is needed.
+    fn request(&mut self, compiled: &Compiled) -> Result<&mut Request> {
+        let held = !self.held.is_empty();
+        let kept = self.request.take().and_then(|mut kept| (held || kept.forget()).then_some(kept));
+        let request = match kept {
+            Some(request) => request,
+            None => compiled.request()?,
+        };
+        Ok(self.request.insert(request))
     }
 }
 
@@ -169,6 +188,7 @@ impl OpenVinoSession {
             limits,
             vocabulary: outline.vocabulary.unwrap_or(if decoder { width } else { u32::MAX }),
             sequences: (0..sequences).map(|_| Sequence::default()).collect(),
+            joint: Joint::default(),
         })
     }
 
@@ -177,19 +197,27 @@ impl OpenVinoSession {
         Ok(&mut self.sequences[sequence as usize])
     }
 
+    /// Changes what a sequence holds.
+    fn edit(&mut self, sequence: u32, how: impl FnOnce(&mut Sequence)) -> Result<()> {
+        let edited = self.sequence(sequence)?;
+        how(edited);
+        if edited.held.is_empty() {
+            self.joint.leave(sequence as usize);
+        }
+        Ok(())
+    }
+
     /// Runs `new` entries of a sequence; writes the rows of those in `wanted` (ascending).
     fn run(&mut self, sequence: usize, new: &[Entry], wanted: &[usize], out: &mut [f32]) -> Result<()> {
         if self.fixed {
             return self.run_fixed(sequence, new, wanted, out);
         }
         let decoder = self.limits.output_kind == OutputKind::Logits;
+        self.part(sequence)?;
         let state = &mut self.sequences[sequence];
         if !decoder {
             // All its tokens see each other in one run, and nothing is kept.
             (state.held, state.due) = (Vec::new(), Vec::new());
-        }
-        if state.request.is_none() {
-            state.request = Some(self.compiled.request()?);
         }
         let due = std::mem::take(&mut state.due);
         let skipped = due.len();
@@ -197,16 +225,8 @@ impl OpenVinoSession {
         let ids: Vec<i64> = entries.iter().map(|entry| entry.token.into()).collect();
         let positions: Vec<i64> = entries.iter().map(|entry| entry.position.into()).collect();
         let rows: Vec<i64> = wanted.iter().map(|&row| (skipped + row) as i64).collect();
-        let mut mask = Vec::with_capacity(state.held.len() + entries.len());
-        let mut last = None;
-        for entry in state.held.iter().copied().chain(entries.iter().copied().map(Some)) {
-            mask.push(entry.map_or(0, |entry| {
-                let step = last.map_or(1, |last| i64::from(entry.position) - i64::from(last));
-                last = Some(entry.position);
-                step.max(1)
-            }));
-        }
-        let Some(request) = state.request.as_mut() else { return Ok(()) };
+        let mask = mask_of(state.held.iter().copied().chain(entries.iter().copied().map(Some)));
+        let request = state.request(&self.compiled)?;
         let (time, all) = (ids.len() as i64, mask.len() as i64);
         for name in &self.inputs {
             match name.as_str() {
@@ -221,6 +241,7 @@ impl OpenVinoSession {
         if let Err(error) = request.infer() {
             // What the state holds now is unknown.
             let before = state.held.iter().flatten().chain(&entries[..skipped]).copied().collect();
+            state.request = None;
             state.refill(before);
             return Err(error);
         }
@@ -247,6 +268,17 @@ impl OpenVinoSession {
     }
 }
 
+/// How each entry counts: not at all if it was removed, otherwise as many as it is positions after the one before.
+fn mask_of(entries: impl Iterator<Item = Option<Entry>>) -> Vec<i64> {
+    let mut last = None;
+    let mut count = |entry: Entry| {
+        let step = last.map_or(1, |last| i64::from(entry.position) - i64::from(last));
+        last = Some(entry.position);
+        step.max(1)
+    };
+    entries.map(|entry| entry.map_or(0, &mut count)).collect()
+}
+
 impl Session for OpenVinoSession {
     fn limits(&self) -> Limits {
         self.limits
@@ -256,32 +288,39 @@ impl Session for OpenVinoSession {
         batch.validate(&self.limits, output.len())?;
         batch.check_vocabulary(self.vocabulary)?;
         let width = self.limits.output_width as usize;
-        for sequence in 0..self.limits.max_sequences {
-            let mine: Vec<usize> =
-                (0..batch.tokens.len()).filter(|&i| batch.sequences[i] == sequence).collect();
-            if mine.is_empty() {
-                continue;
-            }
-            let entries: Vec<Entry> = mine
-                .iter()
-                .map(|&i| Entry { token: batch.tokens[i], position: batch.positions[i] })
-                .collect();
-            let (mut wanted, mut places) = (Vec::new(), Vec::new());
-            for (place, &index) in batch.outputs.iter().enumerate() {
-                if let Ok(row) = mine.binary_search(&(index as usize)) {
-                    wanted.push(row);
-                    places.push(place);
-                }
-            }
+        let of = |sequence: u32| -> Vec<usize> {
+            (0..batch.tokens.len()).filter(|&i| batch.sequences[i] == sequence).collect()
+        };
+        let entry = |i: usize| Entry { token: batch.tokens[i], position: batch.positions[i] };
+        let place = |i: usize| batch.outputs.binary_search(&(i as u32)).ok();
+        let parts = (0..self.limits.max_sequences).map(|sequence| (sequence as usize, of(sequence)));
+        let (single, longer): (Vec<_>, Vec<_>) =
+            parts.filter(|(_, mine)| !mine.is_empty()).partition(|(_, mine)| mine.len() == 1);
+        let next: Vec<Next> = single
+            .iter()
+            .map(|(sequence, mine)| Next {
+                sequence: *sequence,
+                entry: entry(mine[0]),
+                place: place(mine[0]),
+            })
+            .collect();
+        let together = self.can_join(&next);
+        if together {
+            self.run_joint(&next, output)?;
+        }
+        for (sequence, mine) in longer.into_iter().chain(single.into_iter().filter(|_| !together)) {
+            let entries: Vec<Entry> = mine.iter().map(|&i| entry(i)).collect();
+            let (wanted, places): (Vec<usize>, Vec<usize>) =
+                (0..mine.len()).filter_map(|row| Some((row, place(mine[row])?))).unzip();
             let contiguous = places.windows(2).all(|pair| pair[1] == pair[0] + 1);
             match places.first() {
                 Some(&first) if contiguous => {
                     let out = &mut output[first * width..(first + places.len()) * width];
-                    self.run(sequence as usize, &entries, &wanted, out)?;
+                    self.run(sequence, &entries, &wanted, out)?;
                 }
                 _ => {
                     let mut rows = vec![0.0; wanted.len() * width];
-                    self.run(sequence as usize, &entries, &wanted, &mut rows)?;
+                    self.run(sequence, &entries, &wanted, &mut rows)?;
                     for (row, place) in rows.chunks_exact(width).zip(places) {
                         output[place * width..][..width].copy_from_slice(row);
                     }
@@ -293,24 +332,22 @@ impl Session for OpenVinoSession {
 
     fn keep(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
         let tolerated = (!self.fixed).then_some(TOLERATED);
-        self.sequence(sequence)?.retain(tolerated, |position| (from..to).contains(&position));
-        Ok(())
+        self.edit(sequence, |held| held.retain(tolerated, |position| (from..to).contains(&position)))
     }
 
     fn remove(&mut self, sequence: u32, from: u32, to: u32) -> Result<()> {
         let tolerated = (!self.fixed).then_some(TOLERATED);
-        self.sequence(sequence)?.retain(tolerated, |position| !(from..to).contains(&position));
-        Ok(())
+        self.edit(sequence, |held| held.retain(tolerated, |position| !(from..to).contains(&position)))
     }
 
     fn copy(&mut self, source: u32, target: u32, from: u32, to: u32) -> Result<()> {
         let entries: Vec<Entry> =
             self.sequence(source)?.entries().filter(|entry| (from..to).contains(&entry.position)).collect();
-        let target = self.sequence(target)?;
-        if !target.entries().eq(entries.iter().copied()) {
-            target.refill(entries);
-        }
-        Ok(())
+        self.edit(target, |target| {
+            if !target.entries().eq(entries.iter().copied()) {
+                target.refill(entries);
+            }
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The C interface of OpenVINO (`openvino/c/openvino.h`), opened while running.
 //!
 //! Only what sessions need is here; every function exists in all versions from 2025.0 on. The interface has neither graph
-//! construction nor access to variables' state, which sessions do without.
+//! construction, which sessions do without, nor access to variables: see [`states`](super::states).
 #![allow(unsafe_code)] // each function is declared as the header of 2026.4 declares it
 #![allow(dead_code)] // fields that only the other side reads
 
@@ -9,6 +9,8 @@ use std::ffi::{c_char, c_void};
 use std::path::Path;
 
 use libloading::Library;
+
+use super::states::Functions;
 
 /// An opaque object of the runtime.
 pub(super) type Object = *mut c_void;
@@ -79,6 +81,8 @@ macro_rules! functions {
             /// `ov::save_model` of the C++ interface, which the C interface has no form of. Where the library has no function of
             /// this very name it is built in another way, and cannot be asked.
             pub(super) save_model: Option<SaveModel>,
+            /// The same of what reads and writes variables.
+            pub(super) states: Option<Functions>,
             /// Keeps the functions where they are.
             _library: Library,
         }
@@ -95,6 +99,7 @@ macro_rules! functions {
                 let save_model = unsafe { library.get::<SaveModel>(SAVE_MODEL) }.ok().map(|function| *function);
                 Ok(Self {
                     save_model,
+                    states: Functions::of(&library),
                     // SAFETY: the functions have these signatures; the library stays open as long as they are known.
                     $($name: *unsafe { library.get(concat!(stringify!($name), "\0").as_bytes()) }
                         .map_err(|_| concat!("it has no function ", stringify!($name)).to_owned())?,)*
@@ -133,6 +138,8 @@ functions! {
     ov_tensor_create(u32, Shape, *mut Object) -> Status;
     ov_tensor_data(Object, *mut *mut c_void) -> Status;
     ov_tensor_get_byte_size(Object, *mut usize) -> Status;
+    ov_tensor_get_shape(Object, *mut Shape) -> Status;
+    ov_shape_free(*mut Shape) -> Status;
     ov_tensor_get_element_type(Object, *mut u32) -> Status;
     ov_tensor_free(Object);
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // calls into the C interface; pointers it gives are used and freed as its header says
 
 mod api;
+mod states;
 
 use std::ffi::{CStr, CString, c_char};
 use std::path::Path;
@@ -10,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use drophammer_runtimes::Unavailable;
 use drophammer_sdk::{BackendError, ErrorCode, HostInfo, Result};
+
+pub(crate) use states::State;
 
 use api::{Api, Devices, Dimension, Object, PartialShape, Property, Shape, Version, WideText};
 
@@ -122,6 +125,34 @@ impl Runtime {
                 copied
             })
         }
+    }
+
+    /// A tensor with a copy of these numbers, whose type `kind` names.
+    fn tensor<T: Copy>(&self, kind: u32, shape: &[i64], numbers: &[T]) -> Result<Object> {
+        let api = &self.api;
+        let mut dims = shape.to_vec();
+        let shape = Shape { rank: dims.len() as i64, dims: dims.as_mut_ptr() };
+        let (bytes, mut tensor) = (size_of_val(numbers), null_mut());
+        // SAFETY: the tensor has room for what is copied, which is checked.
+        unsafe {
+            self.check((api.ov_tensor_create)(kind, shape, &raw mut tensor), "making a tensor")?;
+            let (mut data, mut room) = (null_mut(), 0);
+            let mut status = (api.ov_tensor_get_byte_size)(tensor, &raw mut room);
+            if status == 0 && bytes > 0 {
+                status = (api.ov_tensor_data)(tensor, &raw mut data);
+            }
+            if status == 0 && room != bytes {
+                status = -6; // OUT_OF_BOUNDS
+            }
+            if status == 0 && bytes > 0 {
+                std::ptr::copy_nonoverlapping(numbers.as_ptr().cast::<u8>(), data.cast(), bytes);
+            }
+            if let Err(error) = self.check(status, "filling a tensor") {
+                (api.ov_tensor_free)(tensor);
+                return Err(error);
+            }
+        }
+        Ok(tensor)
     }
 
     fn check(&self, status: i32, doing: &str) -> Result<()> {
@@ -330,32 +361,18 @@ impl Request {
     /// # Errors
     /// What the runtime says.
     pub(crate) fn set(&mut self, name: &str, shape: &[i64], numbers: Numbers<'_>) -> Result<()> {
-        let api = &self.runtime.api;
-        let (kind, bytes, pointer) = match numbers {
-            Numbers::I64(numbers) => (I64, size_of_val(numbers), numbers.as_ptr().cast::<u8>()),
-            Numbers::I32(numbers) => (I32, size_of_val(numbers), numbers.as_ptr().cast::<u8>()),
+        let tensor = match numbers {
+            Numbers::I64(numbers) => self.runtime.tensor(I64, shape, numbers)?,
+            Numbers::I32(numbers) => self.runtime.tensor(I32, shape, numbers)?,
         };
-        let mut dims = shape.to_vec();
-        let shape = Shape { rank: dims.len() as i64, dims: dims.as_mut_ptr() };
-        let mut tensor = null_mut();
-        let name = text(name);
-        // SAFETY: the tensor has room for what is copied, which is checked; the request holds it from then on.
-        unsafe {
-            self.runtime.check((api.ov_tensor_create)(kind, shape, &raw mut tensor), "making a tensor")?;
-            let (mut data, mut room) = (null_mut(), 0);
-            let mut status = (api.ov_tensor_get_byte_size)(tensor, &raw mut room);
-            if status == 0 {
-                status = (api.ov_tensor_data)(tensor, &raw mut data);
-            }
-            if status == 0 && room == bytes && !data.is_null() {
-                std::ptr::copy_nonoverlapping(pointer, data.cast::<u8>(), bytes);
-                status = (api.ov_infer_request_set_tensor)(self.object, name.as_ptr(), tensor);
-            } else if status == 0 && bytes > 0 {
-                status = -6; // OUT_OF_BOUNDS
-            }
+        let (api, name) = (&self.runtime.api, text(name));
+        // SAFETY: the request holds the tensor from then on.
+        let status = unsafe {
+            let status = (api.ov_infer_request_set_tensor)(self.object, name.as_ptr(), tensor);
             (api.ov_tensor_free)(tensor);
-            self.runtime.check(status, "setting an input")
-        }
+            status
+        };
+        self.runtime.check(status, "setting an input")
     }
 
     /// Runs it.

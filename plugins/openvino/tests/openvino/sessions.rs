@@ -49,6 +49,75 @@ fn only_wanted_rows_are_written_and_sequences_do_not_mix() {
     assert!(largest_difference(&other, &whole[6 * width..]) < SAME);
 }
 
+/// One token of each sequence together: `(sequence, position, token)`.
+fn step(session: &mut dyn Session, next: &[(u32, u32, u32)]) -> Vec<f32> {
+    let tokens: Vec<u32> = next.iter().map(|(_, _, token)| *token).collect();
+    let positions: Vec<u32> = next.iter().map(|(_, position, _)| *position).collect();
+    let sequences: Vec<u32> = next.iter().map(|(sequence, _, _)| *sequence).collect();
+    let outputs: Vec<u32> = (0..next.len() as u32).collect();
+    let mut out = vec![f32::NAN; next.len() * session.limits().output_width as usize];
+    let batch = Batch { tokens: &tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
+    session.forward(batch, &mut out).unwrap();
+    out
+}
+
+#[test]
+#[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
+fn sequences_that_go_on_together_give_what_each_gives_alone() {
+    let (mut session, tokens, _made) = session(5);
+    let session = session.as_mut();
+    let width = session.limits().output_width as usize;
+    // What each text gives, row by row, in a sequence of its own.
+    let texts = [&tokens[..30], &tokens[40..70], &tokens[70..100], &tokens[90..120]];
+    let due: Vec<Vec<f32>> = texts
+        .iter()
+        .map(|text| {
+            let rows = run(session, 4, 0, text);
+            session.remove(4, 0, u32::MAX).unwrap();
+            rows
+        })
+        .collect();
+    let mut lengths = [12, 3, 7, 0];
+    for sequence in 0..3 {
+        run(session, sequence, 0, &texts[sequence as usize][..lengths[sequence as usize]]);
+    }
+    let go = |session: &mut dyn Session, lengths: &mut [usize; 4], steps: &[&[u32]]| {
+        for who in steps {
+            let next: Vec<_> = who
+                .iter()
+                .map(|&s| (s, lengths[s as usize] as u32, texts[s as usize][lengths[s as usize]]))
+                .collect();
+            let rows = step(session, &next);
+            for (&s, row) in who.iter().zip(rows.chunks(width)) {
+                let place = lengths[s as usize];
+                let difference = largest_difference(row, &due[s as usize][place * width..][..width]);
+                assert!(difference < SAME, "sequence {s} at {place} of {who:?}: {difference}");
+                lengths[s as usize] += 1;
+            }
+        }
+    };
+    // Two, then a third joins; one waits; a new one joins at its first token; few of many go on.
+    go(
+        session,
+        &mut lengths,
+        &[&[0, 1], &[1, 0], &[0, 1, 2], &[2, 0], &[3, 1], &[0, 1, 2, 3], &[3], &[1, 3], &[0, 2]],
+    );
+    // One goes on with several tokens, and joins again.
+    let more = run(session, 1, lengths[1] as u32, &texts[1][lengths[1]..lengths[1] + 4]);
+    assert!(largest_difference(&more, &due[1][lengths[1] * width..][..4 * width]) < SAME);
+    lengths[1] += 4;
+    go(session, &mut lengths, &[&[1, 2], &[0, 1, 2, 3]]);
+    // A tail is removed, and a whole sequence.
+    session.remove(0, 10, u32::MAX).unwrap();
+    lengths[0] = 10;
+    session.remove(2, 0, u32::MAX).unwrap();
+    lengths[2] = 0;
+    go(session, &mut lengths, &[&[0, 1], &[0, 1, 2, 3], &[2, 3]]);
+    session.copy(1, 4, 0, u32::MAX).unwrap();
+    let copied = run(session, 4, lengths[1] as u32, &texts[1][lengths[1]..=lengths[1]]);
+    assert!(largest_difference(&copied, &due[1][lengths[1] * width..][..width]) < SAME);
+}
+
 #[test]
 #[ignore = "needs the OpenVINO runtime: `cargo xtask test` provides it"]
 fn a_removed_tail_leaves_no_trace() {

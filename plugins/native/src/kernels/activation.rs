@@ -21,8 +21,8 @@ use super::tile::BLOCK;
 /// A block is refined if its largest magnitude is more than so many times that of a usual block of its row.
 const REFINED: f32 = 2.0;
 
-/// Largest magnitude of a code of twelve bits.
-const WORD_LIMIT: f32 = 2047.0;
+/// Largest magnitude of a code of thirteen bits.
+const WORD_LIMIT: f32 = 4095.0;
 
 /// Steps of a residual's code in one of the code itself: a remainder of half a step becomes the largest byte.
 pub(crate) const RESIDUAL: f32 = 254.0;
@@ -162,7 +162,7 @@ impl Panels {
         unsafe { isa::run(path, row) }
     }
 
-    /// The same to twelve bits, which products with words of sixteen take: every 32 columns have a scale, and no residuals.
+    /// The same to thirteen bits, which products with words of sixteen take: every 32 columns have a scale, and no residuals.
     ///
     /// # Safety
     /// As for [`Panels::quantize`].
@@ -174,7 +174,7 @@ impl Panels {
     }
 }
 
-/// A row's place in its panel. `WORDS`: codes of twelve bits in words of sixteen, whatever the path; otherwise what
+/// A row's place in its panel. `WORDS`: codes of thirteen bits in words of sixteen, whatever the path; otherwise what
 /// [`Isa::activations`] makes.
 struct Row<'a, const WORDS: bool> {
     panel: Panels,

@@ -1,9 +1,9 @@
 //! Half-precision weights (F16, BF16) as fixed-point numbers of sixteen bits: what processors multiply twice as fast as floats,
 //! in as much memory.
 //!
-//! Each row has one scale, its largest magnitude / 16383, so that a weight keeps fifteen bits of the largest of its row: where
+//! Each row has one scale, its largest magnitude / 8191, so that a weight keeps fourteen bits of the largest of its row: where
 //! rows have no extreme outliers that is finer than the eleven (eight) bits of the stored number for all that matter in a sum.
-//! Activations have twelve bits per 32 columns ([`Panels::quantize_words`]); 32 products of both still fit into 32 bits.
+//! Activations have thirteen bits per 32 columns ([`Panels::quantize_words`]); 32 products of both still fit into 32 bits.
 //!
 //! ```text
 //! strip:  scales of row 0 … row 15 | step 0: row 0: k=0 2 | row 1: k=0 2 | … | step 1: row 0: k=1 3 | … | step 2: row 0: k=4 6 …
@@ -21,7 +21,7 @@ use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::rows::{self, nearest};
 
 /// Largest magnitude of a code.
-const LIMIT: f32 = 16383.0;
+const LIMIT: f32 = 8191.0;
 /// Bytes of a strip's scales.
 const SCALES: usize = LANES * 4;
 /// Steps of a block: two columns each.
@@ -204,7 +204,7 @@ mod tests {
                             let (exact, squares) = terms.fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
                             let got = f64::from(out[t * rows + r]);
                             // Every term is off by up to half a step of both codes; errors of many add up like a walk.
-                            let step = 9.0 / 2047.0 + 1.0 / 16383.0;
+                            let step = 9.0 / 4095.0 + 1.0 / 8191.0;
                             let allowed = 4.0 * (step * step * columns as f64 + 1e-6 * squares).sqrt();
                             assert!((got - exact).abs() < allowed, "{dtype} {path:?} {t} {r}: {got} {exact}");
                         }

@@ -74,7 +74,7 @@ pub(crate) enum Takes {
     Floats,
     /// Integers of the width that the path multiplies codes of quantized weights by.
     Codes,
-    /// Integers of twelve bits in words of sixteen.
+    /// Integers of thirteen bits in words of sixteen.
     Words,
 }
 

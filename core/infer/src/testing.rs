@@ -1,7 +1,7 @@
 //! A session small enough to reason about: its logits are a hash of everything its cache holds for a sequence, so a
 //! token that is missing, doubled or in the wrong place changes every output after it. It checks what it is asked.
 
-use drophammer_sdk::{BackendError, Batch, ErrorCode, Limits, OutputKind, Result, Session};
+use drophammer_sdk::{BackendError, Batch, ErrorCode, Limits, OutputKind, Result, Session, most_likely};
 
 /// The session.
 #[derive(Debug)]
@@ -60,8 +60,7 @@ impl HashSession {
         let mut tokens = prompt.to_vec();
         for _ in 0..count {
             let row = self.row_after(&tokens);
-            let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
-            tokens.push(best as u32);
+            tokens.push(most_likely(&row).unwrap() as u32);
         }
         tokens.split_off(prompt.len())
     }

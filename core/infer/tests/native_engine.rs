@@ -14,21 +14,10 @@ use drophammer_infer::scheduler::{Config, EventKind, Request, Scheduler};
 use drophammer_infer::template::{ChatTemplate, Conversation, TemplateFiles};
 use drophammer_infer::tokenizer::Tokenizer;
 use drophammer_native::Native;
-use drophammer_sdk::{Backend, Budgets, ForgeRequest, Goal, JobContext, LoadRequest, LogLevel, Session};
+use drophammer_sdk::{Backend, ForgeRequest, Goal, LoadRequest, Session, Unwatched};
 use serde_json::{Value as Json, json};
 
-struct Job;
-
-impl JobContext for Job {
-    fn progress(&self, _: &str, _: &str, _: u64, _: u64) {}
-    fn log(&self, _: LogLevel, _: &str) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+const JOB: Unwatched = Unwatched { threads: 2 };
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shakespeare-llama")
@@ -42,7 +31,7 @@ fn load(path: &Path, sequences: u32, reference: bool) -> Box<dyn Session> {
         reference,
         ..LoadRequest::default()
     };
-    Native.load(&request, Box::new(Job)).unwrap()
+    Native.load(&request, Box::new(JOB)).unwrap()
 }
 
 fn scheduler(session: Box<dyn Session>, tokenizer: &Arc<Tokenizer>) -> Scheduler {
@@ -99,7 +88,7 @@ fn fast_mode_has_the_perplexity_of_reference_mode_within_a_thousandth() {
             name: "shakespeare".into(),
             ..ForgeRequest::default()
         };
-        let report = Native.quantize(&request, &Job).unwrap();
+        let report = Native.quantize(&request, &JOB).unwrap();
         let (fast, exact) = perplexities(&staging.path().join(&report.files[0]), &tokens, 2048);
         assert!((fast / exact - 1.0).abs() < 1e-3, "{scheme}: {fast} instead of {exact}");
     }

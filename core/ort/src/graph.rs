@@ -5,8 +5,7 @@ use std::path::Path;
 
 use drophammer_forge::plain::{Accuracy, Draft, Samples, Tensor};
 use drophammer_forge::{Recipe, failure};
-use drophammer_models::export::onnx::{Range, Ranges};
-use drophammer_models::export::onnx::{WATCH_HIGH, WATCH_LOW};
+use drophammer_models::export::onnx::{Range, Ranges, WATCH_HIGH, WATCH_LOW};
 use drophammer_sdk::{BackendError, ErrorCode, JobContext, Result};
 use half::f16;
 use ort::environment::Environment;

@@ -232,6 +232,36 @@ pub trait JobContext: Send + Sync {
     }
 }
 
+/// A job that nobody watches, for tests and tools that call a backend in their own process: it may use so many threads and all
+/// memory and disk, is never cancelled, and what it logs goes to standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unwatched {
+    /// Threads to work on.
+    pub threads: u32,
+}
+
+impl JobContext for Unwatched {
+    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
+
+    fn log(&self, _level: LogLevel, message: &str) {
+        eprintln!("{message}");
+    }
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+
+    fn budgets(&self) -> Budgets {
+        Budgets { threads: self.threads, memory_bytes: 0, disk_bytes: 0 }
+    }
+}
+
+/// The place of the largest number of a row of logits, the first of equals: the token that greedy sampling chooses. `None` for an
+/// empty row.
+pub fn most_likely(row: &[f32]) -> Option<usize> {
+    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)))
+}
+
 /// A named set of calls beyond the traits above.
 pub trait Extension: Send + Sync {
     /// Calls `method` with bytes the extension defines.

@@ -61,7 +61,10 @@ pub mod host;
 pub mod manifest;
 pub mod profile;
 
-pub use backend::{Backend, Batch, Budgets, Extension, JobContext, Limits, LogLevel, OutputKind, Session};
+pub use backend::{
+    Backend, Batch, Budgets, Extension, JobContext, Limits, LogLevel, OutputKind, Session, Unwatched,
+    most_likely,
+};
 pub use documents::{
     Device, Estimate, ForgeReport, ForgeRequest, FormatSupport, Goal, HostInfo, LoadRequest, Options,
     ProbeReport, ProbeRequest, Problem,

@@ -8,6 +8,7 @@
 //! the packaged plugin there and in `LD_LIBRARY_PATH`, both run the very same libraries.
 #![allow(unsafe_code, clippy::expect_used, clippy::unwrap_used)]
 
+use drophammer_sdk::most_likely;
 use std::ffi::{CString, c_char, c_void};
 use std::time::Instant;
 
@@ -99,7 +100,7 @@ impl Direct {
         unsafe {
             let vocabulary = sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(self.model)) as usize;
             let logits = std::slice::from_raw_parts(sys::llama_get_logits_ith(self.context, -1), vocabulary);
-            (0..vocabulary).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap() as i32
+            most_likely(logits).unwrap() as i32
         }
     }
 

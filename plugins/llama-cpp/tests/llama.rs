@@ -12,7 +12,7 @@ use drophammer_llama_cpp::LlamaCpp;
 use drophammer_sdk::host::Plugin;
 use drophammer_sdk::{
     Backend, Batch, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest,
-    LogLevel, OutputKind, Session,
+    LogLevel, OutputKind, Session, most_likely,
 };
 use serde_json::json;
 
@@ -92,7 +92,7 @@ fn last(session: &mut dyn Session, tokens: &[u32], from: u32) -> Vec<f32> {
 }
 
 fn best(row: &[f32]) -> u32 {
-    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).unwrap() as u32
+    most_likely(row).unwrap() as u32
 }
 
 /// The most probable continuation.

@@ -11,24 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use drophammer_mlx::Mlx;
-use drophammer_sdk::{
-    Backend, Batch, Budgets, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest, LogLevel, Session,
-};
+use drophammer_sdk::{Backend, Batch, ForgeRequest, Goal, HostInfo, LoadRequest, Session, Unwatched};
 
-struct Job;
-
-impl JobContext for Job {
-    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
-    fn log(&self, _level: LogLevel, message: &str) {
-        eprintln!("{message}");
-    }
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+const JOB: Unwatched = Unwatched { threads: 2 };
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -59,7 +44,7 @@ fn forge(source: &Path, scheme: &str, out: &Path) {
         ..ForgeRequest::default()
     };
     let begin = Instant::now();
-    let report = Mlx::open(HostInfo::default()).unwrap().quantize(&request, &Job).unwrap();
+    let report = Mlx::open(HostInfo::default()).unwrap().quantize(&request, &JOB).unwrap();
     let (seconds, bytes) = (begin.elapsed().as_secs_f64(), report.bytes);
     println!("{{\"seconds\": {seconds:.3}, \"bytes\": {bytes}, \"peak_bytes\": {}}}", peak());
 }
@@ -74,7 +59,7 @@ fn peak() -> u64 {
 fn load(directory: &Path) -> Box<dyn Session> {
     let request =
         LoadRequest { path: PathBuf::from(directory), context: Some(2048), ..LoadRequest::default() };
-    Mlx::open(HostInfo::default()).unwrap().load(&request, Box::new(Job)).unwrap()
+    Mlx::open(HostInfo::default()).unwrap().load(&request, Box::new(JOB)).unwrap()
 }
 
 /// Feeds tokens from `position` on; gives the most likely next one.

@@ -5,27 +5,14 @@
 use std::path::Path;
 
 use drophammer_native::Native;
-use drophammer_sdk::{Backend, Batch, Budgets, HostInfo, JobContext, LoadRequest, LogLevel, Session};
-
-struct Job;
-
-impl JobContext for Job {
-    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
-    fn log(&self, _level: LogLevel, _message: &str) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+use drophammer_sdk::{Backend, Batch, HostInfo, LoadRequest, Session, Unwatched, most_likely};
 
 type Error = Box<dyn std::error::Error>;
 
 fn load(path: &Path, reference: bool, context: u32) -> Result<Box<dyn Session>, Error> {
     let request =
         LoadRequest { path: path.to_owned(), reference, context: Some(context), ..LoadRequest::default() };
-    Ok(Native::open(HostInfo::default())?.load(&request, Box::new(Job))?)
+    Ok(Native::open(HostInfo::default())?.load(&request, Box::new(Unwatched { threads: 2 }))?)
 }
 
 /// Logits after every token of a chunk.
@@ -47,10 +34,6 @@ fn log_softmax(row: &[f32]) -> Vec<f64> {
     row.iter().map(|x| f64::from(x - top) - total.ln()).collect()
 }
 
-fn best(row: &[f64]) -> usize {
-    (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0)
-}
-
 fn main() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, tokens, rest @ ..] = arguments.as_slice() else {
@@ -70,7 +53,7 @@ fn main() -> Result<(), Error> {
             kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
             losses[0] -= p[next as usize];
             losses[1] -= q[next as usize];
-            same += f64::from(u8::from(best(&p) == best(&q)));
+            same += f64::from(u8::from(most_likely(exact) == most_likely(quick)));
             count += 1.0;
         }
     }

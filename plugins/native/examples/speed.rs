@@ -5,22 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use drophammer_native::Native;
-use drophammer_sdk::{Backend, Batch, Budgets, HostInfo, JobContext, LoadRequest, LogLevel};
-
-struct Job(u32);
-
-impl JobContext for Job {
-    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
-    fn log(&self, _level: LogLevel, message: &str) {
-        eprintln!("{message}");
-    }
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: self.0, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+use drophammer_sdk::{Backend, Batch, HostInfo, LoadRequest, Unwatched};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -35,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         max_sequences: sequences,
         ..LoadRequest::default()
     };
-    let mut session = Native::open(HostInfo::default())?.load(&request, Box::new(Job(threads)))?;
+    let mut session = Native::open(HostInfo::default())?.load(&request, Box::new(Unwatched { threads }))?;
     let width = session.limits().output_width as usize;
     println!("load {:.3} s, {}", begun.elapsed().as_secs_f64(), resident());
     let tokens: Vec<u32> = (0..prefill).map(|i| i * 31 % 1999 + 5).collect();

@@ -10,22 +10,11 @@ use std::path::{Path, PathBuf};
 use drophammer_formats::Source;
 use drophammer_onnxruntime::OnnxRuntime;
 use drophammer_sdk::{
-    Backend, Batch, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest,
-    LogLevel, ProbeRequest, Session,
+    Backend, Batch, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, LoadRequest, ProbeRequest, Session,
+    Unwatched, most_likely,
 };
 
-struct Job;
-
-impl JobContext for Job {
-    fn progress(&self, _: &str, _: &str, _: u64, _: u64) {}
-    fn log(&self, _: LogLevel, _: &str) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+const JOB: Unwatched = Unwatched { threads: 2 };
 
 fn fixtures(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
@@ -55,7 +44,7 @@ fn forge(source: &Path, scheme: &str, staging: &Path) -> drophammer_sdk::Result<
         no_tokenizer: true,
         ..ForgeRequest::default()
     };
-    let report = backend().quantize(&request, &Job)?;
+    let report = backend().quantize(&request, &JOB)?;
     if let Some(keep) = std::env::var_os("DROPHAMMER_KEEP_ONNX") {
         let place =
             Path::new(&keep).join(format!("{}-{scheme}", source.file_name().unwrap().to_string_lossy()));
@@ -74,7 +63,7 @@ fn load(path: &Path, sequences: u32) -> Box<dyn Session> {
         reference: true,
         ..LoadRequest::default()
     };
-    backend().load(&request, Box::new(Job)).unwrap()
+    backend().load(&request, Box::new(JOB)).unwrap()
 }
 
 fn reference(directory: &Path) -> (Vec<Vec<u32>>, Vec<f32>) {
@@ -127,7 +116,7 @@ fn every_architecture_gives_the_reference_numbers() {
         let (rows, due) = reference(directory);
         let path = staging.path().join(&report.files[0]);
         let request = LoadRequest { path, context: Some(64), reference: true, ..LoadRequest::default() };
-        let mut session = match backend().load(&request, Box::new(Job)) {
+        let mut session = match backend().load(&request, Box::new(JOB)) {
             Ok(session) => session,
             Err(error) => {
                 failures.push(format!("{name}: {error}"));
@@ -238,15 +227,14 @@ fn a_trained_model_goes_on_as_its_reference_does() {
         // onnxruntime-genai computes as fast mode does.
         let path = staging.path().join(&report.files[0]);
         let request = LoadRequest { path, reference: scheme == "fp32", ..LoadRequest::default() };
-        let mut session = backend().load(&request, Box::new(Job)).unwrap();
+        let mut session = backend().load(&request, Box::new(JOB)).unwrap();
         let vocabulary = session.limits().output_width as usize;
         // The continuation begins with its prompt: as many tokens as are needed to get going.
         let mut tokens = expected[..5].to_vec();
         let mut rows = step(session.as_mut(), &tokens, 0, 0);
         while tokens.len() < 37 {
             let last = &rows[rows.len() - vocabulary..];
-            let best =
-                (0..vocabulary).max_by(|&a, &b| last[a].total_cmp(&last[b]).then(b.cmp(&a))).unwrap() as u32;
+            let best = most_likely(last).unwrap() as u32;
             rows = step(session.as_mut(), &[best], tokens.len() as u32, 0);
             tokens.push(best);
         }
@@ -284,15 +272,15 @@ fn what_cannot_be_made_or_run_is_told() {
         name: "model".into(),
         ..ForgeRequest::default()
     };
-    let error = backend().convert(&request, &Job).unwrap_err();
+    let error = backend().convert(&request, &JOB).unwrap_err();
     assert!(error.message.contains("tokenizer") && error.help.contains("--no-tokenizer"), "{error}");
     request.goal.scheme = "int4".into();
-    assert_eq!(backend().convert(&request, &Job).unwrap_err().code, ErrorCode::InvalidRequest);
+    assert_eq!(backend().convert(&request, &JOB).unwrap_err().code, ErrorCode::InvalidRequest);
     if runs() {
         let broken = staging.path().join("broken.onnx");
         std::fs::write(&broken, b"no graph").unwrap();
         let request = LoadRequest { path: broken, ..LoadRequest::default() };
-        let error = backend().load(&request, Box::new(Job)).err().unwrap();
+        let error = backend().load(&request, Box::new(JOB)).err().unwrap();
         assert_eq!(error.code, ErrorCode::InvalidInput, "{error}");
     }
 }

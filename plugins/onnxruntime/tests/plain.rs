@@ -11,23 +11,11 @@ use drophammer_formats::onnx::{
 };
 use drophammer_onnxruntime::OnnxRuntime;
 use drophammer_sdk::{
-    Backend, BackendError, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext,
-    LogLevel, ProbeRequest,
+    Backend, BackendError, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, ProbeRequest, Unwatched,
 };
 use serde_json::Value as Json;
 
-struct Job;
-
-impl JobContext for Job {
-    fn progress(&self, _: &str, _: &str, _: u64, _: u64) {}
-    fn log(&self, _: LogLevel, _: &str) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+const JOB: Unwatched = Unwatched { threads: 2 };
 
 fn backend() -> OnnxRuntime {
     OnnxRuntime::open(HostInfo::default()).unwrap()
@@ -66,7 +54,7 @@ fn forge(source: &Path, goal: Goal, staging: &Path) -> Result<ForgeReport, Backe
         name: "model".into(),
         ..ForgeRequest::default()
     };
-    backend().quantize(&request, &Job)
+    backend().quantize(&request, &JOB)
 }
 
 /// The artifact's own words about its first output: cosine, relative error, share of the same largest.

@@ -4,22 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use drophammer_openvino::OpenVino;
-use drophammer_sdk::{Backend, Batch, Budgets, HostInfo, JobContext, LoadRequest, LogLevel, Session};
-
-struct Job(u32);
-
-impl JobContext for Job {
-    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
-    fn log(&self, _level: LogLevel, message: &str) {
-        eprintln!("{message}");
-    }
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: self.0, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+use drophammer_sdk::{Backend, Batch, HostInfo, LoadRequest, Session, Unwatched};
 
 /// One token at a position for each of these sequences.
 fn step(
@@ -47,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         max_sequences: sequences,
         ..LoadRequest::default()
     };
-    let mut session = OpenVino::open(HostInfo::default())?.load(&request, Box::new(Job(threads)))?;
+    let mut session = OpenVino::open(HostInfo::default())?.load(&request, Box::new(Unwatched { threads }))?;
     let session = session.as_mut();
     let width = session.limits().output_width as usize;
     let mut out = vec![0.0; width * sequences as usize];

@@ -227,17 +227,8 @@ impl OpenVinoSession {
         let rows: Vec<i64> = wanted.iter().map(|&row| (skipped + row) as i64).collect();
         let mask = mask_of(state.held.iter().copied().chain(entries.iter().copied().map(Some)));
         let request = state.request(&self.compiled)?;
-        let (time, all) = (ids.len() as i64, mask.len() as i64);
-        for name in &self.inputs {
-            match name.as_str() {
-                "input_ids" => request.set(name, &[1, time], Numbers::I64(&ids))?,
-                "attention_mask" => request.set(name, &[1, all], Numbers::I64(&mask))?,
-                "position_ids" => request.set(name, &[1, time], Numbers::I64(&positions))?,
-                "beam_idx" => request.set(name, &[1], Numbers::I32(&[0]))?,
-                "token_type_ids" => request.set(name, &[1, time], Numbers::I64(&vec![0; ids.len()]))?,
-                _ => request.set(name, &[rows.len() as i64], Numbers::I64(&rows))?,
-            }
-        }
+        let given = Given { ids: &ids, mask: &mask, positions: &positions, beams: &[0], rows: &rows };
+        given.to(request, &self.inputs)?;
         if let Err(error) = request.infer() {
             // What the state holds now is unknown.
             let before = state.held.iter().flatten().chain(&entries[..skipped]).copied().collect();
@@ -263,6 +254,37 @@ impl OpenVinoSession {
         })?;
         if decoder {
             state.held.extend(entries.into_iter().map(Some));
+        }
+        Ok(())
+    }
+}
+
+/// What a run is given: a batch of as many rows as beams.
+struct Given<'a> {
+    ids: &'a [i64],
+    mask: &'a [i64],
+    positions: &'a [i64],
+    /// The rows of the state that go on.
+    beams: &'a [i32],
+    /// The tokens of each row whose outputs are wanted.
+    rows: &'a [i64],
+}
+
+impl Given<'_> {
+    fn to(&self, request: &mut Request, inputs: &[String]) -> Result<()> {
+        let count = self.beams.len();
+        let shape = |numbers: &[i64]| [count as i64, (numbers.len() / count.max(1)) as i64];
+        for name in inputs {
+            match name.as_str() {
+                "input_ids" => request.set(name, &shape(self.ids), Numbers::I64(self.ids))?,
+                "attention_mask" => request.set(name, &shape(self.mask), Numbers::I64(self.mask))?,
+                "position_ids" => request.set(name, &shape(self.positions), Numbers::I64(self.positions))?,
+                "beam_idx" => request.set(name, &[count as i64], Numbers::I32(self.beams))?,
+                "token_type_ids" => {
+                    request.set(name, &shape(self.ids), Numbers::I64(&vec![0; self.ids.len()]))?;
+                }
+                _ => request.set(name, &[self.rows.len() as i64], Numbers::I64(self.rows))?,
+            }
         }
         Ok(())
     }

@@ -11,24 +11,11 @@ use drophammer_formats::Source;
 use drophammer_infer::Tokenizer;
 use drophammer_qnn::Qnn;
 use drophammer_sdk::{
-    Backend, Batch, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest,
-    LogLevel, ProbeRequest, Session,
+    Backend, Batch, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, LoadRequest, ProbeRequest, Session,
+    Unwatched, most_likely,
 };
 
-struct Job;
-
-impl JobContext for Job {
-    fn progress(&self, _: &str, _: &str, _: u64, _: u64) {}
-    fn log(&self, _: LogLevel, line: &str) {
-        println!("{line}");
-    }
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+const JOB: Unwatched = Unwatched { threads: 2 };
 
 fn fixtures(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
@@ -68,12 +55,12 @@ fn forge(source: &Path, goal: Goal, staging: &Path) -> drophammer_sdk::Result<Fo
         no_tokenizer: !source.join("tokenizer.json").exists(),
         ..ForgeRequest::default()
     };
-    backend().quantize(&request, &Job)
+    backend().quantize(&request, &JOB)
 }
 
 fn load(path: &Path) -> Box<dyn Session> {
     let request = LoadRequest { path: path.to_owned(), reference: true, ..LoadRequest::default() };
-    backend().load(&request, Box::new(Job)).unwrap()
+    backend().load(&request, Box::new(JOB)).unwrap()
 }
 
 /// Token rows and the logits due.
@@ -97,9 +84,8 @@ fn step(session: &mut dyn Session, tokens: &[u32], first: u32) -> Vec<f32> {
     out
 }
 
-/// The first of the largest, as samplers take it.
 fn best(row: &[f32]) -> usize {
-    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).unwrap()
+    most_likely(row).unwrap()
 }
 
 /// Share of rows with the same best token, and mean KL divergence in nats.
@@ -297,6 +283,6 @@ fn a_damaged_folder_is_refused_before_qnn_reads_it() {
     bytes[middle] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let request = LoadRequest { path: staging.path().to_owned(), ..LoadRequest::default() };
-    let error = backend().load(&request, Box::new(Job)).err().unwrap();
+    let error = backend().load(&request, Box::new(JOB)).err().unwrap();
     assert!(error.code == ErrorCode::InvalidInput && error.message.contains("digest"), "{error}");
 }

@@ -1,5 +1,6 @@
 //! How far an artifact's outputs are from the original's.
 
+use drophammer_sdk::most_likely;
 use serde_json::{Value as Json, json};
 
 /// One output, compared over samples.
@@ -42,7 +43,7 @@ impl Accuracy {
         if width > 1 {
             for (found, due) in found.chunks_exact(width).zip(due.chunks_exact(width)) {
                 self.rows += 1;
-                self.same += u64::from(best(found) == best(due));
+                self.same += u64::from(most_likely(found) == most_likely(due));
             }
         }
     }
@@ -96,10 +97,6 @@ impl Accuracy {
             "top1": self.top1().and_then(digits),
         })
     }
-}
-
-fn best(row: &[f32]) -> Option<usize> {
-    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! (Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative Decoding", 2023; here guesses are the
 //! cheaper model's most probable tokens, and count only where the first model's own choice is the same.)
 
-use drophammer_sdk::{BackendError, Batch, ErrorCode, Limits, OutputKind, Result, Session};
+use drophammer_sdk::{BackendError, Batch, ErrorCode, Limits, OutputKind, Result, Session, most_likely};
 
 /// A text that is to be continued.
 pub(super) struct Wanted<'t> {
@@ -96,8 +96,7 @@ impl DraftModel {
             Batch { tokens: &tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
         self.session.forward(batch, &mut self.rows)?;
         for (index, row) in finished.into_iter().zip(self.rows.chunks_exact(width)) {
-            let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0);
-            guesses[index].push(best as u32);
+            guesses[index].push(most_likely(row).unwrap_or(0) as u32);
         }
         Ok(true)
     }

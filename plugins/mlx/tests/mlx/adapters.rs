@@ -7,7 +7,7 @@ use drophammer_sdk::{Backend, ForgeRequest, LoadRequest};
 use serde_json::json;
 
 use crate::fixture::{
-    Job, can_run, fixture, forward, largest_difference, load, mlx, order, reference, request,
+    JOB, can_run, fixture, forward, largest_difference, load, mlx, order, reference, request,
 };
 
 const RANK: usize = 4;
@@ -107,7 +107,7 @@ fn attached_is_fused_is_merged_and_converted() {
     rows[0].truncate(32);
     let [merged, converted] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     write_merged(merged.path());
-    mlx().convert(&request(merged.path(), "f32", converted.path()), &Job).unwrap();
+    mlx().convert(&request(merged.path(), "f32", converted.path()), &JOB).unwrap();
     let due = forward(load(&order(converted.path(), true, 1)).as_mut(), &rows);
     assert!(largest_difference(&due, &plain[..due.len()]) > 0.1, "the adapter changes nothing");
     for hugging_face in [false, true] {
@@ -118,7 +118,7 @@ fn attached_is_fused_is_merged_and_converted() {
         let difference = largest_difference(&forward(load(&attached).as_mut(), &rows), &due);
         assert!(difference <= 1e-3, "attached: {difference}");
         let forge = ForgeRequest { adapters, ..request(&base, "f32", fused.path()) };
-        mlx().convert(&forge, &Job).unwrap();
+        mlx().convert(&forge, &JOB).unwrap();
         let difference =
             largest_difference(&forward(load(&order(fused.path(), true, 1)).as_mut(), &rows), &due);
         assert!(difference <= 1e-3, "fused: {difference}");
@@ -135,7 +135,7 @@ fn an_adapter_attaches_to_a_packed_base_without_unpacking_it() {
     rows[0].truncate(16);
     let [adapter, base] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     write_adapter(adapter.path(), false);
-    mlx().quantize(&request(&source, "affine_8_g32", base.path()), &Job).unwrap();
+    mlx().quantize(&request(&source, "affine_8_g32", base.path()), &JOB).unwrap();
     let adapters = vec![adapter.path().to_owned()];
     let packed = LoadRequest { adapters: adapters.clone(), ..order(base.path(), true, 1) };
     let plain = LoadRequest { adapters, ..order(&source, true, 1) };

@@ -5,23 +5,11 @@ use std::path::{Path, PathBuf};
 use drophammer_formats::Source;
 use drophammer_mlx::Mlx;
 use drophammer_sdk::{
-    Backend, Batch, Budgets, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest, LogLevel,
-    ProbeRequest, Session,
+    Backend, Batch, ForgeReport, ForgeRequest, Goal, HostInfo, LoadRequest, ProbeRequest, Session, Unwatched,
 };
 
-/// A job on two threads that nobody watches.
-pub(crate) struct Job;
-
-impl JobContext for Job {
-    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
-    fn log(&self, _level: LogLevel, _message: &str) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+/// What tests do: on two threads.
+pub(crate) const JOB: Unwatched = Unwatched { threads: 2 };
 
 /// A path below `tests/fixtures`.
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -65,7 +53,7 @@ pub(crate) fn request(source: &Path, scheme: &str, staging: &Path) -> ForgeReque
 }
 
 pub(crate) fn forge(source: &Path, scheme: &str, staging: &Path) -> ForgeReport {
-    mlx().quantize(&request(source, scheme, staging), &Job).unwrap()
+    mlx().quantize(&request(source, scheme, staging), &JOB).unwrap()
 }
 
 pub(crate) fn order(path: &Path, reference: bool, sequences: u32) -> LoadRequest {
@@ -79,7 +67,7 @@ pub(crate) fn order(path: &Path, reference: bool, sequences: u32) -> LoadRequest
 }
 
 pub(crate) fn load(request: &LoadRequest) -> Box<dyn Session> {
-    mlx().load(request, Box::new(Job)).unwrap()
+    mlx().load(request, Box::new(JOB)).unwrap()
 }
 
 /// `tokens` as rows, and the values that are due for them.

@@ -9,7 +9,7 @@ use drophammer_models::{Checkpoint, Role};
 use drophammer_sdk::{Backend, Budgets, ErrorCode, ForgeRequest, Goal, JobContext, LogLevel, ProbeRequest};
 use serde_json::json;
 
-use crate::fixture::{Job, fixture, fixtures, forge, mlx, relative_error, request};
+use crate::fixture::{JOB, fixture, fixtures, forge, mlx, relative_error, request};
 
 /// All weights of two models are the same numbers.
 fn assert_same_weights(made: &Path, source: &Path) {
@@ -48,10 +48,10 @@ fn a_gguf_file_gives_the_same_directory_as_what_it_was_made_of() {
     let [gguf, from_gguf, direct] = [(); 3].map(|()| tempfile::tempdir().unwrap());
     let goal = Goal { format: "gguf".into(), scheme: "bf16".into(), ..Goal::default() };
     let order = ForgeRequest { goal, no_tokenizer: false, ..request(&source, "", gguf.path()) };
-    let made = drophammer_forge::gguf::convert(&order, &Job).unwrap();
+    let made = drophammer_forge::gguf::convert(&order, &JOB).unwrap();
     let with_tokenizer = |source: &Path, staging: &Path| {
         let order = ForgeRequest { no_tokenizer: false, ..request(source, "affine_4_g64", staging) };
-        mlx().quantize(&order, &Job).unwrap()
+        mlx().quantize(&order, &JOB).unwrap()
     };
     with_tokenizer(&gguf.path().join(&made.files[0]), from_gguf.path());
     with_tokenizer(&source, direct.path());
@@ -83,7 +83,7 @@ fn the_estimate_tells_the_size_and_the_index_is_always_there() {
         let report = mlx().probe(&ProbeRequest { source: Some(source.clone()), goals }).unwrap();
         let staging = tempfile::tempdir().unwrap();
         let order = ForgeRequest { no_tokenizer: false, ..request(&source, scheme, staging.path()) };
-        let made = mlx().quantize(&order, &Job).unwrap();
+        let made = mlx().quantize(&order, &JOB).unwrap();
         assert!(report.estimates[0].supported);
         assert_eq!(report.estimates[0].bytes, made.bytes, "{scheme}");
         let mut bytes = 0;
@@ -119,7 +119,7 @@ fn an_override_decides_for_the_modules_it_names() {
     let staging = tempfile::tempdir().unwrap();
     let mut order = request(&fixture("shakespeare-llama"), "affine_4_g64", staging.path());
     order.goal.options.insert("overrides".into(), json!(["lm_head=plain", "v_proj|o_proj=affine_8_g32"]));
-    let report = mlx().quantize(&order, &Job).unwrap();
+    let report = mlx().quantize(&order, &JOB).unwrap();
     assert_eq!(report.types["affine_8_g32"], 8);
     let made = Source::open(staging.path()).unwrap();
     assert!(made.tensor("lm_head.scales").is_none());
@@ -131,7 +131,7 @@ fn an_override_decides_for_the_modules_it_names() {
     assert_eq!((packing.bits, packing.group), (8, 32));
     for bad in ["v_proj", "v_proj=affine_9_g64", "(=affine_4_g64"] {
         order.goal.options.insert("overrides".into(), json!([bad]));
-        let error = mlx().quantize(&order, &Job).unwrap_err();
+        let error = mlx().quantize(&order, &JOB).unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidRequest, "{bad}: {error}");
     }
 }
@@ -196,7 +196,7 @@ fn a_mixture_by_sensitivity_keeps_within_its_size_and_gives_bits_to_what_is_sens
         let mut order = request(&source, "", out.path());
         order.goal.options.insert("sensitivity".into(), sensitivity);
         order.goal.options.insert("budget".into(), budget);
-        mlx().quantize(&order, &Job).map(|report| (report, out))
+        mlx().quantize(&order, &JOB).map(|report| (report, out))
     };
     let bits = |out: &Path, id| {
         let model = Checkpoint::open(out).unwrap();
@@ -232,7 +232,7 @@ fn weights_are_cut_into_shards_and_the_index_tells_where_each_lies() {
     let source = fixture("shakespeare-llama");
     let mut order = request(&source, "bf16", staging.path());
     order.goal.options.insert("max_file_bytes".into(), json!(most));
-    let report = mlx().convert(&order, &Job).unwrap();
+    let report = mlx().convert(&order, &JOB).unwrap();
     let read = |name: &str| std::fs::read(staging.path().join(name)).unwrap();
     let index: serde_json::Value = serde_json::from_slice(&read(INDEX_NAME)).unwrap();
     let mut shards: Vec<&str> =
@@ -251,7 +251,7 @@ fn weights_are_cut_into_shards_and_the_index_tells_where_each_lies() {
     assert_eq!(index["metadata"]["total_parameters"], report.parameters);
     assert_same_weights(staging.path(), &source);
     order.goal.options.insert("max_file_bytes".into(), json!("much"));
-    assert_eq!(mlx().convert(&order, &Job).unwrap_err().code, ErrorCode::InvalidRequest);
+    assert_eq!(mlx().convert(&order, &JOB).unwrap_err().code, ErrorCode::InvalidRequest);
 }
 
 /// Is cancelled after so many questions.

@@ -3,7 +3,7 @@
 use drophammer_sdk::{ForgeRequest, Goal};
 
 use crate::fixture::{
-    Job, can_run, fixture, fixtures, forge, forward, largest_difference, load, order, reference,
+    JOB, can_run, fixture, fixtures, forge, forward, largest_difference, load, order, reference,
     relative_error, request,
 };
 
@@ -94,7 +94,7 @@ fn a_model_in_another_format_made_of_an_mlx_directory_gives_the_same_output() {
     let staging = tempfile::tempdir().unwrap();
     let goal = Goal { format: "gguf".into(), scheme: "f32".into(), ..Goal::default() };
     let order_of_gguf = ForgeRequest { goal, ..request(&source, "", staging.path()) };
-    let made = drophammer_forge::gguf::convert(&order_of_gguf, &Job).unwrap();
+    let made = drophammer_forge::gguf::convert(&order_of_gguf, &JOB).unwrap();
     let path = staging.path().join(&made.files[0]);
     let mut session = load(&order(&path, true, rows.len() as u32));
     let difference = largest_difference(&forward(session.as_mut(), &rows), &due);

@@ -8,10 +8,10 @@ use drophammer_mlx::Mlx;
 use drophammer_sdk::{Backend, BackendError, ErrorCode, HostInfo, LoadRequest, ProbeRequest};
 use serde_json::{Value as Json, json};
 
-use crate::fixture::{Job, fixture, forge, mlx, order, request};
+use crate::fixture::{JOB, fixture, forge, mlx, order, request};
 
 fn load_error(host: HostInfo, request: &LoadRequest) -> BackendError {
-    Mlx::open(host).unwrap().load(request, Box::new(Job)).err().unwrap()
+    Mlx::open(host).unwrap().load(request, Box::new(JOB)).err().unwrap()
 }
 
 #[test]
@@ -43,12 +43,12 @@ fn schemes_that_do_not_exist_are_refused_with_the_reason_and_the_known_ones() {
         [("affine_7_g64", "not 7"), ("affine_4_g48", "32, 64 or 128"), ("q4_k_m", "q4_k_m")]
     {
         let order = request(&fixture("shakespeare-llama"), scheme, staging.path());
-        let error = mlx().quantize(&order, &Job).unwrap_err();
+        let error = mlx().quantize(&order, &JOB).unwrap_err();
         assert_eq!(error.code, ErrorCode::UnsupportedInput);
         assert!(error.message.contains(reason) && error.help.contains("affine_4_g64"), "{error:?}");
     }
     let order = request(&fixture("shakespeare-llama"), "affine_4_g64", staging.path());
-    assert_eq!(mlx().convert(&order, &Job).unwrap_err().code, ErrorCode::InvalidRequest);
+    assert_eq!(mlx().convert(&order, &JOB).unwrap_err().code, ErrorCode::InvalidRequest);
     assert_eq!(std::fs::read_dir(staging.path()).unwrap().count(), 0);
 }
 
@@ -71,7 +71,7 @@ fn a_directory_with_missing_shards_names_them() {
     assert_eq!(error.code, ErrorCode::InvalidInput);
     assert!(error.message.contains(name), "{error}");
     let other = tempfile::tempdir().unwrap();
-    let error = mlx().quantize(&request(staging.path(), "affine_4_g64", other.path()), &Job).unwrap_err();
+    let error = mlx().quantize(&request(staging.path(), "affine_4_g64", other.path()), &JOB).unwrap_err();
     assert!(error.message.contains(name), "{error}");
 }
 

@@ -182,7 +182,7 @@ fn a_packed_cache_is_a_setting_of_the_plugin_too() {
         let mut request = order(&path, reference, 1);
         request.options.extend(option.map(|bits| ("kv_bits".to_owned(), json!(bits))));
         let backend = Mlx::open(host).unwrap();
-        feed(backend.load(&request, Box::new(crate::fixture::Job)).unwrap().as_mut(), 0, 0, &ids)
+        feed(backend.load(&request, Box::new(crate::fixture::JOB)).unwrap().as_mut(), 0, 0, &ids)
     };
     let plain = run(None, None, false);
     let packed = run(None, Some(4), false);
@@ -206,7 +206,7 @@ fn tokens_beyond_the_vocabulary_and_sequences_beyond_the_limits_are_refused() {
     assert_eq!(session.remove(3, 0, 1).unwrap_err().code, ErrorCode::InvalidRequest);
     let request =
         LoadRequest { device: Some("abacus".into()), ..order(&fixture("shakespeare-llama"), true, 1) };
-    let error = mlx().load(&request, Box::new(crate::fixture::Job));
+    let error = mlx().load(&request, Box::new(crate::fixture::JOB));
     assert!(error.err().unwrap().message.contains("abacus"));
 }
 

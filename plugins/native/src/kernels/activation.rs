@@ -50,6 +50,28 @@ pub(crate) fn panel_of(path: Path, tokens: usize) -> usize {
     }
 }
 
+/// Evaluates an expression with `$M` standing for the width of a panel, of those that [`panel_of`] chooses for more than one token.
+macro_rules! with_panel {
+    ($I:ident, $panel:expr, $M:ident => $then:expr) => {{
+        macro_rules! arm {
+            ($width:literal) => {{
+                const $M: usize = $width;
+                $then
+            }};
+        }
+        let wide = $I::FLOAT_ROWS >= 12;
+        match $panel {
+            2 => arm!(2),
+            4 => arm!(4),
+            6 if !wide => arm!(6),
+            8 if wide => arm!(8),
+            12 if wide => arm!(12),
+            other => unreachable!("a panel of {other} tokens"),
+        }
+    }};
+}
+pub(crate) use with_panel;
+
 /// Room for quantized rows: enough for a number of tokens and columns, used for any fewer.
 pub(crate) struct Quantized {
     codes: Vec<u32>,

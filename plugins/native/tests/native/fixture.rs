@@ -7,23 +7,11 @@ use std::sync::{LazyLock, Mutex};
 use drophammer_formats::Source;
 use drophammer_native::Native;
 use drophammer_sdk::{
-    Backend, Batch, Budgets, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest, LogLevel, Options,
-    Result, Session,
+    Backend, Batch, ForgeRequest, Goal, HostInfo, LoadRequest, Options, Result, Session, Unwatched,
 };
 
-/// A job on two threads that nobody watches.
-pub(crate) struct Job;
-
-impl JobContext for Job {
-    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
-    fn log(&self, _level: LogLevel, _message: &str) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+/// What tests do: on two threads.
+pub(crate) const JOB: Unwatched = Unwatched { threads: 2 };
 
 /// A path below `tests/fixtures`.
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -52,7 +40,7 @@ pub(crate) fn try_load(
         options,
         ..LoadRequest::default()
     };
-    native().load(&request, Box::new(Job))
+    native().load(&request, Box::new(JOB))
 }
 
 /// How far logits in fast mode may be from reference mode's, relative: further where activations have eight bits.
@@ -116,7 +104,7 @@ pub(crate) fn quantized(scheme: &str) -> &'static Path {
         };
         let plain = matches!(scheme, "f16" | "bf16" | "f32");
         let report =
-            if plain { native().convert(&request, &Job) } else { native().quantize(&request, &Job) }.unwrap();
+            if plain { native().convert(&request, &JOB) } else { native().quantize(&request, &JOB) }.unwrap();
         Box::leak(staging.path().join(&report.files[0]).into_boxed_path())
     })
 }

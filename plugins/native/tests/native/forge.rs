@@ -9,7 +9,7 @@ use drophammer_sdk::{
     Backend, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, JobContext, LogLevel, ProbeRequest,
 };
 
-use crate::fixture::{Job, fast_tolerance, fixture, forward, largest_difference, load, native, reference};
+use crate::fixture::{JOB, fast_tolerance, fixture, forward, largest_difference, load, native, reference};
 
 fn goal(scheme: &str) -> Goal {
     Goal { format: "gguf".into(), scheme: scheme.into(), ..Goal::default() }
@@ -26,7 +26,7 @@ fn request(scheme: &str, staging: &Path) -> ForgeRequest {
 }
 
 fn forge(scheme: &str, staging: &Path) -> ForgeReport {
-    native().quantize(&request(scheme, staging), &Job).unwrap()
+    native().quantize(&request(scheme, staging), &JOB).unwrap()
 }
 
 /// Root of the mean square of differences, over that of `due` about its mean.
@@ -42,7 +42,7 @@ fn plain_artifacts_give_the_reference_logits() {
     let (rows, due) = reference(&fixture("shakespeare-llama"));
     for (scheme, tolerance) in [("bf16", 1e-3), ("f32", 1e-3), ("f16", 1e-2)] {
         let staging = tempfile::tempdir().unwrap();
-        let report = native().convert(&request(scheme, staging.path()), &Job).unwrap();
+        let report = native().convert(&request(scheme, staging.path()), &JOB).unwrap();
         let mut session = load(&staging.path().join(&report.files[0]), true, 1);
         let difference = largest_difference(&forward(session.as_mut(), &rows), &due);
         assert!(difference <= tolerance, "{scheme}: largest difference {difference}");
@@ -80,7 +80,7 @@ fn the_estimate_tells_the_artifacts_size_and_unknown_schemes_are_refused_with_th
     assert!(forge("q4_k_m", staging.path()).bytes.abs_diff(report.estimates[0].bytes) <= name_difference);
     assert!(!report.estimates[2].supported);
     assert!(report.estimates[2].help.as_ref().unwrap().contains("q4_k_m"));
-    let error = native().convert(&request("q8_0", staging.path()), &Job).unwrap_err();
+    let error = native().convert(&request("q8_0", staging.path()), &JOB).unwrap_err();
     assert_eq!(error.code, ErrorCode::InvalidRequest);
 }
 
@@ -124,7 +124,7 @@ fn statistics_are_used_and_those_of_another_model_are_refused_by_name_and_shape(
     let staging = tempfile::tempdir().unwrap();
     let with = |file: &Path| {
         let request = ForgeRequest { imatrix: Some(file.into()), ..request("q4_k_m", staging.path()) };
-        native().quantize(&request, &Job)
+        native().quantize(&request, &JOB)
     };
     let bytes = |report: &ForgeReport| std::fs::read(staging.path().join(&report.files[0])).unwrap();
     let plain = bytes(&forge("q4_k_m", staging.path()));
@@ -152,7 +152,7 @@ fn a_file_is_split_and_tensors_are_stored_as_the_user_says() {
     let mut request = request("q8_0", staging.path());
     request.goal.options.insert("max_file_bytes".into(), 1_000_000.into());
     request.goal.options.insert("overrides".into(), vec!["ffn_up=q4_k".to_owned()].into());
-    let report = native().quantize(&request, &Job).unwrap();
+    let report = native().quantize(&request, &JOB).unwrap();
     assert!(report.files.len() > 3, "{:?}", report.files);
     for file in &report.files {
         let content = std::fs::read(staging.path().join(file)).unwrap();
@@ -167,7 +167,7 @@ fn a_file_is_split_and_tensors_are_stored_as_the_user_says() {
         [("max_file_bytes", serde_json::json!("large")), ("overrides", serde_json::json!(["x=q9"]))]
     {
         request.goal.options.insert(option.into(), value);
-        assert_eq!(native().quantize(&request, &Job).unwrap_err().code, ErrorCode::InvalidRequest);
+        assert_eq!(native().quantize(&request, &JOB).unwrap_err().code, ErrorCode::InvalidRequest);
         request.goal.options.remove(option);
     }
 }
@@ -180,7 +180,7 @@ fn rounding_that_makes_up_for_errors_comes_nearer_and_says_what_it_needs() {
         let mut request =
             ForgeRequest { imatrix: imatrix.map(Into::into), ..request("q4_0", staging.path()) };
         request.goal.options.insert("compensate".into(), compensate.into());
-        native().quantize(&request, &Job)
+        native().quantize(&request, &JOB)
     };
     let error = forge(None, true).unwrap_err();
     assert!(

@@ -8,8 +8,8 @@
 
 use drophammer_sdk::{OutputKind, Result};
 
-use super::{Entry, OpenVinoSession, Sequence, mask_of};
-use crate::runtime::{Numbers, Request, State};
+use super::{Entry, Given, OpenVinoSession, Sequence, mask_of};
+use crate::runtime::{Request, State};
 
 /// The request that members share.
 #[derive(Default)]
@@ -70,18 +70,9 @@ impl OpenVinoSession {
             let held = self.sequences[member].held.iter().copied();
             mask.extend(mask_of(held.chain([next.map(|next| next.entry)])));
         }
-        let (count, all) = (members.len() as i64, mask.len() / members.len().max(1));
         let Some(request) = self.joint.request.as_mut() else { return Ok(()) };
-        for name in &self.inputs {
-            match name.as_str() {
-                "input_ids" => request.set(name, &[count, 1], Numbers::I64(&ids))?,
-                "attention_mask" => request.set(name, &[count, all as i64], Numbers::I64(&mask))?,
-                "position_ids" => request.set(name, &[count, 1], Numbers::I64(&positions))?,
-                "beam_idx" => request.set(name, &[count], Numbers::I32(&beams))?,
-                "token_type_ids" => request.set(name, &[count, 1], Numbers::I64(&vec![0; members.len()]))?,
-                _ => request.set(name, &[1], Numbers::I64(&[0]))?,
-            }
-        }
+        let run = Given { ids: &ids, mask: &mask, positions: &positions, beams: &beams, rows: &[0] };
+        run.to(request, &self.inputs)?;
         if let Err(error) = request.infer() {
             // What the rows hold now is unknown.
             self.joint = Joint::default();

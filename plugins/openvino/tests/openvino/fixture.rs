@@ -5,23 +5,11 @@ use std::path::{Path, PathBuf};
 use drophammer_formats::Source;
 use drophammer_openvino::OpenVino;
 use drophammer_sdk::{
-    Backend, Batch, Budgets, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LoadRequest, LogLevel,
-    Session,
+    Backend, Batch, ForgeReport, ForgeRequest, Goal, HostInfo, LoadRequest, Session, Unwatched,
 };
 
-/// A job on two threads that nobody watches.
-pub(crate) struct Job;
-
-impl JobContext for Job {
-    fn progress(&self, _stage: &str, _tensor: &str, _done: u64, _total: u64) {}
-    fn log(&self, _level: LogLevel, _message: &str) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn budgets(&self) -> Budgets {
-        Budgets { threads: 2, memory_bytes: 0, disk_bytes: 0 }
-    }
-}
+/// What tests do: on two threads.
+pub(crate) const JOB: Unwatched = Unwatched { threads: 2 };
 
 /// A path below `tests/fixtures`.
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -42,7 +30,7 @@ pub(crate) fn forge(source: &Path, scheme: &str, no_tokenizer: bool, staging: &P
         no_tokenizer,
         ..ForgeRequest::default()
     };
-    backend().quantize(&request, &Job).unwrap_or_else(|error| panic!("{}: {error}", source.display()))
+    backend().quantize(&request, &JOB).unwrap_or_else(|error| panic!("{}: {error}", source.display()))
 }
 
 pub(crate) fn load(path: &Path, sequences: u32) -> Box<dyn Session> {
@@ -53,7 +41,7 @@ pub(crate) fn load(path: &Path, sequences: u32) -> Box<dyn Session> {
         reference: true,
         ..LoadRequest::default()
     };
-    backend().load(&request, Box::new(Job)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    backend().load(&request, Box::new(JOB)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// `tokens` as rows, and the values that are due for them.

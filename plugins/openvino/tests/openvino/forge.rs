@@ -6,7 +6,7 @@ use std::path::Path;
 use drophammer_quant::importance::{Columns, Importance};
 use drophammer_sdk::{Backend, ErrorCode, ForgeRequest, Goal, ProbeRequest};
 
-use crate::fixture::{Job, backend, fixture, forge};
+use crate::fixture::{JOB, backend, fixture, forge};
 
 fn goal(scheme: &str) -> Goal {
     Goal { format: "openvino".into(), scheme: scheme.into(), ..Goal::default() }
@@ -96,7 +96,7 @@ fn made(
         imatrix: imatrix.map(Into::into),
         ..ForgeRequest::default()
     };
-    let report = backend().quantize(&request, &Job).map_err(|error| error.message)?;
+    let report = backend().quantize(&request, &JOB).map_err(|error| error.message)?;
     Ok((std::fs::read(place.path().join("openvino_model.bin")).unwrap(), report))
 }
 
@@ -223,12 +223,12 @@ fn a_source_without_a_tokenizer_is_refused_unless_that_is_allowed() {
         name: "model".into(),
         ..ForgeRequest::default()
     };
-    let error = backend().convert(&request, &Job).unwrap_err();
+    let error = backend().convert(&request, &JOB).unwrap_err();
     assert_eq!(error.code, ErrorCode::InvalidInput);
     assert!(error.message.contains("no tokenizer") && error.help.contains("--no-tokenizer"));
     let error =
-        backend().convert(&ForgeRequest { goal: goal("int8_sym"), ..request.clone() }, &Job).unwrap_err();
+        backend().convert(&ForgeRequest { goal: goal("int8_sym"), ..request.clone() }, &JOB).unwrap_err();
     assert_eq!(error.code, ErrorCode::InvalidRequest, "{error}");
-    let made = backend().convert(&ForgeRequest { no_tokenizer: true, ..request }, &Job).unwrap();
+    let made = backend().convert(&ForgeRequest { no_tokenizer: true, ..request }, &JOB).unwrap();
     assert_eq!(made.files[0], Path::new("openvino_model.xml"));
 }

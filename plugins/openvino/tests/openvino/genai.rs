@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use drophammer_sdk::Session;
+use drophammer_sdk::{Session, most_likely};
 
 use crate::fixture::{fixture, forge, load, run};
 
@@ -40,12 +40,12 @@ fn greedy(session: &mut dyn Session, prompt: &[u32]) -> Vec<u32> {
     let mut chosen = Vec::new();
     for position in prompt.len().. {
         let row = &logits[logits.len() - width..];
-        let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).unwrap();
-        chosen.push(best as u32);
+        let best = most_likely(row).unwrap() as u32;
+        chosen.push(best);
         if chosen.len() == COUNT {
             break;
         }
-        logits = run(session, 0, position as u32, &[best as u32]);
+        logits = run(session, 0, position as u32, &[best]);
     }
     chosen
 }

@@ -2,7 +2,7 @@
 
 use drophammer_sdk::{Backend, Batch, HostInfo, LoadRequest, ProbeRequest, Session};
 
-use crate::fixture::{Job, backend, fixture, forge, largest_difference, load, reference, run};
+use crate::fixture::{JOB, backend, fixture, forge, largest_difference, load, reference, run};
 
 /// A session of the trained model, its tokens and width.
 fn session(sequences: u32) -> (Box<dyn Session>, Vec<u32>, tempfile::TempDir) {
@@ -179,7 +179,7 @@ fn a_runtime_that_is_not_where_the_configuration_says_is_named() {
     let format = &report.formats[0];
     assert!(format.make && !format.run, "making needs no runtime");
     let request = LoadRequest { path: fixture("arch/llama"), ..LoadRequest::default() };
-    let error = backend.load(&request, Box::new(Job)).err().unwrap();
+    let error = backend.load(&request, Box::new(JOB)).err().unwrap();
     assert_eq!(error.code, drophammer_sdk::ErrorCode::MissingRuntime);
 }
 
@@ -196,7 +196,7 @@ fn devices_hints_and_streams_are_chosen_by_options_and_what_is_not_there_is_name
             options: options.as_object().unwrap().clone(),
             ..LoadRequest::default()
         };
-        backend().load(&request, Box::new(Job))
+        backend().load(&request, Box::new(JOB))
     };
     for options in [
         serde_json::json!({"device": "AUTO"}),
@@ -239,7 +239,7 @@ fn fixed_shapes_as_npus_want_them_give_the_same_logits() {
         options: options.as_object().unwrap().clone(),
         ..LoadRequest::default()
     };
-    let mut session = backend().load(&request, Box::new(Job)).unwrap();
+    let mut session = backend().load(&request, Box::new(JOB)).unwrap();
     // The last row of some tokens.
     let last = |session: &mut dyn Session, sequence: u32, from: usize, to: usize| {
         let positions: Vec<u32> = (from as u32..to as u32).collect();
@@ -290,7 +290,7 @@ fn what_is_no_graph_is_refused_with_words() {
         std::fs::write(&graph, content).unwrap();
         std::fs::write(graph.with_extension("bin"), bytes).unwrap();
         let request = LoadRequest { path: place.path().to_owned(), ..LoadRequest::default() };
-        let error = backend().load(&request, Box::new(Job)).err().unwrap();
+        let error = backend().load(&request, Box::new(JOB)).err().unwrap();
         assert!(!error.message.is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! What a session computes, against float32 implementations of others.
 
 use anyhow::{Context, Result, bail, ensure};
-use drophammer_sdk::{ErrorCode, LoadRequest};
+use drophammer_sdk::{ErrorCode, LoadRequest, most_likely};
 
 use crate::models::{Reference, architectures as fixtures, difference, trained};
 use crate::subject::{Subject, forward, order, root, told};
@@ -95,9 +95,7 @@ fn one(subject: &Subject, name: &str, directory: &std::path::Path) -> Result<Fix
 
 /// The share of rows whose largest value is at the same place.
 fn same_best(found: &[Vec<f32>], due: &[Vec<f32>]) -> f32 {
-    // The first of equals, as samplers take it.
-    let best = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)));
-    let same = found.iter().zip(due).filter(|(found, due)| best(found) == best(due)).count();
+    let same = found.iter().zip(due).filter(|(found, due)| most_likely(found) == most_likely(due)).count();
     same as f32 / due.len().max(1) as f32
 }
 

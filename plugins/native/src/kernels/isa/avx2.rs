@@ -16,6 +16,22 @@ unsafe fn first(n: usize) -> __m256i {
     unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
 }
 
+/// Sixteen words with the middle two of each four changed over: see [`Isa::words`].
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+pub(super) unsafe fn pairs(x: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let order = _mm256_setr_epi8(
+            0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10,
+            11, 14, 15,
+        );
+        _mm256_shuffle_epi8(x, order)
+    }
+}
+
 macro_rules! both {
     ($f:ident, $($a:expr),*) => {
         // SAFETY: see the head of the implementation.
@@ -199,13 +215,9 @@ impl Isa for Avx2 {
             // SAFETY: see the head of this block; sixteen numbers of 16 bits are 8 words.
             unsafe {
                 let x = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
-                // Packing works in 128-bit halves: put fours back in order, then the middle two of each four.
+                // Packing works in 128-bit halves: fours go back in order.
                 let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
-                let order = _mm256_setr_epi8(
-                    0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12,
-                    13, 10, 11, 14, 15,
-                );
-                _mm256_storeu_si256(words.as_mut_ptr().add(8 * i).cast(), _mm256_shuffle_epi8(x, order));
+                _mm256_storeu_si256(words.as_mut_ptr().add(8 * i).cast(), pairs(x));
             }
         }
         words

@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::Isa;
+use super::avx2::pairs;
 
 /// AVX-512 F, BW, DQ, VL, VNNI.
 #[derive(Clone, Copy)]
@@ -161,11 +162,7 @@ impl Isa for Avx512 {
             // SAFETY: see the head of this block; sixteen numbers of 16 bits are 8 words.
             unsafe {
                 let x = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x));
-                let order = _mm256_setr_epi8(
-                    0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12,
-                    13, 10, 11, 14, 15,
-                );
-                _mm256_storeu_si256(words.as_mut_ptr().add(8 * i).cast(), _mm256_shuffle_epi8(x, order));
+                _mm256_storeu_si256(words.as_mut_ptr().add(8 * i).cast(), pairs(x));
             }
         }
         words

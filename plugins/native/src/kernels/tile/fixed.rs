@@ -15,7 +15,7 @@ use drophammer_formats::DType;
 
 use super::{BLOCK, Tiles};
 use crate::kernels::LANES;
-use crate::kernels::activation::Panels;
+use crate::kernels::activation::{Panels, with_panel};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::rows::{self, nearest};
@@ -93,17 +93,12 @@ impl Kernel for Fixed<'_> {
         // SAFETY: the caller's promise; the panel's width is what `panel_of` gives on this path.
         unsafe {
             for strip in self.strips.clone() {
+                if self.x.panel == 1 {
+                    self.panel::<I, 1>(strip, 0);
+                    continue;
+                }
                 for index in 0..self.x.count() {
-                    let wide = I::FLOAT_ROWS >= 12;
-                    match self.x.panel {
-                        1 => self.panel::<I, 1>(strip, index),
-                        2 => self.panel::<I, 2>(strip, index),
-                        4 => self.panel::<I, 4>(strip, index),
-                        6 if !wide => self.panel::<I, 6>(strip, index),
-                        8 if wide => self.panel::<I, 8>(strip, index),
-                        12 if wide => self.panel::<I, 12>(strip, index),
-                        other => unreachable!("a panel of {other} tokens"),
-                    }
+                    with_panel!(I, self.x.panel, M => self.panel::<I, M>(strip, index));
                 }
             }
         }
@@ -144,10 +139,9 @@ impl Fixed<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cut, lay_strip};
+    use super::super::{stored_plainly, tiles_of};
     use super::*;
     use crate::kernels::activation::Quantized;
-    use crate::memory::Arena;
 
     #[test]
     fn products_on_every_path_are_those_of_the_rounded_numbers_and_a_batch_gives_what_its_tokens_give() {
@@ -163,21 +157,7 @@ mod tests {
                 let w: Vec<f32> =
                     (0..rows * columns).map(|_| half::bf16::from_f32(next().powi(3)).to_f32()).collect();
                 let x: Vec<f32> = (0..tokens * columns).map(|_| next().powi(3) * 9.0).collect();
-                let stored: Vec<Vec<u8>> = w
-                    .chunks(columns)
-                    .map(|row| match dtype {
-                        DType::F16 => {
-                            row.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect()
-                        }
-                        _ => row.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
-                    })
-                    .collect();
-                let cut = Cut::of(dtype, rows, columns).unwrap();
-                let mut tiles = Tiles::new(cut, &mut Arena::new(cut.bytes()).unwrap()).unwrap();
-                let bytes = tiles.strip_bytes();
-                for (strip, rows) in tiles.bytes_mut().chunks_exact_mut(bytes).zip(stored.chunks(LANES)) {
-                    lay_strip(dtype, columns, rows.iter().map(Vec::as_slice), strip);
-                }
+                let tiles = tiles_of(dtype, columns, &stored_plainly(dtype, columns, &w));
                 for path in Path::all() {
                     let product = |x: &[f32]| {
                         let tokens = x.len() / columns;

@@ -208,3 +208,26 @@ fn lay_strip_as<'a, F: Format>(columns: usize, rows: impl Iterator<Item = &'a [u
         }
     }
 }
+
+/// Tiles of rows as a file stores them.
+#[cfg(test)]
+pub(crate) fn tiles_of(dtype: DType, columns: usize, rows: &[Vec<u8>]) -> Tiles {
+    let cut = Cut::of(dtype, rows.len(), columns).unwrap();
+    let mut tiles = Tiles::new(cut, &mut Arena::new(cut.bytes()).unwrap()).unwrap();
+    let bytes = tiles.strip_bytes();
+    for (strip, rows) in tiles.bytes_mut().chunks_exact_mut(bytes).zip(rows.chunks(LANES)) {
+        lay_strip(dtype, columns, rows.iter().map(Vec::as_slice), strip);
+    }
+    tiles
+}
+
+/// Rows of plain numbers as a file stores them.
+#[cfg(test)]
+pub(crate) fn stored_plainly(dtype: DType, columns: usize, numbers: &[f32]) -> Vec<Vec<u8>> {
+    let bytes = |x: &f32| match dtype {
+        DType::F16 => half::f16::from_f32(*x).to_le_bytes().to_vec(),
+        DType::BF16 => half::bf16::from_f32(*x).to_le_bytes().to_vec(),
+        _ => x.to_le_bytes().to_vec(),
+    };
+    numbers.chunks(columns).map(|row| row.iter().flat_map(bytes).collect()).collect()
+}

@@ -10,7 +10,7 @@ use super::formats::{Format, with_format};
 use super::residual::{Products, Residuals};
 use super::{BLOCK, Place, Tiles, fetch_scales};
 use crate::kernels::LANES;
-use crate::kernels::activation::{Panels, RESIDUAL, WIDEST_PANEL};
+use crate::kernels::activation::{Panels, RESIDUAL, WIDEST_PANEL, with_panel};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 
@@ -300,15 +300,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Strip<'_, Shape<GROUP
         // SAFETY: the caller's promise; the panel's width is what `panel_of` gives on this path.
         unsafe {
             for index in 0..self.x.count() {
-                let wide = I::FLOAT_ROWS >= 12;
-                match self.x.panel {
-                    2 => self.panel::<I, 2>(index),
-                    4 => self.panel::<I, 4>(index),
-                    6 if !wide => self.panel::<I, 6>(index),
-                    8 if wide => self.panel::<I, 8>(index),
-                    12 if wide => self.panel::<I, 12>(index),
-                    other => unreachable!("a panel of {other} tokens"),
-                }
+                with_panel!(I, self.x.panel, M => self.panel::<I, M>(index));
             }
         }
     }
@@ -368,10 +360,9 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<GROUPS, MINIMUMS
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cut, lay_strip};
+    use super::super::tiles_of;
     use super::*;
     use crate::kernels::activation::{Quantized, rounded};
-    use crate::memory::Arena;
     use drophammer_formats::DType;
 
     const TYPES: &[DType] = &[
@@ -453,14 +444,7 @@ mod tests {
                             * if i % 311 < 5 { 9.0 } else { 1.0 }
                     })
                     .collect();
-                let cut = Cut::of(dtype, rows, columns).unwrap();
-                let mut tiles = Tiles::new(cut, &mut Arena::new(cut.bytes()).unwrap()).unwrap();
-                let strip_bytes = tiles.strip_bytes();
-                for (i, strip) in tiles.bytes_mut().chunks_exact_mut(strip_bytes).enumerate() {
-                    let rows: Vec<&[u8]> =
-                        stored[i * 16..rows.min(i * 16 + 16)].iter().map(Vec::as_slice).collect();
-                    lay_strip(dtype, columns, rows.into_iter(), strip);
-                }
+                let tiles = tiles_of(dtype, columns, &stored);
                 for path in Path::all() {
                     let mut quantized = Quantized::new(tokens, columns);
                     let panels = quantized.room().panels(path, tokens, columns);

@@ -135,9 +135,8 @@ impl<const STORED: u8> Plain<'_, STORED> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cut, lay_strip};
+    use super::super::{stored_plainly, tiles_of};
     use super::*;
-    use crate::memory::Arena;
 
     #[test]
     fn plain_strips_on_every_path_equal_the_sums_and_a_batch_equals_its_tokens_bit_for_bit() {
@@ -154,24 +153,7 @@ mod tests {
                     (0..n).map(|_| half::bf16::from_f32(next()).to_f32()).collect()
                 };
                 let (w, x) = (numbers(rows * columns), numbers(tokens * columns));
-                let stored: Vec<Vec<u8>> = w
-                    .chunks(columns)
-                    .map(|row| match dtype {
-                        DType::F16 => {
-                            row.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect()
-                        }
-                        DType::BF16 => {
-                            row.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect()
-                        }
-                        _ => row.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                    })
-                    .collect();
-                let cut = Cut::of(dtype, rows, columns).unwrap();
-                let mut tiles = Tiles::new(cut, &mut Arena::new(cut.bytes()).unwrap()).unwrap();
-                let bytes = tiles.strip_bytes();
-                for (strip, rows) in tiles.bytes_mut().chunks_exact_mut(bytes).zip(stored.chunks(LANES)) {
-                    lay_strip(dtype, columns, rows.iter().map(Vec::as_slice), strip);
-                }
+                let tiles = tiles_of(dtype, columns, &stored_plainly(dtype, columns, &w));
                 for path in Path::all() {
                     let mut out = vec![f32::NAN; tokens * rows];
                     let mut single = vec![f32::NAN; tokens * rows];

@@ -127,6 +127,15 @@ fn a_model_with_external_weights_reads_back_the_same() {
 }
 
 #[test]
+fn an_attribute_of_zero_is_told_and_not_left_to_a_default() {
+    let mut model = model();
+    model.graph.nodes[0].attributes.push(("axis".into(), Attribute::Int(0)));
+    // The name, field 3 with a zero, and the kind in field 20.
+    let due = b"\x0a\x04axis\x18\x00\xa0\x01\x02";
+    assert!(written(&model, &[0, 3]).windows(due.len()).any(|bytes| bytes == due));
+}
+
+#[test]
 fn typed_lists_read_as_the_bytes_of_their_type() {
     // graph { initializer { dims: 2, data_type: 10 (float16), int32_data: [0x3c00, 0xc000], name: "a" } }
     let tensor = b"\x08\x02\x10\x0a\x2a\x05\x80\x78\x80\x80\x03\x42\x01a";

@@ -92,7 +92,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// A message being written. Default values are left out, as proto3 does.
+/// A message being written. Numbers are written even where they are zero: readers take one that is missing for one that is not told.
 #[derive(Default)]
 pub(super) struct Writer {
     pub(super) bytes: Vec<u8>,
@@ -112,10 +112,8 @@ impl Writer {
     }
 
     pub(super) fn int(&mut self, field: u64, value: i64) {
-        if value != 0 {
-            self.tag(field, 0);
-            self.varint(value as u64);
-        }
+        self.tag(field, 0);
+        self.varint(value as u64);
     }
 
     pub(super) fn float(&mut self, field: u64, value: f32) {

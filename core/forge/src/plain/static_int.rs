@@ -62,6 +62,8 @@ struct Pass<'d, 'g> {
     weights: HashMap<String, Vec<f32>>,
     encodings: HashMap<String, Encoding>,
     encoded: HashSet<String>,
+    /// Channels of values that are decoded channel by channel.
+    guarded: HashMap<String, u64>,
     nodes: Vec<Node>,
     decoders: usize,
 }
@@ -97,6 +99,10 @@ impl Draft<'_> {
         for (node, _) in nodes.iter().zip(&taken).filter(|(_, taken)| **taken) {
             node.inputs.iter().for_each(|name| *by_taken.entry(name).or_default() += 1);
         }
+        let guarded = match reach {
+            Reach::Kernels => guarded(&self, &nodes, &taken),
+            Reach::Everything => HashMap::new(),
+        };
         let mut pass = Pass {
             draft: &mut self,
             bits,
@@ -105,6 +111,7 @@ impl Draft<'_> {
             weights: HashMap::new(),
             encodings: HashMap::new(),
             encoded: HashSet::new(),
+            guarded,
             nodes: Vec::new(),
             decoders: 0,
         };
@@ -128,6 +135,27 @@ impl Draft<'_> {
         self.prune();
         self
     }
+}
+
+/// Values that operations left in floats multiply with constant weights, and their channels, which are their second dimension. Between
+/// codes ONNX Runtime rounds the weights of such an operation to eight bits with one scale (`WeightBiasQuantization` in its
+/// `qdq_transformer`), unless what it reads is decoded with more than one scale.
+fn guarded(draft: &Draft<'_>, nodes: &[Node], taken: &[bool]) -> HashMap<String, u64> {
+    let left = nodes.iter().zip(taken).filter(|(_, taken)| !**taken).map(|(node, _)| node);
+    let guard = |node: &Node| {
+        let shape = &draft.constant(node.inputs.get(1)?)?.shape;
+        let axis = |axis: usize| shape.get(axis).copied();
+        let channels = match node.op_type.as_str() {
+            "Conv" => axis(1)? * u64::try_from(int(node, "group").unwrap_or(1)).ok()?,
+            "ConvTranspose" => axis(0)?,
+            "Gemm" if int(node, "transA").unwrap_or(0) == 0 => {
+                axis(usize::from(int(node, "transB").unwrap_or(0) != 0))?
+            }
+            _ => return None,
+        };
+        Some((node.inputs.first()?.clone(), channels))
+    };
+    left.filter_map(guard).collect()
 }
 
 /// Values that lie between an operation and the activation that alone reads them: they are never rounded.
@@ -256,7 +284,7 @@ impl Pass<'_, '_> {
         self.nodes.push(taken);
         self.encode(&output, &float, tied);
         if plainly(&output) {
-            self.decode(&output, output.clone(), None);
+            self.decode_plainly(&output);
         }
     }
 
@@ -327,6 +355,20 @@ impl Pass<'_, '_> {
 
     fn decode(&mut self, value: &str, output: String, axis: Option<usize>) {
         self.pair("DequantizeLinear", &format!("{value}/codes"), value, output, axis);
+    }
+
+    /// Decodes a value under its own name, for those who are left.
+    fn decode_plainly(&mut self, value: &str) {
+        let guarded = self.guarded.get(value).copied().zip(self.encodings.get(value).copied());
+        let Some((channels, encoding)) = guarded else { return self.decode(value, value.to_owned(), None) };
+        let parameters = format!("{value}/by channel");
+        let count = channels as usize;
+        let zero =
+            if self.bits == 8 { vec![encoding.zero as u8] } else { encoding.zero.to_le_bytes().into() };
+        self.draft.hold_floats(&format!("{parameters}/scale"), &[channels], &vec![encoding.scale; count]);
+        let zeros = zero.repeat(count);
+        self.draft.hold(&format!("{parameters}/zero"), encoding.element_type(), &[channels], zeros);
+        self.pair("DequantizeLinear", &format!("{value}/codes"), &parameters, value.to_owned(), Some(1));
     }
 
     fn pair(&mut self, kind: &str, input: &str, parameters: &str, output: String, axis: Option<usize>) {

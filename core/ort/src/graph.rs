@@ -1,9 +1,9 @@
-//! Any graph, run on the processor over samples: for ranges of values, and for comparing two graphs.
+//! Any graph, run over samples: on the processor for ranges of values, anywhere for what it gives.
 
 use std::borrow::Cow;
 use std::path::Path;
 
-use drophammer_forge::plain::{Accuracy, Draft, Samples, Tensor};
+use drophammer_forge::plain::{Draft, Samples, Tensor};
 use drophammer_forge::{Recipe, failure};
 use drophammer_models::export::onnx::{Range, Ranges, WATCH_HIGH, WATCH_LOW};
 use drophammer_sdk::{BackendError, ErrorCode, JobContext, Result};
@@ -40,11 +40,14 @@ pub fn on_processor(environment: &Environment, threads: usize) -> Result<Session
 /// # Errors
 /// What the library has against it.
 pub fn open(environment: &Environment, file: &Path, threads: usize) -> Result<Session> {
-    on_processor(environment, threads)?.commit_from_file(file).map_err(|error| {
-        let message = format!("{}: ONNX Runtime refuses it: {}", file.display(), error.message());
-        BackendError::new(ErrorCode::InvalidInput, message)
-            .with_help("Check the graph with onnx.checker, and export it again.")
-    })
+    on_processor(environment, threads)?.commit_from_file(file).map_err(|error| refusal(file, &error))
+}
+
+/// A graph that the library has something against.
+pub(crate) fn refusal(file: &Path, error: &ort::Error) -> BackendError {
+    let message = format!("{}: ONNX Runtime refuses it: {}", file.display(), error.message());
+    BackendError::new(ErrorCode::InvalidInput, message)
+        .with_help("Check the graph with onnx.checker, and export it again.")
 }
 
 /// Runs a graph on a sample, whose tensors are those of `names` in order.
@@ -115,7 +118,7 @@ fn value(tensor: &Tensor) -> Result<DynValue> {
 
 /// An output's numbers as floats, and the size of its last dimension; `None` for what is no tensor of numbers.
 #[allow(unsafe_code)] // the crate `ort` gives no view of halves without its feature
-fn numbers(value: &DynValue) -> Option<(Vec<f32>, usize)> {
+pub(crate) fn numbers(value: &DynValue) -> Option<(Vec<f32>, usize)> {
     let ValueType::Tensor { ty, shape, .. } = value.dtype() else { return None };
     let width = shape.last().copied().and_then(|width| usize::try_from(width).ok()).unwrap_or(1);
     macro_rules! as_floats {
@@ -230,39 +233,4 @@ pub fn write(
     })?;
     let items = draft.items().map_err(|error| failure::of_pass(&error))?;
     drophammer_forge::run(place, &layout, &items, recipe, job)
-}
-
-/// What an artifact's outputs are beside the original's, over samples.
-///
-/// # Errors
-/// When one of both cannot be opened or run.
-pub fn compare(
-    environment: &Environment,
-    [original, artifact]: [&Path; 2],
-    names: &[&str],
-    samples: &Samples,
-    job: &dyn JobContext,
-) -> Result<Vec<Accuracy>> {
-    let threads = job.budgets().threads.max(1) as usize;
-    let mut original = open(environment, original, threads)?;
-    let mut artifact = open(environment, artifact, threads)?;
-    let mut all: Vec<Accuracy> =
-        original.outputs().iter().map(|output| Accuracy::of(output.name())).collect();
-    let count = samples.comparing().count() as u64;
-    for (number, sample) in samples.comparing().enumerate() {
-        job.check()?;
-        job.progress("comparing", "", number as u64, count);
-        let collect = |outputs: &SessionOutputs<'_>| {
-            let of = |accuracy: &Accuracy| numbers(outputs.get(&accuracy.output)?);
-            Ok(all.iter().map(of).collect::<Vec<_>>())
-        };
-        let due = run(&mut original, names, sample, collect)?;
-        let found = run(&mut artifact, names, sample, collect)?;
-        for ((accuracy, due), found) in all.iter_mut().zip(due).zip(found) {
-            if let (Some((due, width)), Some((found, _))) = (due, found) {
-                accuracy.add(&found, &due, width);
-            }
-        }
-    }
-    Ok(all)
 }

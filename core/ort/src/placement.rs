@@ -2,18 +2,55 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
+use std::path::Path;
 use std::ptr;
 
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 use ort::AsPointer;
+use ort::environment::Environment;
 use ort::session::Session;
 use ort::sys::{OrtEpAssignedNode, OrtEpAssignedSubgraph, OrtStatusPtr};
+
+use crate::{failed, graph, provider};
 
 /// The session setting without which nothing is recorded; set it to `1`.
 pub const RECORD: &str = "session.record_ep_graph_assignment_info";
 
 /// Operations by provider and kind.
 pub type Placement = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// A placement in words: how much a provider takes, which is called `name`, and what is left to the processor.
+pub fn told(placement: &Placement, provider: &str, name: &str) -> String {
+    let taken: u64 = placement.get(provider).map_or(0, |kinds| kinds.values().sum());
+    let others = placement.iter().filter(|(other, _)| *other != provider).flat_map(|(_, kinds)| kinds);
+    let others: Vec<String> = others.map(|(kind, count)| format!("{count} {kind}")).collect();
+    if others.is_empty() {
+        format!("all {taken} operations on {name}")
+    } else {
+        format!("{taken} operations on {name}, on the processor {}", others.join(", "))
+    }
+}
+
+/// Where a graph's operations would go with each of the providers that have devices here, in words.
+///
+/// # Errors
+/// What the library has against the graph.
+pub fn by_provider(environment: &Environment, graph: &Path) -> Result<Vec<String>> {
+    let refused = |error: ort::Error<_>| failed("a session cannot be prepared", &error);
+    let mut told_all = Vec::new();
+    for name in provider::names(environment) {
+        let session = Session::builder(environment)
+            .map_err(|error| failed("a session cannot be prepared", &error))?
+            .with_config_entry(RECORD, "1")
+            .map_err(refused)?
+            .with_devices(provider::devices(environment, &name), None)
+            .map_err(refused)?
+            .commit_from_file(graph)
+            .map_err(|error| graph::refusal(graph, &error))?;
+        told_all.push(told(&of(&session)?, &name, &name));
+    }
+    Ok(told_all)
+}
 
 /// Where a session's operations went. It must have been made with [`RECORD`].
 ///
@@ -67,4 +104,19 @@ fn check(status: OrtStatusPtr) -> Result<()> {
     unsafe { (ort::api().ReleaseStatus)(status.0) };
     Err(BackendError::new(ErrorCode::Failed, "ONNX Runtime does not say where a session's operations went")
         .with_help("Use ONNX Runtime 1.24 or newer."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placements_are_told() {
+        let kinds =
+            |list: &[(&str, u64)]| list.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        let mut placement = Placement::from([("npu".to_owned(), kinds(&[("Gemm", 7), ("Add", 2)]))]);
+        assert_eq!(told(&placement, "npu", "the NPU"), "all 9 operations on the NPU");
+        placement.insert("CPUExecutionProvider".into(), kinds(&[("Gather", 1)]));
+        assert_eq!(told(&placement, "npu", "the NPU"), "9 operations on the NPU, on the processor 1 Gather");
+    }
 }

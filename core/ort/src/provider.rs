@@ -1,5 +1,6 @@
 //! Execution providers that come as libraries of their own.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -37,6 +38,11 @@ pub fn register(environment: &Environment, name: &str, library: &Path) -> Result
     })?;
     opened.push(library.to_path_buf());
     Ok(())
+}
+
+/// The providers that have devices here, by name.
+pub fn names(environment: &Environment) -> BTreeSet<String> {
+    environment.devices().filter_map(|device| Some(device.ep().ok()?.to_owned())).collect()
 }
 
 /// The devices of a provider.

@@ -4,15 +4,12 @@ use std::path::PathBuf;
 
 use drophammer_forge::Recipe;
 use drophammer_forge::plain::{Draft, Pick, PlainGraph, Reach, Samples};
-use drophammer_ort::graph;
+use drophammer_ort::{accuracy, graph, placement};
 use drophammer_sdk::{
     BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LogLevel,
     Result,
 };
-use serde_json::json;
 
-/// What an artifact says of how near it comes to its original.
-const ACCURACY: &str = "accuracy.json";
 /// The graph's file, without its extension.
 const STEM: &str = "model";
 /// Resident memory of a worker with the library in it and values of a network for images, besides graphs.
@@ -99,13 +96,15 @@ fn fill(host: &HostInfo, file: &std::path::Path, goal: &Goal, estimate: &mut Est
         Scheme::Static(_) => "fold norms, and write weights and values in whole numbers",
     };
     estimate.steps.push(verb.into());
+    let mut told: Vec<String> = told.into_iter().collect();
     if runtime.is_ok() {
+        told.extend(placement::by_provider(drophammer_ort::environment(host, "library")?, file)?);
         estimate.steps.push("compare its outputs with the original's".into());
     } else {
-        told = Some("ONNX Runtime is not installed: the result is not compared with the original".into());
+        told.push("ONNX Runtime is not installed: the result is not compared with the original".into());
     }
     estimate.supported = true;
-    estimate.reason = told;
+    estimate.reason = (!told.is_empty()).then(|| told.join("; "));
     let weights = plain.parameters();
     estimate.bytes =
         (plain.file_bytes().saturating_sub(4 * weights)).saturating_add(weights * scheme.bits() / 8);
@@ -174,27 +173,14 @@ pub(crate) fn forge(
     told.splice(0..0, draft.notes.iter().cloned());
     match (&samples, drophammer_ort::environment(host, "library")) {
         (Some(samples), Ok(environment)) => {
-            let names: Vec<&str> = plain.inputs().iter().map(|input| input.name.as_str()).collect();
-            let artifact = request.staging.join(&files[0]);
-            let compared = graph::compare(environment, [file, &artifact], &names, samples, job)?;
-            told.extend(compared.iter().map(drophammer_forge::plain::Accuracy::told));
-            if samples.random {
-                told.push(format!("compared on {}", samples.told));
-            } else if !samples.holds_out() {
-                told.push("too few samples to keep some for comparing: the same were calibrated on".into());
-            }
-            let document = json!({
-                "samples": samples.told,
-                "random": samples.random,
-                "held_out": samples.holds_out(),
-                "outputs": compared.iter().map(drophammer_forge::plain::Accuracy::document).collect::<Vec<_>>(),
-            });
-            let path = request.staging.join(ACCURACY);
-            std::fs::write(&path, format!("{document:#}\n")).map_err(|error| {
-                BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
-                    .with_help("Check free space and permissions.")
-            })?;
-            files.push(ACCURACY.into());
+            let threads = job.budgets().threads.max(1) as usize;
+            let mut original = graph::open(environment, file, threads)?;
+            let made = request.staging.join(&files[0]);
+            let mut artifact = graph::open(environment, &made, threads)?;
+            told.extend(placement::by_provider(environment, &made)?);
+            let both = [&mut original, &mut artifact];
+            told.extend(accuracy::report(both, &plain, samples, &request.staging, job)?);
+            files.push(accuracy::FILE.into());
         }
         (_, Err(error)) => told.push(format!("not compared with the original: {}", error.message)),
         (None, Ok(_)) => {

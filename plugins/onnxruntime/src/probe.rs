@@ -9,7 +9,8 @@ use crate::{forge, plain};
 /// What is offered where the host names no goal.
 const OFFERED: [&str; 3] = ["int4", "int8", "fp16"];
 
-/// Describes the machine and plans the request's goals. Files are looked for; the library is not opened.
+/// Describes the machine and plans the request's goals. Files are looked for; the library is opened where there is a plain graph to ask
+/// its providers about.
 ///
 /// # Errors
 /// When the source cannot be read.

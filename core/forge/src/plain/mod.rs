@@ -1,6 +1,6 @@
 //! Plain ONNX graphs (vision, audio, anything that is no language model of ours): read, checked, and made smaller.
 //!
-//! - [`PlainGraph`] opens a graph and refuses what could not be written again or run.
+//! - [`PlainGraph`] opens a graph and refuses what could not be written again or run; [`PlainGraph::fixed`] gives it fixed sizes.
 //! - [`Samples`] are inputs to run it on: the user's own, or recorded random ones.
 //! - [`Draft`] is the graph on its way to an artifact: affine steps folded into convolutions, then weights as halves, or products and
 //!   convolutions in whole numbers, with ranges found while running ([`Draft::static_int`]) or as they come ([`Draft::dynamic_int`]).
@@ -14,6 +14,7 @@ mod dynamic_int;
 mod fold;
 mod pick;
 mod samples;
+mod shapes;
 mod static_int;
 mod weight;
 
@@ -175,6 +176,11 @@ impl PlainGraph {
     /// Bytes of all its files.
     pub fn file_bytes(&self) -> u64 {
         self.files.iter().map(MappedFile::len).fold(0, u64::saturating_add)
+    }
+
+    /// The graph's own file.
+    pub fn file(&self) -> &Path {
+        self.files[0].path()
     }
 
     /// Its files: the graph's own first.

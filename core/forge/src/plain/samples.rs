@@ -8,6 +8,7 @@ use drophammer_formats::onnx::ElementType;
 use drophammer_sdk::{BackendError, ErrorCode, Goal, Result};
 use half::f16;
 
+use super::shapes::sizes;
 use super::{Input, PlainGraph};
 use crate::failure;
 
@@ -57,9 +58,8 @@ impl Samples {
     /// [`ErrorCode::InvalidRequest`] for files that cannot be read, names that are no inputs, and other shapes or types than the inputs';
     /// where none are given and sizes are open, which the option `shapes` may tell.
     pub fn of(goal: &Goal, graph: &PlainGraph) -> Result<Self> {
-        let file = graph.files().next().unwrap_or(Path::new(""));
         let inputs = graph.inputs();
-        match Self::place(goal, file) {
+        match Self::place(goal, graph.file()) {
             Some(place) => Self::read(&place, inputs),
             None => Self::random(&sizes(goal, inputs)?, inputs),
         }
@@ -300,46 +300,6 @@ fn write(dtype: DType, (float, whole): (f64, i128), out: &mut Vec<u8>) -> Option
     Some(())
 }
 
-/// Sizes of all inputs where nobody gives any: the option `shapes`, as in `x=1x3x224x224`, one for an open first size.
-pub(super) fn sizes(goal: &Goal, inputs: &[Input]) -> Result<Vec<Vec<u64>>> {
-    let refused =
-        |message: String, help: &str| BackendError::new(ErrorCode::InvalidRequest, message).with_help(help);
-    let text = goal.options.get("shapes").and_then(|value| value.as_str()).unwrap_or_default();
-    let mut told = Vec::new();
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let sizes = part.rsplit_once('=').and_then(|(name, sizes)| {
-            let sizes: Option<Vec<u64>> =
-                sizes.split('x').map(|size| size.parse().ok().filter(|s| *s > 0)).collect();
-            Some((name, sizes?))
-        });
-        let known = sizes.filter(|(name, _)| inputs.iter().any(|input| input.name == *name));
-        told.push(known.ok_or_else(|| {
-            refused(format!("option `shapes`: `{part}` is no input and its sizes"), "Write NAME=1x3x224x224.")
-        })?);
-    }
-    let mut all = Vec::new();
-    for input in inputs {
-        let told = told.iter().find(|(name, _)| *name == input.name).map(|(_, sizes)| sizes.clone());
-        let Some(shape) = &input.shape else {
-            let help = format!("Give calibration data, or --option shapes={}=1x….", input.name);
-            all.push(told.ok_or_else(|| refused(format!("the input {input} has no known shape"), &help))?);
-            continue;
-        };
-        let made = shape.iter().enumerate().map(|(axis, size)| match &told {
-            Some(told) => told.get(axis).copied().filter(|told| size.is_none_or(|size| size == *told)),
-            None => size.or((axis == 0).then_some(1)),
-        });
-        let made = made
-            .collect::<Option<Vec<u64>>>()
-            .filter(|made| told.as_ref().is_none_or(|t| t.len() == made.len()));
-        all.push(made.ok_or_else(|| {
-            let help = format!("Give calibration data, or say sizes with --option shapes={}=….", input.name);
-            refused(format!("the input {input} has open sizes"), &help)
-        })?);
-    }
-    Ok(all)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -391,17 +351,8 @@ mod tests {
     }
 
     #[test]
-    fn open_sizes_are_asked_for() {
+    fn random_numbers_are_always_the_same_and_fill_their_ranges() {
         let inputs = [input("x", 1, &[None, Some(3), None])];
-        let goal = |text: &str| Goal {
-            options: [("shapes".to_owned(), text.into())].into_iter().collect(),
-            ..Goal::default()
-        };
-        assert!(sizes(&Goal::default(), &inputs).unwrap_err().help.contains("shapes=x="));
-        assert_eq!(sizes(&goal("x=2x3x8"), &inputs).unwrap(), [[2, 3, 8]]);
-        for wrong in ["x=2x4x8", "x=2x3", "y=1", "x=0x3x8", "x"] {
-            assert!(sizes(&goal(wrong), &inputs).is_err(), "{wrong}");
-        }
         let random = Samples::random(&[vec![1, 3, 8]], &inputs).unwrap();
         assert_eq!(random, Samples::random(&[vec![1, 3, 8]], &inputs).unwrap());
         assert_eq!((random.calibrating().count(), random.comparing().count()), (6, 2));

@@ -8,10 +8,12 @@ use drophammer_ort::placement::Placement;
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::plain;
+
 /// The file that says it.
 pub(crate) const FILE: &str = "qnn_model.json";
 /// The version of its form.
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// The largest such file that is read.
 const LARGEST: u64 = 16 << 20;
 /// The most of anything that it counts.
@@ -21,10 +23,30 @@ const MOST: u32 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Artifact {
-    version: u32,
+    pub(crate) version: u32,
+    /// What it is, and for which chip.
+    pub(crate) target: Target,
+    /// How many tokens there are.
+    pub(crate) vocabulary: u32,
+    /// Width of the hidden states that an encoder gives instead of logits.
+    pub(crate) hidden: Option<u32>,
+    /// The longest sequence: places of cache, or the tokens of an encoder's longest graph.
+    pub(crate) context: u32,
+    /// What a mask adds where a token may not be seen.
+    pub(crate) unseen: f32,
+    /// The graphs' inputs and outputs.
+    pub(crate) interface: Interface,
+    /// One compiled graph for each number of tokens.
+    pub(crate) steps: Vec<Step>,
+}
+
+/// What was compiled for which chip.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Target {
     /// The scheme's name.
     pub(crate) scheme: String,
-    /// The chip it was compiled for.
+    /// The chip's name.
     pub(crate) soc: String,
     /// The generation of its NPU.
     pub(crate) htp_arch: u32,
@@ -32,24 +54,35 @@ pub(crate) struct Artifact {
     pub(crate) soc_model: u32,
     /// What compiled it.
     pub(crate) compiler: String,
-    /// How many tokens there are.
-    pub(crate) vocabulary: u32,
-    /// Places of cache: the longest sequence.
-    pub(crate) context: u32,
-    /// What a mask adds where a token may not be seen.
-    pub(crate) unseen: f32,
-    /// The graphs' inputs and outputs.
-    pub(crate) interface: Interface,
-    /// One compiled graph for each number of tokens.
-    pub(crate) steps: Vec<Compiled>,
+}
+
+impl Target {
+    /// A scheme for a chip, by a version of the provider.
+    pub(crate) fn new(scheme: &str, soc: &crate::soc::Soc, version: &str) -> Self {
+        Self {
+            scheme: scheme.to_owned(),
+            soc: soc.name.clone(),
+            htp_arch: soc.htp_arch,
+            soc_model: soc.model,
+            compiler: format!("onnxruntime-qnn {version}"),
+        }
+    }
+}
+
+/// A compiled graph for so many tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Step {
+    /// Tokens at a time.
+    pub(crate) tokens: u32,
+    /// The graph.
+    pub(crate) graph: Compiled,
 }
 
 /// A compiled graph.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Compiled {
-    /// Tokens at a time.
-    pub(crate) tokens: u32,
     /// The ONNX file that ONNX Runtime opens.
     pub(crate) model: String,
     /// Every file of it, with its digest.
@@ -58,40 +91,12 @@ pub(crate) struct Compiled {
     pub(crate) placement: Placement,
 }
 
-/// What is told of a model when it is compiled.
-pub(crate) struct Head<'a> {
-    pub(crate) scheme: &'a str,
-    pub(crate) soc: &'a crate::soc::Soc,
-    pub(crate) compiler: String,
-    pub(crate) vocabulary: u32,
-    pub(crate) context: u32,
-    pub(crate) unseen: f32,
-    pub(crate) interface: Interface,
-}
-
 fn unsound(path: &Path, problem: impl std::fmt::Display) -> BackendError {
     BackendError::new(ErrorCode::InvalidInput, format!("{}: {problem}", path.display()))
         .with_help("Make the artifact again; its files belong together.")
 }
 
 impl Artifact {
-    /// A model and its compiled graphs.
-    pub(crate) fn new(head: Head<'_>, steps: Vec<Compiled>) -> Self {
-        Self {
-            version: VERSION,
-            scheme: head.scheme.to_owned(),
-            soc: head.soc.name.clone(),
-            htp_arch: head.soc.htp_arch,
-            soc_model: head.soc.model,
-            compiler: head.compiler,
-            vocabulary: head.vocabulary,
-            context: head.context,
-            unseen: head.unseen,
-            interface: head.interface,
-            steps,
-        }
-    }
-
     /// Reads a folder's file, and compares every compiled file with its digest: QNN's own reader trusts what it reads.
     ///
     /// # Errors
@@ -105,6 +110,11 @@ impl Artifact {
             let message = format!("{}: is no compiled QNN model", path.display());
             return Err(BackendError::new(ErrorCode::UnsupportedInput, message).with_help(help));
         }
+        if !file.exists() && folder.join(plain::FILE).exists() {
+            let message = format!("{}: is a compiled graph that is no language model", folder.display());
+            return Err(BackendError::new(ErrorCode::UnsupportedInput, message)
+                .with_help("Run its model.onnx in ONNX Runtime with the QNN provider."));
+        }
         let length = std::fs::metadata(&file).map_err(|error| unsound(&file, error))?.len();
         if length > LARGEST {
             return Err(unsound(&file, "is too large to be one"));
@@ -112,7 +122,7 @@ impl Artifact {
         let bytes = std::fs::read(&file).map_err(|error| unsound(&file, error))?;
         let artifact: Self = serde_json::from_slice(&bytes).map_err(|error| unsound(&file, error))?;
         artifact.check().map_err(|problem| unsound(&file, problem))?;
-        for (name, due) in artifact.steps.iter().flat_map(|step| &step.files) {
+        for (name, due) in artifact.steps.iter().flat_map(|step| &step.graph.files) {
             let path = folder.join(name);
             let found = digest::file(&path, &mut |_| std::ops::ControlFlow::Continue(()))
                 .map_err(|error| unsound(&path, error))?;
@@ -133,15 +143,20 @@ impl Artifact {
             if step.tokens == 0 || step.tokens > MOST {
                 return Err(format!("a graph of {} tokens", step.tokens));
             }
-            if !step.files.iter().any(|(name, _)| *name == step.model) {
-                return Err(format!("{} has no digest", step.model));
+            let Compiled { model, files, .. } = &step.graph;
+            if !files.iter().any(|(name, _)| name == model) {
+                return Err(format!("{model} has no digest"));
             }
-            if let Some((name, _)) = step.files.iter().find(|(name, _)| !plain(name)) {
+            if let Some((name, _)) = files.iter().find(|(name, _)| !plain(name)) {
                 return Err(format!("{name:?} is no plain file name"));
             }
         }
         if self.steps.is_empty() || self.vocabulary == 0 || self.context == 0 || self.context > MOST {
             return Err("holds no graphs, no vocabulary or no context".into());
+        }
+        let longest = self.steps.iter().map(|step| step.tokens).max();
+        if self.interface.encoder && longest < Some(self.context) || self.hidden == Some(0) {
+            return Err(format!("no graph takes {} tokens, or gives hidden states", self.context));
         }
         for cache in &self.interface.caches {
             if [cache.heads, cache.key_width, cache.value_width].iter().any(|size| !(1..=MOST).contains(size))

@@ -9,6 +9,7 @@ use drophammer_forge::{Recipe, failure};
 use drophammer_infer::Tokenizer;
 use drophammer_infer::measure::CALIBRATION_TEXT;
 use drophammer_models::Checkpoint;
+use drophammer_models::description::ModelKind;
 use drophammer_models::export::onnx::{
     FixedExport, Importances, Inputs, Range, Ranges, Step, WATCH_HIGH, WATCH_LOW, Watched, Weights,
 };
@@ -203,7 +204,11 @@ pub(crate) fn calibrate(
 ) -> Result<Calibration> {
     let in_model = |error: &drophammer_models::Error| failure::of_model(checkpoint.source().root(), error);
     let stem = "calibration";
-    let steps = [Step { stem, tokens: CHUNK }];
+    let description = checkpoint.description();
+    let encoder = description.kind == ModelKind::Encoder;
+    // An encoder's samples are pieces of text that its positions reach, each for itself.
+    let chunk = if encoder { CHUNK.min(description.context) } else { CHUNK };
+    let steps = [Step { stem, tokens: chunk }];
     let export =
         FixedExport::new(checkpoint, &steps, CHUNK, Weights::Floats).map_err(|error| in_model(&error))?;
     let too_large = |fault: drophammer_formats::Fault| {
@@ -223,19 +228,22 @@ pub(crate) fn calibrate(
     let threads = job.budgets().threads.max(1) as usize;
     let mut session = graph::open(environment, &place.join(format!("{stem}.onnx")), threads)?;
     let interface = export.interface();
-    let shape = Shape { tokens: CHUNK as usize, past: CHUNK as usize, unseen: scheme.unseen };
+    let past = if encoder { 0 } else { CHUNK as usize };
+    let shape = Shape { tokens: chunk as usize, past, unseen: scheme.unseen };
+    // An encoder's are cut shorter by one than the graph, which then shows what its mask adds where nothing is to be seen.
+    let piece = if encoder { shape.tokens.saturating_sub(1).max(1) } else { shape.tokens };
     let mut seen = Seen::default();
     let count = samples.tokens.len();
     for (number, sample) in samples.tokens.iter().enumerate() {
         job.check()?;
         job.progress("calibrating", "", number as u64, count as u64);
         let mut cache = Cache::new(&interface, shape.past);
-        for chunk in sample.chunks_exact(CHUNK as usize) {
+        for chunk in sample.chunks_exact(piece) {
             let take = |outputs: &SessionOutputs<'_>| seen.take(&watched, outputs);
             if cache.length < shape.past {
                 step::run(&mut session, &interface, &shape, &mut cache, chunk, take)?;
             } else {
-                // The cache is full: these tokens' own keys need not be kept.
+                // The cache is full, or there is none: these tokens' own keys need not be kept.
                 step::look(&mut session, &interface, &shape, &cache, chunk, take)?;
             }
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use drophammer_formats::onnx::{self, Attribute, InitializerData};
 use drophammer_ort::failed;
-use drophammer_ort::placement::{self, Placement};
+use drophammer_ort::placement;
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 use ort::environment::Environment;
 use ort::session::Session;
@@ -27,7 +27,6 @@ pub(crate) fn compile(
     graph: &Path,
     folder: &Path,
     stem: &str,
-    tokens: u32,
     soc: &Soc,
 ) -> Result<Compiled> {
     let model = format!("{stem}.onnx");
@@ -69,7 +68,7 @@ pub(crate) fn compile(
     if files.len() < 2 {
         return Err(refused("no binary was written".into()));
     }
-    Ok(Compiled { tokens, model, files, placement })
+    Ok(Compiled { model, files, placement })
 }
 
 /// A session of a graph and the data beside it, neither of which has a path then: the runtime calls what it compiles by a digest of the
@@ -123,36 +122,4 @@ fn binaries(model: &Path) -> Result<Vec<String>> {
     names.sort();
     names.dedup();
     Ok(names)
-}
-
-/// A placement in words: how much is on the NPU, and what is not.
-pub(crate) fn told(placement: &Placement) -> String {
-    let count = |provider: &str| placement.get(provider).map_or(0, |kinds| kinds.values().sum());
-    let on_npu: u64 = count(NAME);
-    let others: Vec<String> = placement
-        .iter()
-        .filter(|(provider, _)| *provider != NAME)
-        .flat_map(|(_, kinds)| kinds)
-        .map(|(kind, count)| format!("{count} {kind}"))
-        .collect();
-    if others.is_empty() {
-        format!("all {on_npu} operations on the NPU")
-    } else {
-        format!("{on_npu} operations on the NPU, on the processor {}", others.join(", "))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn placements_are_told() {
-        let kinds =
-            |list: &[(&str, u64)]| list.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
-        let mut placement = Placement::from([(NAME.to_owned(), kinds(&[("Gemm", 7), ("Add", 2)]))]);
-        assert_eq!(told(&placement), "all 9 operations on the NPU");
-        placement.insert("CPUExecutionProvider".into(), kinds(&[("Gather", 1)]));
-        assert_eq!(told(&placement), "9 operations on the NPU, on the processor 1 Gather");
-    }
 }

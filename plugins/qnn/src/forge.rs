@@ -6,20 +6,23 @@ use drophammer_forge::{Recipe, failure};
 use drophammer_formats::digest::Digest;
 use drophammer_formats::layout::Layout;
 use drophammer_models::Checkpoint;
+use drophammer_models::description::ModelKind;
 use drophammer_models::export::onnx::{FixedExport, Importances, Ranges, Step, Weights};
+use drophammer_ort::placement;
 use drophammer_sdk::{
     BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LogLevel,
     Result,
 };
+use serde::Serialize;
 
-use crate::artifact::{self, Artifact, Head};
+use crate::artifact::{self, Artifact, Target};
 use crate::calibrate::{self, Calibration, Samples};
 use crate::scheme::{self, Scheme};
 use crate::soc::{self, Soc};
 use crate::{compile, provider};
 
-/// The compiled graphs: a chunk of a prompt, and one token.
-const STEPS: [Step; 2] = [Step { stem: "prefill", tokens: 64 }, Step { stem: "decode", tokens: 1 }];
+/// Tokens of a decoder's prompt that go through a graph together, and of an encoder's short texts.
+const CHUNK: u32 = 64;
 /// The longest sequence where the goal names none.
 const USUAL_CONTEXT: u32 = 512;
 /// The longest sequence that is compiled.
@@ -37,6 +40,21 @@ struct Plan {
     scheme: Scheme,
     soc: &'static Soc,
     context: u32,
+    steps: Vec<Step>,
+}
+
+/// The graphs that are compiled: a decoder's for a chunk of a prompt and for one token, an encoder's for the longest texts and for short
+/// ones.
+fn steps(kind: ModelKind, context: u32) -> Vec<Step> {
+    match kind {
+        ModelKind::Decoder => {
+            vec![Step { stem: "prefill", tokens: CHUNK }, Step { stem: "decode", tokens: 1 }]
+        }
+        ModelKind::Encoder if context <= CHUNK => vec![Step { stem: "encode", tokens: context }],
+        ModelKind::Encoder => {
+            vec![Step { stem: "encode", tokens: context }, Step { stem: "short", tokens: CHUNK }]
+        }
+    }
 }
 
 impl Plan {
@@ -46,11 +64,12 @@ impl Plan {
         let checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
         drophammer_forge::need_tokenizer(request, &checkpoint, "a folder of contexts")?;
         let context = context_of(&request.goal, checkpoint.description().context)?;
-        Ok(Self { checkpoint, scheme, soc, context })
+        let steps = steps(checkpoint.description().kind, context);
+        Ok(Self { checkpoint, scheme, soc, context, steps })
     }
 
     fn export(&self) -> Result<FixedExport<'_>> {
-        FixedExport::new(&self.checkpoint, &STEPS, self.context, self.scheme.weights)
+        FixedExport::new(&self.checkpoint, &self.steps, self.context, self.scheme.weights)
             .map_err(|error| failure::of_model(self.checkpoint.source().root(), &error))
     }
 
@@ -116,63 +135,85 @@ pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContex
     let ranges = plan.scheme.calibrated().then_some(ranges);
     let layout = layout(&export, ranges.as_ref())?;
     let graphs = request.staging.join("graphs");
-    let io = |path: &Path, error: std::io::Error| {
-        BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
-            .with_help("Check the path, its permissions and the free space.")
-    };
-    std::fs::create_dir_all(&graphs).map_err(|error| io(&graphs, error))?;
+    std::fs::create_dir_all(&graphs).map_err(|error| unwritten(&graphs, &error))?;
     let items = export.items(&importances, &inputs).map_err(|error| failure::of_pass(&error))?;
     drophammer_forge::run(&graphs, &layout, &items, &recipe, job)?;
     drop((items, inputs));
     let environment = provider::open(host)?;
-    let mut steps = Vec::new();
-    for (number, step) in STEPS.iter().enumerate() {
+    let mut compiled_steps = Vec::new();
+    for (number, step) in plan.steps.iter().enumerate() {
         job.check()?;
-        job.progress("compiling", step.stem, number as u64, STEPS.len() as u64);
+        job.progress("compiling", step.stem, number as u64, plan.steps.len() as u64);
         let graph = graphs.join(format!("{}.onnx", step.stem));
-        let compiled =
-            compile::compile(environment, &graph, &request.staging, step.stem, step.tokens, plan.soc)?;
-        let told = format!("{}: {}", step.stem, compile::told(&compiled.placement));
+        let compiled = compile::compile(environment, &graph, &request.staging, step.stem, plan.soc)?;
+        let told =
+            format!("{}: {}", step.stem, placement::told(&compiled.placement, provider::NAME, "the NPU"));
         job.log(LogLevel::Info, &told);
         notes.push(told);
-        steps.push(compiled);
+        compiled_steps.push(artifact::Step { tokens: step.tokens, graph: compiled });
     }
-    notes.push(format!("compiled for {} ({})", plan.soc.name, plan.soc.sold_as));
-    if provider::EMULATED {
-        notes.push(provider::EMULATION.to_owned());
-    }
-    let head = Head {
-        scheme: plan.scheme.name,
-        soc: plan.soc,
-        compiler: format!("onnxruntime-qnn {compiler}"),
+    notes.extend(told_of(plan.soc));
+    let artifact = Artifact {
+        version: artifact::VERSION,
+        target: Target::new(plan.scheme.name, plan.soc, &compiler),
         vocabulary: plan.checkpoint.description().vocabulary,
         context: plan.context,
         unseen: plan.scheme.unseen,
+        hidden: export.interface().encoder.then_some(plan.checkpoint.description().hidden),
         interface: export.interface(),
+        steps: compiled_steps,
     };
-    let artifact = Artifact::new(head, steps);
+    let compiled = artifact.steps.iter().flat_map(|step| &step.graph.files);
     let mut files = vec![PathBuf::from(artifact::FILE)];
-    files.extend(artifact.steps.iter().flat_map(|step| &step.files).map(|(name, _)| PathBuf::from(name)));
-    let document = serde_json::to_vec_pretty(&artifact)
-        .map_err(|error| BackendError::new(ErrorCode::Failed, format!("{}: {error}", artifact::FILE)))?;
-    let path = request.staging.join(artifact::FILE);
-    std::fs::write(&path, document).map_err(|error| io(&path, error))?;
+    files.extend(compiled.map(|(name, _)| PathBuf::from(name)));
+    describe(&request.staging, artifact::FILE, &artifact)?;
     for (name, source) in kept(&plan.checkpoint, request.no_tokenizer) {
         let target = request.staging.join(&name);
-        std::fs::copy(&source, &target).map_err(|error| io(&source, error))?;
+        std::fs::copy(&source, &target).map_err(|error| unwritten(&source, &error))?;
         files.push(name.into());
     }
-    std::fs::remove_dir_all(&graphs).map_err(|error| io(&graphs, error))?;
-    let sizes = files.iter().map(|file| std::fs::metadata(request.staging.join(file)).map(|m| m.len()));
-    let bytes = sizes.sum::<std::io::Result<u64>>().map_err(|error| io(&request.staging, error))?;
+    std::fs::remove_dir_all(&graphs).map_err(|error| unwritten(&graphs, &error))?;
     Ok(ForgeReport {
+        bytes: bytes_of(&request.staging, &files)?,
         files,
-        bytes,
         bits_per_weight: plan.bits_per_weight(&layout),
         parameters: plan.parameters(),
         notes,
         types: export.types(),
     })
+}
+
+/// For which chip something is compiled, and that it is imitated where it is.
+pub(crate) fn told_of(soc: &Soc) -> Vec<String> {
+    let mut told = vec![format!("compiled for {} ({})", soc.name, soc.sold_as)];
+    told.extend(provider::EMULATED.then(|| provider::EMULATION.to_owned()));
+    told
+}
+
+/// Writes what describes a folder.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn describe(folder: &Path, name: &str, description: &impl Serialize) -> Result<()> {
+    let document = serde_json::to_vec_pretty(description)
+        .map_err(|error| BackendError::new(ErrorCode::Failed, format!("{name}: {error}")))?;
+    let path = folder.join(name);
+    std::fs::write(&path, document).map_err(|error| unwritten(&path, &error))
+}
+
+/// Bytes of some files of a folder.
+///
+/// # Errors
+/// When one cannot be found.
+pub(crate) fn bytes_of(folder: &Path, files: &[PathBuf]) -> Result<u64> {
+    let sizes = files.iter().map(|file| std::fs::metadata(folder.join(file)).map(|found| found.len()));
+    sizes.sum::<std::io::Result<u64>>().map_err(|error| unwritten(folder, &error))
+}
+
+/// A file that cannot be written or copied.
+pub(crate) fn unwritten(path: &Path, error: &std::io::Error) -> BackendError {
+    BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
+        .with_help("Check the path, its permissions and the free space.")
 }
 
 /// What a runtime wants beside the contexts: the configuration and the tokenizer as they are.
@@ -200,7 +241,7 @@ pub(crate) fn estimate(host: &HostInfo, source: &Path, goal: &Goal) -> Result<Es
     let plan = |request: &ForgeRequest| {
         let plan = Plan::of(request)?;
         // Emitting a graph of floats reads little and finds everything that the form does not express.
-        FixedExport::new(&plan.checkpoint, &STEPS, plan.context, Weights::Floats)
+        FixedExport::new(&plan.checkpoint, &plan.steps, plan.context, Weights::Floats)
             .map_err(|error| failure::of_model(source, &error))?;
         provider::look(host).map_err(first)?;
         Ok(plan)
@@ -218,15 +259,18 @@ fn fill(estimate: &mut Estimate, plan: &Plan) {
         Weights::Whole { bits, .. } => u64::from(bits),
     };
     estimate.supported = true;
-    let words = if provider::EMULATED { provider::EMULATION } else { "runs on this machine's NPU" };
-    estimate.reason = Some(format!("compiled for {} ({}); {words}", plan.soc.name, plan.soc.sold_as));
+    estimate.reason = Some(told_of(plan.soc).join("; "));
     if plan.scheme.calibrated() {
         estimate.steps.push("run the float graph over sample text for the ranges of activations".into());
     }
-    estimate.steps.push(format!("write the weights as {} and two graphs over them", plan.scheme.name));
-    estimate.steps.push(format!("compile both for {}; say what goes to its NPU", plan.soc.name));
+    estimate.steps.push(format!(
+        "write the weights as {} and {} graphs over them",
+        plan.scheme.name,
+        plan.steps.len()
+    ));
+    estimate.steps.push(format!("compile them for {}; say what goes to its NPU", plan.soc.name));
     // Every context holds all weights.
-    estimate.bytes = STEPS.len() as u64 * parameters * bits / 8;
+    estimate.bytes = plan.steps.len() as u64 * parameters * bits / 8;
     estimate.peak_memory_bytes = WORKER_BYTES + COMPILER_FACTOR * 4 * parameters;
     estimate.seconds = 5.0 + parameters as f64 / if plan.scheme.calibrated() { 1.5e6 } else { 5e6 };
 }

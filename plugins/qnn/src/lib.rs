@@ -3,6 +3,7 @@
 //!
 //! - [`forge`] makes a folder: fixed graphs of [`drophammer_models::export::onnx`], ranges of activations from [`calibrate`], contexts
 //!   from [`compile`] for a chip of [`soc`]'s table; [`artifact`] is the folder's own description;
+//! - [`plain`] does the same for graphs that are no language models, and compares them with their originals;
 //! - [`provider`] is the runtime, [`session`] runs contexts through it [`step`] by step.
 //!
 //! The libraries are Qualcomm's and proprietary: the user installs them (`drophammer runtime install qnn`), nothing of them is here.
@@ -12,6 +13,7 @@ mod calibrate;
 mod compile;
 mod convert;
 mod forge;
+mod plain;
 mod probe;
 mod provider;
 mod quantize;
@@ -20,6 +22,7 @@ mod session;
 mod soc;
 mod step;
 
+use drophammer_forge::plain::PlainGraph;
 use drophammer_sdk::{
     Backend, ForgeReport, ForgeRequest, HostInfo, JobContext, LoadRequest, ProbeReport, ProbeRequest, Result,
     Session,
@@ -46,10 +49,16 @@ impl Backend for Qnn {
     }
 
     fn convert(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+        if let Some(file) = PlainGraph::find(&request.source) {
+            return plain::forge(&self.host, &file, request, job);
+        }
         convert::convert(&self.host, request, job)
     }
 
     fn quantize(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+        if let Some(file) = PlainGraph::find(&request.source) {
+            return plain::forge(&self.host, &file, request, job);
+        }
         quantize::quantize(&self.host, request, job)
     }
 

@@ -1,10 +1,11 @@
 //! What this backend can do here, and what a goal would take.
 
-use drophammer_sdk::{Device, FormatSupport, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
+use drophammer_forge::plain::PlainGraph;
+use drophammer_sdk::{Device, FormatSupport, Goal, HostInfo, ProbeReport, ProbeRequest, Problem, Result};
 
-use crate::forge;
 use crate::provider::{self, EMULATED};
 use crate::scheme::SCHEMES;
+use crate::{forge, plain};
 
 /// What is offered where the host names no goal.
 const OFFERED: [&str; 2] = ["a16w8", "fp16"];
@@ -48,8 +49,12 @@ pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeRep
     }];
     if let Some(source) = &request.source {
         let goals = request.goals_or("qnn", &OFFERED);
-        report.estimates =
-            goals.iter().map(|goal| forge::estimate(host, source, goal)).collect::<Result<_>>()?;
+        let file = PlainGraph::find(source);
+        let estimate = |goal: &Goal| match &file {
+            Some(file) => Ok(plain::estimate(host, file, goal)),
+            None => forge::estimate(host, source, goal),
+        };
+        report.estimates = goals.iter().map(estimate).collect::<Result<_>>()?;
     }
     Ok(report)
 }

@@ -1,11 +1,15 @@
 //! ONNX Runtime with the QNN provider in it.
 
+use std::path::Path;
+
 use drophammer_ort::{failed, find, placement, provider};
 use drophammer_sdk::{BackendError, ErrorCode, HostInfo, Result};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
+
+use crate::artifact::Target;
 
 /// What ONNX Runtime calls the provider.
 pub(crate) const NAME: &str = "QNNExecutionProvider";
@@ -73,4 +77,19 @@ pub(crate) fn on_npu(
     }
     let devices = provider::devices(environment, NAME);
     builder.with_devices(devices, Some(&all)).map_err(refused)
+}
+
+/// Opens a compiled graph.
+///
+/// # Errors
+/// What the library has against it, and for which chip it was made.
+pub(crate) fn open_context(environment: &Environment, target: &Target, file: &Path) -> Result<Session> {
+    let options = [("htp_arch", target.htp_arch.to_string()), ("soc_model", target.soc_model.to_string())];
+    on_npu(environment, &options, &[])?.commit_from_file(file).map_err(|error| {
+        let message = format!("{}: QNN refuses it: {}", file.display(), error.message());
+        BackendError::new(ErrorCode::InvalidInput, message).with_help(format!(
+            "It was compiled for {} by {}: make it again for this chip and runtime.",
+            target.soc, target.compiler
+        ))
+    })
 }

@@ -5,7 +5,7 @@ use drophammer_sdk::{
     BackendError, Batch, ErrorCode, HostInfo, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result,
     Session,
 };
-use ort::session::Session as OrtModel;
+use ort::session::{Session as OrtModel, SessionOutputs};
 
 use crate::artifact::Artifact;
 use crate::provider::{self, EMULATION, NAME};
@@ -45,7 +45,7 @@ impl QnnSession {
         }
         let (folder, artifact) = Artifact::read(&request.path)?;
         let sequences = request.max_sequences.max(1);
-        let binaries = artifact.steps.iter().flat_map(|step| &step.files);
+        let binaries = artifact.steps.iter().flat_map(|step| &step.graph.files);
         let binaries: u64 =
             binaries.filter_map(|(name, _)| std::fs::metadata(folder.join(name)).ok()).map(|m| m.len()).sum();
         check_memory(&artifact, binaries, sequences, job)?;
@@ -54,31 +54,23 @@ impl QnnSession {
         let real = devices.iter().any(|device| device::hardware(device) == device::Hardware::Neural);
         let mut steps = Vec::new();
         for step in &artifact.steps {
-            let options =
-                [("htp_arch", artifact.htp_arch.to_string()), ("soc_model", artifact.soc_model.to_string())];
-            let file = folder.join(&step.model);
-            let model =
-                provider::on_npu(environment, &options, &[])?.commit_from_file(&file).map_err(|error| {
-                    let message = format!("{}: QNN refuses it: {}", file.display(), error.message());
-                    BackendError::new(ErrorCode::InvalidInput, message).with_help(format!(
-                        "It was compiled for {} by {}: make it again for this chip and runtime.",
-                        artifact.soc, artifact.compiler
-                    ))
-                })?;
+            let file = folder.join(&step.graph.model);
+            let model = provider::open_context(environment, &artifact.target, &file)?;
             let tokens = step.tokens as usize;
-            let shape = Shape { tokens, past: artifact.context as usize, unseen: artifact.unseen };
+            let past = if artifact.interface.encoder { 0 } else { artifact.context as usize };
+            let shape = Shape { tokens, past, unseen: artifact.unseen };
             steps.push((shape, model));
         }
         steps.sort_by_key(|(shape, _)| std::cmp::Reverse(shape.tokens));
         let where_ = if real { "on this machine's NPU" } else { EMULATION };
-        let told = format!("{}, compiled for {}: {where_}", folder.display(), artifact.soc);
+        let told = format!("{}, compiled for {}: {where_}", folder.display(), artifact.target.soc);
         job.log(if real { LogLevel::Info } else { LogLevel::Warning }, &told);
         let limits = Limits {
             context: request.context.unwrap_or(artifact.context).clamp(1, artifact.context),
             max_sequences: sequences,
             max_batch: request.max_batch.unwrap_or(MOST_BATCH).clamp(1, MOST_BATCH),
-            output_width: artifact.vocabulary,
-            output_kind: OutputKind::Logits,
+            output_width: artifact.hidden.unwrap_or(artifact.vocabulary),
+            output_kind: if artifact.hidden.is_some() { OutputKind::Hidden } else { OutputKind::Logits },
         };
         let sequences = (0..sequences).map(|_| Cache::default()).collect();
         Ok(Self { artifact, steps, limits, sequences })
@@ -92,6 +84,7 @@ impl QnnSession {
     /// Runs tokens of one sequence; gives every token's output row to `take`.
     fn run(&mut self, sequence: usize, tokens: &[u32], mut take: impl FnMut(usize, &[f32])) -> Result<()> {
         let width = self.limits.output_width as usize;
+        let name = if self.artifact.hidden.is_some() { "last_hidden_state" } else { "logits" };
         let Some(cache) = self.sequences.get_mut(sequence) else { return Ok(()) };
         if cache.is_unmade() {
             *cache = Cache::new(&self.artifact.interface, self.artifact.context as usize);
@@ -103,9 +96,9 @@ impl QnnSession {
             let fitting = self.steps.iter().rposition(|(shape, _)| shape.tokens >= left).unwrap_or(0);
             let Some((shape, model)) = self.steps.get_mut(fitting) else { break };
             let part = &tokens[done..done + left.min(shape.tokens)];
-            step::run(model, &self.artifact.interface, shape, cache, part, |outputs| {
-                let lost = || BackendError::new(ErrorCode::Failed, "the model gives no logits");
-                let values = outputs.get("logits").ok_or_else(lost)?;
+            let give = |outputs: &SessionOutputs<'_>| {
+                let lost = || BackendError::new(ErrorCode::Failed, format!("the model gives no {name}"));
+                let values = outputs.get(name).ok_or_else(lost)?;
                 let (_, rows) = values
                     .try_extract_tensor::<f32>()
                     .map_err(|error| failed("the output cannot be read", &error))?;
@@ -115,7 +108,13 @@ impl QnnSession {
                 let rows = rows.chunks_exact(width).take(part.len()).enumerate();
                 rows.for_each(|(token, row)| take(done + token, row));
                 Ok(())
-            })?;
+            };
+            let interface = &self.artifact.interface;
+            if interface.encoder {
+                step::look(model, interface, shape, cache, part, give)?;
+            } else {
+                step::run(model, interface, shape, cache, part, give)?;
+            }
             done += part.len();
         }
         Ok(())

@@ -51,7 +51,8 @@ struct Made {
     values: Vec<f32>,
 }
 
-fn made(interface: &Interface, shape: &Shape, length: usize) -> Vec<Made> {
+/// What is made for `count` tokens after `length` others.
+fn made(interface: &Interface, shape: &Shape, length: usize, count: usize) -> Vec<Made> {
     let mut all = Vec::new();
     for (number, rotation) in interface.rotations.iter().enumerate() {
         let width = rotation.width as usize;
@@ -68,6 +69,13 @@ fn made(interface: &Interface, shape: &Shape, length: usize) -> Vec<Made> {
         let places = shape.past + shape.tokens;
         let mut values = vec![shape.unseen; shape.tokens * places];
         for (token, row) in values.chunks_exact_mut(places).enumerate() {
+            if interface.encoder {
+                let reach = mask.window.map_or(places, |window| window as usize / 2);
+                let seen = token.saturating_sub(reach)..(token + reach + 1).min(count);
+                row.get_mut(seen).unwrap_or_default().fill(0.0);
+                row[token] = 0.0;
+                continue;
+            }
             let window = mask.window.map_or(usize::MAX, |window| window.max(1) as usize);
             // Tokens beyond the count fill up the graph: each sees at least itself, so that its softmax is one.
             let position = length + token;
@@ -96,7 +104,7 @@ pub(crate) fn look<R>(
     let refused = |error: ort::Error| failed("a tensor cannot be made", &error);
     let mut ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
     ids.resize(shape.tokens, 0);
-    let made = made(interface, shape, cache.length);
+    let made = made(interface, shape, cache.length, tokens.len());
     let positions: Option<Vec<i32>> = interface.positions.map(|offset| {
         // Places that only fill up the graph stay within the table.
         let last = cache.length + tokens.len().max(1) - 1;
@@ -192,7 +200,7 @@ mod tests {
         let interface =
             Interface { masks: vec![Mask { name: "mask".into(), window }], ..Interface::default() };
         let shape = Shape { tokens: 3, past: 4, unseen: -100.0 };
-        let made = made(&interface, &shape, length);
+        let made = made(&interface, &shape, length, 3);
         made[0].values.chunks(7).map(|row| row.iter().map(|x| *x == 0.0).collect()).collect()
     }
 
@@ -201,6 +209,20 @@ mod tests {
         let [o, x] = [false, true];
         assert_eq!(mask(None, 2), [[x, x, o, o, x, o, o], [x, x, o, o, x, x, o], [x, x, o, o, x, x, x]]);
         assert_eq!(mask(None, 0)[0], [o, o, o, o, x, o, o]);
+    }
+
+    #[test]
+    fn tokens_of_an_encoder_see_each_other_and_none_that_only_fills_up() {
+        let masks = [None, Some(2)].map(|window| Mask { name: "mask".into(), window }).into();
+        let interface = Interface { masks, encoder: true, ..Interface::default() };
+        let shape = Shape { tokens: 4, past: 0, unseen: -100.0 };
+        let made = made(&interface, &shape, 0, 3);
+        let seen = |place: usize| -> Vec<Vec<bool>> {
+            made[place].values.chunks(4).map(|row| row.iter().map(|x| *x == 0.0).collect()).collect()
+        };
+        let [o, x] = [false, true];
+        assert_eq!(seen(0), [[x, x, x, o], [x, x, x, o], [x, x, x, o], [x, x, x, x]]);
+        assert_eq!(seen(1), [[x, x, o, o], [x, x, x, o], [o, x, x, o], [o, o, x, x]]);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! What depends on positions comes from outside: cosines and sines of each rotation, and what is added to scores so that only what may
 //! be seen counts. Keys and values of the past come in as `past.{layer}.key` and `.value`, `[1, heads, past, width]`; those of the
 //! step's own tokens go out as `present.{layer}.…`, and whoever runs the graph puts them where they belong. Values are `[1, tokens,
-//! width]`; matrices lie as `[outputs, inputs]` like in the open form.
+//! width]`; matrices lie as `[outputs, inputs]` like in the open form. An encoder has no past: its tokens see each other, and all are of
+//! the first type.
 
 use std::collections::HashMap;
 
@@ -66,6 +67,8 @@ pub struct Interface {
     pub caches: Vec<Cache>,
     /// What is added to positions that `positions` gives; `None` where the graph takes none.
     pub positions: Option<u32>,
+    /// Whether tokens see each other on both sides, and nothing is kept.
+    pub encoder: bool,
 }
 
 /// Inputs `cosines.{n}` and `sines.{n}`, `[1, tokens, 1, width]`: 1 and 0 where nothing turns.
@@ -129,7 +132,7 @@ impl Rotation {
 pub struct Mask {
     /// The input's name.
     pub name: String,
-    /// How many positions a token sees, itself included; `None` for all.
+    /// How many positions a token sees, itself included; `None` for all. In an encoder half of them lie before it, half behind.
     pub window: Option<u32>,
 }
 
@@ -172,7 +175,8 @@ fn int(value: impl Into<i64>) -> Attribute {
 
 impl Emitter<'_> {
     /// Turns a fresh emitter into one of the fixed form.
-    pub(super) fn fix(mut self, fixed: Fixed) -> Self {
+    pub(super) fn fix(mut self, mut fixed: Fixed) -> Self {
+        fixed.interface.encoder = self.encoder;
         self.graph.inputs = vec![info("input_ids", INT32, &["1", &fixed.tokens.to_string()])];
         self.shares_buffers = false;
         self.fixed = Some(fixed);
@@ -239,9 +243,16 @@ impl Emitter<'_> {
                 }
                 "positions"
             }
-            Index::TokenTypes => return Err(self.unsupported("token types of fixed shapes")),
+            Index::TokenTypes => return self.first_row(table),
         };
         Ok(Value(self.rows(table, ids)?))
+    }
+
+    /// The first row of a table: every token's, where all are of one type.
+    fn first_row(&mut self, table: &Table) -> Result<Value> {
+        let mut row = vec![0.0; table.width as usize];
+        self.checkpoint.weight(table.weight)?.read(0..1, &mut row)?;
+        Ok(Value(self.numbers(&format!("first row of {}", table.weight), &[table.width.into()], &row)))
     }
 
     /// The inputs of a rotation, declared when it is first met; and what it is.
@@ -332,8 +343,11 @@ impl Emitter<'_> {
         }
     }
 
-    /// Keys or values of past and present, one after the other.
+    /// Keys or values of past and present, one after the other; an encoder's are those of the present.
     fn remembered(&mut self, x: &str, spec: &AttentionSpec, what: &str, width: u32) -> String {
+        if self.encoder {
+            return self.heads(x, spec.kv_heads, width, None);
+        }
         let (past, present) =
             (format!("past.{}.{what}", spec.layer), format!("present.{}.{what}", spec.layer));
         let [_, places] = self.sizes();
@@ -362,7 +376,7 @@ impl Emitter<'_> {
         }
         let keys = self.remembered(k, spec, "key", spec.key_width);
         let values = self.remembered(v, spec, "value", spec.value_width);
-        if let Some(fixed) = &mut self.fixed {
+        if let Some(fixed) = self.fixed.as_mut().filter(|fixed| !fixed.interface.encoder) {
             fixed.interface.caches.push(Cache {
                 layer: spec.layer,
                 heads: spec.kv_heads,

@@ -1,4 +1,5 @@
-//! A decoder as graphs of fixed shapes: one for a chunk of a prompt, one for a single token, over the same weights.
+//! A model as graphs of fixed shapes over the same weights: of a decoder one for a chunk of a prompt and one for a single token, of an
+//! encoder one for each length.
 
 use drophammer_formats::layout::Layout;
 use drophammer_formats::onnx::{self, InitializerData, Model};
@@ -10,7 +11,7 @@ use super::qdq::{self, Ranges};
 use super::scheme::{Scheme, Storage};
 use super::watch::{self, Multiplied};
 use super::weights::{Importances, Inputs, Matrix};
-use crate::builder::build_decoder;
+use crate::builder::{build_decoder, build_encoder};
 use crate::checkpoint::Checkpoint;
 use crate::description::ModelKind;
 use crate::error::{Error, Result};
@@ -38,7 +39,7 @@ pub struct Watched {
     pub multiplied: Vec<Multiplied>,
 }
 
-/// A decoder's fixed graphs.
+/// A model's fixed graphs.
 #[derive(Debug)]
 pub struct FixedExport<'a> {
     checkpoint: &'a Checkpoint,
@@ -47,7 +48,7 @@ pub struct FixedExport<'a> {
 }
 
 impl<'a> FixedExport<'a> {
-    /// Emits one graph for each step, each with `past` places of cache. Reads headers, norms and biases; where tables become whole
+    /// Emits one graph for each step, a decoder's each with `past` places of cache. Reads headers, norms and biases; where tables become whole
     /// numbers, tables.
     ///
     /// # Errors
@@ -57,9 +58,11 @@ impl<'a> FixedExport<'a> {
         let unsupported = |what: &str| {
             Err(Error::Unsupported { family: checkpoint.family().name.to_owned(), what: what.to_owned() })
         };
-        if description.kind == ModelKind::Encoder || description.head.is_none() {
-            return unsupported("a model without logits in graphs of fixed shapes");
+        let encoder = description.kind == ModelKind::Encoder;
+        if !encoder && description.head.is_none() {
+            return unsupported("a decoder without logits in graphs of fixed shapes");
         }
+        let past = if encoder { 0 } else { past };
         let longest = steps.iter().map(|step| step.tokens).max().unwrap_or(1).saturating_add(past);
         if let Some(threshold) = description.ropes.iter().filter_map(crate::rope::Rope::threshold).min() {
             // A table is chosen when the graph is made: it must be the right one for every length.
@@ -72,7 +75,11 @@ impl<'a> FixedExport<'a> {
         let scheme = Scheme { storage: Storage::Float(drophammer_formats::DType::F32) };
         let emit = |step: &Step| -> Result<(Step, Emitted)> {
             let mut emitter = Emitter::new(checkpoint, scheme).fix(Fixed::new(step.tokens, past, weights));
-            let output = build_decoder(&mut emitter, description)?;
+            let output = if encoder {
+                build_encoder(&mut emitter, description)?
+            } else {
+                build_decoder(&mut emitter, description)?
+            };
             Ok((*step, emitter.finish(output)))
         };
         let graphs = steps.iter().map(emit).collect::<Result<_>>()?;

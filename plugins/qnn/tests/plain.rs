@@ -1,0 +1,168 @@
+//! Graphs that are no language models: compiled, run in emulation, and near their originals.
+//!
+//! What compiles needs the runtime, as in `qnn.rs`; what is refused is told without it.
+
+#![allow(clippy::unwrap_used)] // a test stops at the first surprise
+
+use std::path::{Path, PathBuf};
+
+use drophammer_formats::onnx::{Attribute, Dimension, InitializerData, Model};
+use drophammer_qnn::Qnn;
+use drophammer_sdk::{
+    Backend, BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, LoadRequest,
+    ProbeRequest, Unwatched,
+};
+use network::{network, npy, numbers, save};
+use serde_json::Value as Json;
+
+#[path = "../../onnxruntime/tests/network/mod.rs"]
+mod network;
+
+const JOB: Unwatched = Unwatched { threads: 2 };
+
+fn backend() -> Qnn {
+    Qnn::open(HostInfo::default()).unwrap()
+}
+
+/// Whether there is a runtime to compile and run anything with.
+fn runs() -> bool {
+    let report = backend().probe(&ProbeRequest::default()).unwrap();
+    if !report.formats[0].run {
+        eprintln!("not run: {:?}", report.problems);
+    }
+    report.formats[0].run
+}
+
+fn goal(scheme: &str, options: &[(&str, &str)]) -> Goal {
+    let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+    Goal { format: "qnn".into(), scheme: scheme.into(), options }
+}
+
+fn forge(source: &Path, goal: Goal, staging: &Path) -> Result<ForgeReport, BackendError> {
+    let request = ForgeRequest {
+        source: source.to_owned(),
+        goal,
+        staging: staging.to_owned(),
+        name: "model".into(),
+        ..ForgeRequest::default()
+    };
+    backend().quantize(&request, &JOB)
+}
+
+fn plan(source: &Path, goal: Goal) -> Estimate {
+    let request = ProbeRequest { source: Some(source.to_owned()), goals: vec![goal] };
+    backend().probe(&request).unwrap().estimates.remove(0)
+}
+
+fn document(path: PathBuf) -> Json {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn every_scheme_comes_as_near_as_its_bits_allow_and_says_what_is_on_the_npu() {
+    if !runs() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let samples = place.path().join("samples.npy");
+    npy(&samples, &[32, 3, 16, 16], &numbers(32 * 3 * 16 * 16, 9));
+    for (opset, scheme, most) in
+        [(17, "fp16", 2e-3), (11, "a16w8", 0.015), (21, "a16w8", 0.015), (13, "a8w8", 0.04)]
+    {
+        let source = save(&network(opset), place.path());
+        let staging = tempfile::tempdir().unwrap();
+        let options = [("calibration", samples.to_str().unwrap()), ("shapes", "x=1x3x16x16")];
+        assert!(plan(&source, goal(scheme, &options)).supported);
+        let report = forge(&source, goal(scheme, &options), staging.path()).unwrap();
+        let accuracy = document(staging.path().join("accuracy.json"));
+        let output = &accuracy["outputs"][0];
+        println!("{opset} {scheme}: {} bytes, {output}, {:?}", report.bytes, report.notes);
+        assert!(output["relative_error"].as_f64().unwrap() <= most && output["samples"] == 8, "{accuracy}");
+        assert!(report.notes.iter().any(|note| note.contains("operations on the NPU")), "{:?}", report.notes);
+        let folder = document(staging.path().join("qnn_graph.json"));
+        assert_eq!(folder["inputs"][0]["shape"].as_array().unwrap().len(), 4);
+        assert_eq!(folder["target"]["soc"], "sm8650");
+        let placed = folder["graph"]["placement"].as_object().unwrap();
+        assert!(placed.len() == 1 && placed["QNNExecutionProvider"]["Conv"] == 3, "{placed:?}");
+        assert!(report.files.iter().all(|file| staging.path().join(file).is_file()));
+        let request = LoadRequest { path: staging.path().to_owned(), ..LoadRequest::default() };
+        let error = backend().load(&request, Box::new(JOB)).err().unwrap();
+        assert!(error.code == ErrorCode::UnsupportedInput && error.help.contains("model.onnx"), "{error}");
+    }
+}
+
+/// What spoils a graph, options beside it, and what of message and help is due.
+type Refused<'a> = (fn(&mut Model), &'a [(&'a str, &'a str)], &'a str, &'a str);
+
+#[test]
+fn graphs_that_cannot_be_compiled_are_refused_before_anything_is_made() {
+    let place = tempfile::tempdir().unwrap();
+    let told = [("shapes", "x=1x3x16x16")];
+    let cases: [Refused<'_>; 8] = [
+        // Open sizes are asked for, by name and with an example.
+        (|_| (), &[], "`x` (float32 [?, 3, 16, 16])", "--option shapes=x=1x3x16x16"),
+        (|_| (), &[("shapes", "x=1x4x16x16")], "does not fit the input `x` (float32 [?, 3, 16, 16])", ""),
+        (|_| (), &[("shapes", "z=1x3x16x16")], "`z=1x3x16x16` is no input", ""),
+        (
+            |model| {
+                let branch = Attribute::Graph(Box::default());
+                model.graph.nodes[1].op_type = "If".into();
+                model.graph.nodes[1].attributes.push(("then_branch".into(), branch));
+            },
+            &told,
+            "it decides while it runs (If)",
+            "control flow",
+        ),
+        (|model| model.graph.nodes[1].domain = "acme".into(), &told, "acme::Relu", ""),
+        (|model| model.opsets[0].1 = 5, &told, "operator set 5", ""),
+        (
+            |model| {
+                model.graph.initializers[0].data =
+                    InitializerData::External { location: "../up.bin".into(), offset: 0, length: Some(1728) };
+            },
+            &told,
+            "not a plain path inside its directory",
+            "",
+        ),
+        (
+            |model| {
+                model.graph.initializers[0].data =
+                    InitializerData::External { location: "gone.bin".into(), offset: 0, length: Some(1728) };
+            },
+            &told,
+            "gone.bin",
+            "",
+        ),
+    ];
+    for (spoil, options, message, help) in cases {
+        let mut model = network(13);
+        spoil(&mut model);
+        let source = save(&model, place.path());
+        let error = forge(&source, goal("fp16", options), place.path()).unwrap_err();
+        assert!(error.message.contains(message) && error.help.contains(help), "{error:?}");
+        let estimate = plan(&source, goal("fp16", options));
+        assert!(!estimate.supported && estimate.reason.as_ref().unwrap().contains(message), "{estimate:?}");
+    }
+    let source = save(&network(13), place.path());
+    let error = forge(&source, goal("a16w4", &told), place.path()).unwrap_err();
+    assert!(error.code == ErrorCode::UnsupportedInput && error.help.contains("a16w8"), "{error}");
+    std::fs::write(&source, b"\x0a\xff not a graph").unwrap();
+    assert_eq!(forge(&source, goal("fp16", &told), place.path()).unwrap_err().code, ErrorCode::InvalidInput);
+    std::fs::File::create(&source).unwrap().set_len(1 << 31).unwrap();
+    let error = forge(&source, goal("fp16", &told), place.path()).unwrap_err();
+    assert!(error.message.contains("more than protobuf"), "{error}");
+}
+
+#[test]
+fn samples_of_other_sizes_than_the_graph_is_compiled_for_are_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let mut model = network(13);
+    model.graph.inputs[0].shape.as_mut().unwrap()[3] = Dimension::Named("width".into());
+    let source = save(&model, place.path());
+    let samples = place.path().join("samples.npy");
+    npy(&samples, &[2, 3, 16, 12], &numbers(2 * 3 * 16 * 12, 1));
+    let options = [("calibration", samples.to_str().unwrap()), ("shapes", "x=1x3x16x16")];
+    let error = forge(&source, goal("a8w8", &options), place.path()).unwrap_err();
+    assert!(error.code == ErrorCode::InvalidRequest, "{error}");
+    assert!(error.message.contains("[2, 3, 16, 12]") && error.message.contains("[1, 3, 16, 16]"), "{error}");
+}

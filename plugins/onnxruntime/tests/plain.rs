@@ -11,7 +11,7 @@ use drophammer_onnxruntime::OnnxRuntime;
 use drophammer_sdk::{
     Backend, BackendError, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, ProbeRequest, Unwatched,
 };
-use network::{network, npy, numbers, save};
+use network::{branching, network, npy, numbers, refused, save};
 use serde_json::Value as Json;
 
 mod network;
@@ -174,16 +174,37 @@ fn what_cannot_be_made_is_told_before_and_while_making() {
         let estimate = plan(&open, "qdq_int8");
         assert!(!estimate.supported && estimate.help.unwrap().contains("shapes=x="));
     }
-    let mut custom = network(13);
-    custom.graph.nodes[1].domain = "acme".into();
-    let estimate = plan(&custom, "fp32");
-    assert!(!estimate.supported && estimate.reason.unwrap().contains("acme::Relu"));
+    for (source, message) in refused(place.path()) {
+        let error = forge(&source, goal("fp32", &[]), staging.path()).unwrap_err();
+        assert!(error.message.contains(message) && !error.help.is_empty(), "{error:?}");
+        let request = ProbeRequest { source: Some(source), goals: vec![goal("fp32", &[])] };
+        let estimate = backend().probe(&request).unwrap().estimates.remove(0);
+        assert!(!estimate.supported && estimate.reason.as_ref().unwrap().contains(message), "{estimate:?}");
+    }
     let mut many = network(13);
     many.graph.nodes[1].op_type = "Reluu".into();
     if runs() {
         let error = forge(&save(&many, place.path()), goal("fp32", &[]), staging.path()).unwrap_err();
         assert!(error.code == ErrorCode::InvalidInput && error.message.contains("Reluu"), "{error}");
     }
+}
+
+#[test]
+fn control_flow_is_run_and_what_lies_inside_stays_as_it_was() {
+    if !runs() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let source = save(&branching(), place.path());
+    let staging = tempfile::tempdir().unwrap();
+    let report = forge(&source, goal("qdq_int8", &[]), staging.path()).unwrap();
+    assert!(report.notes.iter().any(|note| note == "what lies inside of If stays as it was"), "{report:?}");
+    assert!(
+        report.notes.iter().any(|note| note.contains("operations on CPUExecutionProvider")),
+        "{report:?}"
+    );
+    let (document, cosine, ..) = accuracy(staging.path());
+    assert!(cosine >= 0.99, "{document}");
 }
 
 /// Five letters of five by seven dots, a row to a number.

@@ -45,6 +45,8 @@ pub(crate) fn compile(
         ("ep.context_enable", "1".to_owned()),
         ("ep.context_file_path", target.display().to_string()),
         ("ep.context_embed_mode", "0".to_owned()),
+        // Or the runtime would round the weights of what was left in floats between whole numbers.
+        ("optimization.disable_specified_optimizers", "WeightBiasQuantization".to_owned()),
     ];
     let refused = |problem: String| {
         let message = format!("{stem}: the QNN compiler refuses the graph for {}: {problem}", soc.name);

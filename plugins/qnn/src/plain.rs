@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use drophammer_forge::Recipe;
 use drophammer_forge::plain::{Draft, Pick, PlainGraph, Reach, Samples};
-use drophammer_models::export::onnx::Weights;
+use drophammer_models::export::onnx::{Range, Ranges, Weights};
 use drophammer_ort::{accuracy, graph, placement};
 use drophammer_sdk::{
     BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LogLevel,
@@ -23,6 +23,8 @@ pub(crate) const FILE: &str = "qnn_graph.json";
 const VERSION: u32 = 1;
 /// The compiled graph's file, without its extension.
 const STEM: &str = "model";
+/// Where half precision ends.
+const LARGEST_HALF: f32 = 65504.0;
 /// Resident memory of a worker with the compiler in it and values of a network for images, besides graphs.
 const WORKER_BYTES: u64 = 600 << 20;
 
@@ -125,10 +127,13 @@ pub(crate) fn forge(
     let staging = &request.staging;
     let mut notes = Vec::new();
     let mut draft = Draft::new(&plan.plain).folded();
+    let ranges = graph::ranges(environment, &draft, &samples, &staging.join(".calibration"), job)?;
     if let Some(bits) = plan.bits {
-        let ranges = graph::ranges(environment, &draft, &samples, &staging.join(".calibration"), job)?;
         notes.push(format!("ranges of values are those of {}", samples.told));
         draft = draft.static_int(bits, &ranges, &plan.pick, Reach::Everything);
+    } else if let Some(beyond) = beyond_halves(&ranges) {
+        job.log(LogLevel::Warning, &beyond);
+        notes.push(beyond);
     }
     notes.splice(0..0, draft.notes.iter().cloned());
     let mut recipe = Recipe::new("qnn plain", env!("CARGO_PKG_VERSION"), plan.scheme.name);
@@ -172,6 +177,18 @@ pub(crate) fn forge(
     })
 }
 
+/// A word about values that half precision does not hold, where samples show any.
+fn beyond_halves(ranges: &Ranges) -> Option<String> {
+    let reach = |range: &Range| range.high.max(-range.low);
+    let beyond = ranges.iter().filter(|(_, range)| reach(range) > LARGEST_HALF);
+    let (name, range) = beyond.clone().max_by(|(_, a), (_, b)| reach(a).total_cmp(&reach(b)))?;
+    let count = beyond.count();
+    Some(format!(
+        "{count} values go beyond half precision ({name} reaches {:.1e}), so that what comes out is of no use: choose a16w8",
+        reach(range)
+    ))
+}
+
 fn inputs(plain: &PlainGraph) -> Vec<Input<'_>> {
     let sizes = |shape: &Option<Vec<Option<u64>>>| shape.iter().flatten().flatten().copied().collect();
     let inputs = plain.inputs().iter();
@@ -182,4 +199,23 @@ fn inputs(plain: &PlainGraph) -> Vec<Input<'_>> {
             shape: sizes(&input.shape),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_half_precision_does_not_hold_are_told() {
+        let range = |low, high| Range { low, high };
+        let mut ranges: Ranges = [("a".to_owned(), range(-65504.0, 1.0))].into();
+        assert_eq!(beyond_halves(&ranges), None);
+        ranges.insert("b".into(), range(-2e5, 1.0));
+        ranges.insert("c".into(), range(0.0, 1e5));
+        assert!(
+            beyond_halves(&ranges)
+                .unwrap()
+                .starts_with("2 values go beyond half precision (b reaches 2.0e5)")
+        );
+    }
 }

@@ -268,6 +268,43 @@ fn encoders_give_hidden_states_whether_a_text_fills_their_graph_or_not() {
 }
 
 #[test]
+fn a_sentence_encoder_gives_its_own_embeddings_from_both_its_graphs() {
+    let Some(source) = std::env::var_os("DROPHAMMER_MINILM").map(PathBuf::from) else {
+        eprintln!("not run: DROPHAMMER_MINILM is not set (`cargo xtask test` sets it)");
+        return;
+    };
+    if !runs() {
+        return;
+    }
+    let reference = Source::open(fixtures("minilm-reference.safetensors")).unwrap();
+    let length = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    for (scheme, least) in [("fp16", 0.999_99), ("a16w8", 0.995)] {
+        let mut goal = goal(scheme);
+        goal.options.insert("context".into(), 96.into());
+        let staging = tempfile::tempdir().unwrap();
+        let report = forge(&source, goal, staging.path()).unwrap();
+        println!("{scheme}: {} bytes, {:?}", report.bytes, report.notes);
+        let mut session = load(staging.path());
+        let width = session.limits().output_width as usize;
+        for sentence in 0..3 {
+            let ids = reference.bytes(reference.tensor(&format!("tokens.{sentence}")).unwrap());
+            let ids = ids.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32);
+            let ids: Vec<u32> = ids.collect();
+            let hidden = step(session.as_mut(), &ids, 0);
+            let mut pooled = vec![0.0; width];
+            for token in hidden.chunks_exact(width) {
+                pooled.iter_mut().zip(token).for_each(|(sum, x)| *sum += x / ids.len() as f32);
+            }
+            let due = floats(&reference, &format!("embedding.{sentence}"));
+            let dot: f64 = pooled.iter().zip(&due).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let cosine = dot / (length(&pooled) * length(&due));
+            println!("{scheme}: sentence {sentence} of {} tokens: cosine {cosine:.6}", ids.len());
+            assert!(cosine >= least, "{scheme}: {cosine}");
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_made_or_run_is_told() {
     let staging = tempfile::tempdir().unwrap();
     let error = forge(&fixtures("arch/llama"), goal("int4"), staging.path()).unwrap_err();

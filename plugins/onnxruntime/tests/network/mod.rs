@@ -88,6 +88,28 @@ pub(crate) fn network(opset: i64) -> Model {
     }
 }
 
+/// The same network, whose last numbers go one way of two.
+pub(crate) fn branching() -> Model {
+    let mut model = network(13);
+    let way = |kind: &str| {
+        let output = ValueInfo { name: kind.into(), element_type: Some(ElementType(1)), shape: None };
+        let nodes = vec![node(kind, &["y"], kind, vec![])];
+        Attribute::Graph(Box::new(Graph {
+            name: kind.into(),
+            nodes,
+            outputs: vec![output],
+            ..Graph::default()
+        }))
+    };
+    let ways = vec![("then_branch".to_owned(), way("Neg")), ("else_branch".to_owned(), way("Abs"))];
+    model.graph.nodes.push(node("ReduceMax", &["x"], "most", vec![("keepdims".into(), Attribute::Int(0))]));
+    model.graph.nodes.push(node("Greater", &["most", "bound"], "beyond", vec![]));
+    model.graph.nodes.push(node("If", &["beyond"], "chosen", ways));
+    model.graph.initializers.push(constant("bound", &[], 10));
+    model.graph.outputs[0].name = "chosen".into();
+    model
+}
+
 /// Writes a model into a directory.
 pub(crate) fn save(model: &Model, directory: &Path) -> PathBuf {
     let path = directory.join("net.onnx");
@@ -104,4 +126,43 @@ pub(crate) fn npy(path: &Path, shape: &[u64], values: &[f32]) {
     bytes.extend(header.as_bytes());
     bytes.extend(values.iter().flat_map(|x| x.to_le_bytes()));
     std::fs::write(path, bytes).unwrap();
+}
+
+/// A change to a graph.
+type Spoil = fn(&mut Model);
+
+/// The first weight's data, in another file.
+fn beside(model: &mut Model, location: &str) {
+    let data = InitializerData::External { location: location.into(), offset: 0, length: Some(1728) };
+    model.graph.initializers[0].data = data;
+}
+
+/// Files that nothing can be made of, in directories of their own below this one, and what is to be said of each.
+pub(crate) fn refused(directory: &Path) -> Vec<(PathBuf, &'static str)> {
+    let spoiled: [(Spoil, &str); 5] = [
+        (|model| model.graph.nodes[1].domain = "acme".into(), "acme::Relu"),
+        (|model| model.opsets[0].1 = 5, "operator set 5"),
+        (|model| model.opsets[0].1 = 99, "operator set 99"),
+        (|model| beside(model, "../up.bin"), "not a plain path inside its directory"),
+        (|model| beside(model, "gone.bin"), "external data are missing"),
+    ];
+    let folder = |number: usize| {
+        let folder = directory.join(number.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        folder
+    };
+    let mut all = Vec::new();
+    for (number, (spoil, message)) in spoiled.into_iter().enumerate() {
+        let mut model = network(13);
+        spoil(&mut model);
+        all.push((save(&model, &folder(number)), message));
+    }
+    let garbled = folder(all.len()).join("net.onnx");
+    std::fs::write(&garbled, b"\x0a\xff not a graph").unwrap();
+    all.push((garbled, "net.onnx"));
+    // Larger than protobuf can tell, without its bytes.
+    let large = folder(all.len()).join("net.onnx");
+    std::fs::File::create(&large).unwrap().set_len(1 << 31).unwrap();
+    all.push((large, "more than protobuf can tell"));
+    all
 }

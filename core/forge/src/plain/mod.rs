@@ -14,6 +14,7 @@ mod dynamic_int;
 mod fold;
 mod pick;
 mod samples;
+mod saturate;
 mod shapes;
 mod static_int;
 mod weight;

@@ -13,6 +13,7 @@ use super::FLOAT;
 use super::draft::{Draft, RUNTIME_DOMAIN};
 use super::fold::{int, output_axis};
 use super::pick::Pick;
+use super::saturate::narrowed;
 use super::weight::{Channels, Form, scales};
 
 const INT8: ElementType = ElementType(3);
@@ -72,6 +73,7 @@ impl Draft<'_> {
     /// The graph with whole numbers: activations of `bits` bits, weights of eight.
     #[must_use]
     pub fn static_int(mut self, bits: u8, ranges: &Ranges, pick: &Pick, reach: Reach) -> Self {
+        let ranges = &narrowed(&self, ranges);
         let nodes = std::mem::take(&mut self.model.graph.nodes);
         // What only goes on with a value is taken where that comes in codes: elsewhere it would be rounded for nothing.
         let mut coded: HashSet<&str> = HashSet::new();

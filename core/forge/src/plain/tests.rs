@@ -17,7 +17,7 @@ fn inline(values: impl IntoIterator<Item = f32>) -> InitializerData {
     InitializerData::Inline(values.into_iter().flat_map(f32::to_le_bytes).collect())
 }
 
-fn value(name: &str, shape: &[i64]) -> ValueInfo {
+pub(super) fn value(name: &str, shape: &[i64]) -> ValueInfo {
     let shape = shape.iter().map(|size| Dimension::Fixed(*size)).collect();
     ValueInfo { name: name.into(), element_type: Some(FLOAT), shape: Some(shape) }
 }
@@ -61,7 +61,7 @@ fn model() -> Model {
     }
 }
 
-fn save(model: &Model, directory: &Path) -> PathBuf {
+pub(super) fn save(model: &Model, directory: &Path) -> PathBuf {
     let layout = onnx::plan("m", model, &[]).unwrap();
     let path = directory.join("m.onnx");
     std::fs::write(&path, &layout.side_files[0].1).unwrap();

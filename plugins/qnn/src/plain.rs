@@ -10,6 +10,7 @@ use drophammer_sdk::{
     BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LogLevel,
     Result,
 };
+use ort::environment::Environment;
 use serde::Serialize;
 
 use crate::artifact::{Compiled, Target};
@@ -136,19 +137,7 @@ pub(crate) fn forge(
         notes.push(beyond);
     }
     notes.splice(0..0, draft.notes.iter().cloned());
-    let mut recipe = Recipe::new("qnn plain", env!("CARGO_PKG_VERSION"), plan.scheme.name);
-    for (name, value) in &request.goal.options {
-        recipe = recipe.with_option(name, &value.to_string());
-    }
-    let place = staging.join("graphs");
-    let io = |path: &Path, error: &std::io::Error| forge::unwritten(path, error);
-    std::fs::create_dir_all(&place).map_err(|error| io(&place, &error))?;
-    graph::write(&draft, STEM, &place, &recipe, job)?;
-    job.check()?;
-    job.progress("compiling", STEM, 0, 1);
-    let compiled =
-        compile::compile(environment, &place.join(format!("{STEM}.onnx")), staging, STEM, plan.soc)?;
-    std::fs::remove_dir_all(&place).map_err(|error| io(&place, &error))?;
+    let compiled = compiled(environment, &draft, &plan, request, job)?;
     let told = placement::told(&compiled.placement, provider::NAME, "the NPU");
     job.log(LogLevel::Info, &told);
     notes.push(told);
@@ -177,6 +166,30 @@ pub(crate) fn forge(
     })
 }
 
+/// Writes a draft, and compiles it into the request's staging directory.
+fn compiled(
+    environment: &Environment,
+    draft: &Draft<'_>,
+    plan: &Plan,
+    request: &ForgeRequest,
+    job: &dyn JobContext,
+) -> Result<Compiled> {
+    let mut recipe = Recipe::new("qnn plain", env!("CARGO_PKG_VERSION"), plan.scheme.name);
+    for (name, value) in &request.goal.options {
+        recipe = recipe.with_option(name, &value.to_string());
+    }
+    let place = request.staging.join("graphs");
+    let io = |error: std::io::Error| forge::unwritten(&place, &error);
+    std::fs::create_dir_all(&place).map_err(io)?;
+    graph::write(draft, STEM, &place, &recipe, job)?;
+    job.check()?;
+    job.progress("compiling", STEM, 0, 1);
+    let graph = place.join(format!("{STEM}.onnx"));
+    let compiled = compile::compile(environment, &graph, &request.staging, STEM, plan.soc)?;
+    std::fs::remove_dir_all(&place).map_err(io)?;
+    Ok(compiled)
+}
+
 /// A word about values that half precision does not hold, where samples show any.
 fn beyond_halves(ranges: &Ranges) -> Option<String> {
     let reach = |range: &Range| range.high.max(-range.low);
@@ -184,7 +197,7 @@ fn beyond_halves(ranges: &Ranges) -> Option<String> {
     let (name, range) = beyond.clone().max_by(|(_, a), (_, b)| reach(a).total_cmp(&reach(b)))?;
     let count = beyond.count();
     Some(format!(
-        "{count} values go beyond half precision ({name} reaches {:.1e}), so that what comes out is of no use: choose a16w8",
+        "{count} values go beyond half precision ({name} reaches {:.1e}), which takes them for infinite: choose a16w8 where the comparison is bad",
         reach(range)
     ))
 }

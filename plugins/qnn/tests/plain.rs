@@ -12,6 +12,7 @@ use drophammer_sdk::{
     Backend, BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, LoadRequest,
     ProbeRequest, Unwatched,
 };
+use network::samples::{lines, pieces};
 use network::{branching, network, npy, numbers, refused, save};
 use serde_json::Value as Json;
 
@@ -93,6 +94,57 @@ fn every_scheme_comes_as_near_as_its_bits_allow_and_says_what_is_on_the_npu() {
 
 /// What spoils a graph, options beside it, and what of message and help is due.
 type Refused<'a> = (fn(&mut Model), &'a [(&'a str, &'a str)], &'a str, &'a str);
+
+/// The relative error of an artifact's first output, by its own account.
+fn error_of(source: &Path, scheme: &str, options: &[(&str, &str)]) -> f64 {
+    let staging = tempfile::tempdir().unwrap();
+    let report = forge(source, goal(scheme, options), staging.path()).unwrap();
+    let all = report.notes.iter().any(|note| note.starts_with("all ") && note.ends_with("on the NPU"));
+    assert!(all, "{:?}", report.notes);
+    let accuracy = document(staging.path().join("accuracy.json"));
+    println!("{scheme} {options:?}: {} bytes, {}", report.bytes, accuracy["outputs"][0]);
+    accuracy["outputs"][0]["relative_error"].as_f64().unwrap()
+}
+
+/// A directory that a variable names, for models that are fetched.
+fn fetched(variable: &str) -> Option<PathBuf> {
+    let found = std::env::var_os(variable).map(PathBuf::from);
+    if found.is_none() {
+        eprintln!("not run: {variable} is not set (`cargo xtask test` sets it)");
+    }
+    found
+}
+
+#[test]
+fn a_real_network_for_images_finds_the_same_on_the_npu() {
+    let Some(models) = fetched("DROPHAMMER_RAPIDOCR").filter(|_| runs()) else { return };
+    let source = models.join("ch_ppocr_mobile_v2.0_cls_infer.onnx");
+    let place = tempfile::tempdir().unwrap();
+    let samples = place.path().join("lines.npy");
+    npy(&samples, &[24, 3, 48, 192], &lines(24));
+    let options = [("calibration", samples.to_str().unwrap()), ("shapes", "x=1x3x48x192")];
+    for (scheme, most) in [("fp16", 5e-3), ("a16w8", 0.01), ("a8w8", 0.05)] {
+        let error = error_of(&source, scheme, &options);
+        assert!(error <= most, "{scheme}: {error}");
+    }
+}
+
+#[test]
+fn a_real_network_for_sound_hears_the_same_on_the_npu() {
+    let Some(models) = fetched("DROPHAMMER_SILERO").filter(|_| runs()) else { return };
+    let place = tempfile::tempdir().unwrap();
+    let samples = place.path().join("pieces");
+    // As in a quiet room: squares of silence are too small for half precision.
+    pieces(&samples, 0.01);
+    let source = models.join("silero_vad_16k_sequence.onnx");
+    // The spectrum is squares and roots of sums, and eight bits of its input leave little of soft sounds.
+    for (scheme, exclude, most) in [("fp16", "", 0.05), ("a8w8", "/stft/*", 0.15)] {
+        let mut options = vec![("calibration", samples.to_str().unwrap()), ("shapes", "input=30x576")];
+        options.extend((!exclude.is_empty()).then_some(("exclude", exclude)));
+        let error = error_of(&source, scheme, &options);
+        assert!(error <= most, "{scheme}: {error}");
+    }
+}
 
 #[test]
 fn graphs_that_cannot_be_compiled_are_refused_before_anything_is_made() {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a test stops at the first surprise
 
+pub(crate) mod samples;
+
 use std::path::{Path, PathBuf};
 
 use drophammer_formats::onnx::{

@@ -6,7 +6,7 @@
 //! - Weights are named by [`WeightId`]: their role, not what some file calls them. A [`Checkpoint`] gives their rows, whatever the
 //!   source calls, fuses, packs or permutes.
 //!
-//! - [`fold`] says which columns may be scaled.
+//! - [`fold`] says which columns may be scaled, `hadamard` what the residual stream in another basis asks of weights.
 //! - [`export`] plans files of other ecosystems.
 //!
 //! Nothing here knows a backend, a clock, a network or a process.
@@ -21,6 +21,7 @@ pub mod families;
 pub mod fold;
 mod gguf_config;
 pub mod graph;
+mod hadamard;
 mod inventory;
 pub mod names;
 pub mod rope;

@@ -1,6 +1,7 @@
 //! From any source to compiled contexts: graphs and weights, ranges of activations, the compiler, the folder.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use drophammer_forge::{Recipe, failure};
 use drophammer_formats::digest::Digest;
@@ -19,7 +20,7 @@ use crate::artifact::{self, Artifact, Target};
 use crate::calibrate::{self, Calibration, Samples};
 use crate::scheme::{self, Scheme};
 use crate::soc::{self, Soc};
-use crate::{compile, provider};
+use crate::{beside, compile, provider};
 
 /// Tokens of a decoder's prompt that go through a graph together, and of an encoder's short texts.
 const CHUNK: u32 = 64;
@@ -27,8 +28,6 @@ const CHUNK: u32 = 64;
 const USUAL_CONTEXT: u32 = 512;
 /// The longest sequence that is compiled.
 const MOST_CONTEXT: u32 = 8192;
-/// Files of a source that its folder keeps, besides those of the tokenizer.
-const KEPT: [&str; 2] = ["config.json", "generation_config.json"];
 /// Resident memory of a worker with the compiler in it, besides a model.
 const WORKER_BYTES: u64 = 400 << 20;
 /// What the compiler holds for each byte of float weights.
@@ -61,9 +60,12 @@ impl Plan {
     fn of(request: &ForgeRequest) -> Result<Self> {
         let scheme = scheme::of(&request.goal)?;
         let soc = soc::of(&request.goal)?;
-        let checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
-        drophammer_forge::need_tokenizer(request, &checkpoint, "a folder of contexts")?;
+        let mut checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
+        beside::check(request, &checkpoint)?;
         let context = context_of(&request.goal, checkpoint.description().context)?;
+        if scheme.calibrated() {
+            checkpoint = spread(checkpoint)?;
+        }
         let steps = steps(checkpoint.description().kind, context);
         Ok(Self { checkpoint, scheme, soc, context, steps })
     }
@@ -83,6 +85,13 @@ impl Plan {
         let bytes = if self.scheme.calibrated() { bytes } else { bytes / 2 };
         bytes as f64 * 8.0 / self.parameters().max(1) as f64
     }
+}
+
+/// The model with its residual stream spread out, so that activations' codes need not reach for a few outliers; where it has no such
+/// form, as it is.
+fn spread(checkpoint: Checkpoint) -> Result<Checkpoint> {
+    let source = Arc::clone(checkpoint.source());
+    checkpoint.spread().map_err(|error| failure::of_model(source.root(), &error))
 }
 
 /// The longest sequence: the goal's option `context`, or the usual one; never longer than the model's.
@@ -167,9 +176,9 @@ pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContex
     let mut files = vec![PathBuf::from(artifact::FILE)];
     files.extend(compiled.map(|(name, _)| PathBuf::from(name)));
     describe(&request.staging, artifact::FILE, &artifact)?;
-    for (name, source) in kept(&plan.checkpoint, request.no_tokenizer) {
+    for (name, contents) in beside::files(&plan.checkpoint, request.no_tokenizer)? {
         let target = request.staging.join(&name);
-        std::fs::copy(&source, &target).map_err(|error| unwritten(&source, &error))?;
+        std::fs::write(&target, contents).map_err(|error| unwritten(&target, &error))?;
         files.push(name.into());
     }
     std::fs::remove_dir_all(&graphs).map_err(|error| unwritten(&graphs, &error))?;
@@ -214,15 +223,6 @@ pub(crate) fn bytes_of(folder: &Path, files: &[PathBuf]) -> Result<u64> {
 pub(crate) fn unwritten(path: &Path, error: &std::io::Error) -> BackendError {
     BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
         .with_help("Check the path, its permissions and the free space.")
-}
-
-/// What a runtime wants beside the contexts: the configuration and the tokenizer as they are.
-fn kept(checkpoint: &Checkpoint, no_tokenizer: bool) -> Vec<(String, PathBuf)> {
-    let source = checkpoint.source();
-    let documents = KEPT.iter().map(|name| ((*name).to_owned(), source.root().join(name)));
-    let tokenizer = source.tokenizer().iter().map(|(name, path)| (name.to_owned(), path.to_owned()));
-    let tokenizer: Vec<_> = tokenizer.filter(|_| !no_tokenizer).collect();
-    documents.filter(|(_, path)| path.is_file()).chain(tokenizer).collect()
 }
 
 /// The first of some errors, with the remedies of all.

@@ -118,7 +118,7 @@ fn schemes_come_as_near_to_the_trained_model_as_their_bits_allow() {
     let source = fixtures("shakespeare-llama");
     let (rows, due) = reference(&source, "logits");
     for (scheme, same, divergence) in
-        [("fp16", 0.999, 5e-6), ("a16w8", 0.97, 3e-4), ("a16w4", 0.92, 5.5e-3), ("a8w8", 0.87, 1.5e-2)]
+        [("fp16", 0.999, 5e-6), ("a16w8", 0.97, 1.2e-4), ("a16w4", 0.92, 5.5e-3), ("a8w8", 0.87, 1.5e-2)]
     {
         let staging = tempfile::tempdir().unwrap();
         let report = forge(&source, goal(scheme), staging.path()).unwrap();

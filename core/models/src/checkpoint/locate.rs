@@ -36,6 +36,10 @@ pub(super) struct Located {
     pub(super) row_factors: Option<Vec<f32>>,
     /// What every column is multiplied by.
     pub(super) column_factors: Option<Vec<f32>>,
+    /// How many neighbouring rows are mixed with each other, after factors; 1 for none.
+    pub(super) mixed_rows: usize,
+    /// The same for columns.
+    pub(super) mixed_columns: usize,
     /// The source's names for it, one per piece where pieces have their own; for adapters and messages.
     pub(super) modules: Vec<String>,
     /// Which part of the tensor it is.
@@ -178,6 +182,8 @@ impl<'a> Locator<'a> {
             deltas: Vec::new(),
             row_factors: None,
             column_factors: None,
+            mixed_rows: 1,
+            mixed_columns: 1,
             modules,
             place: *place,
         })

@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::families::{Family, model_config};
 use crate::fold::Fold;
 use crate::graph::Pooling;
+use crate::hadamard;
 use crate::inventory::{WeightShape, inventory};
 use crate::names::{self, Names};
 use crate::rope::RopeLayout;
@@ -235,6 +236,43 @@ impl Checkpoint {
             }
         }
         Ok(self)
+    }
+
+    /// The same model with its residual stream in another basis (see `hadamard.rs`), in which a format with one scale for all of it
+    /// loses less: norms have no gains then, and the head is no longer the embedding. A model without such a form stays as it is.
+    ///
+    /// # Errors
+    /// Gains that cannot be read.
+    pub fn spread(mut self) -> Result<Self> {
+        let block = hadamard::block(self.description.hidden as usize);
+        let Some(stream) = hadamard::stream(&self.description).filter(|_| block > 1) else {
+            return Ok(self);
+        };
+        for (norm, readers) in &stream.read {
+            let gains = self.weight(*norm)?.to_vec()?;
+            for id in readers {
+                let located = self.located_mut(*id)?;
+                match &mut located.column_factors {
+                    Some(before) => before.iter_mut().zip(&gains).for_each(|(before, gain)| *before *= gain),
+                    none => *none = Some(gains.clone()),
+                }
+                located.mixed_columns = block;
+            }
+        }
+        for id in &stream.tables {
+            self.located_mut(*id)?.mixed_columns = block;
+        }
+        for id in &stream.written {
+            self.located_mut(*id)?.mixed_rows = block;
+        }
+        self.weights = inventory(&stream.description);
+        self.description = stream.description;
+        Ok(self)
+    }
+
+    fn located_mut(&mut self, id: WeightId) -> Result<&mut Located> {
+        let missing = || Error::Weight { id, problem: "this model has no such weight".into() };
+        self.located.get_mut(&id).ok_or_else(missing)
     }
 
     /// The name that GGUF files and their statistics have for a matrix, alone or with those it is fused with.

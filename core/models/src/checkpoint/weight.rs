@@ -8,6 +8,7 @@ use super::adapter::LowRank;
 use super::locate::{Located, Piece};
 use super::packed::MlxPacking;
 use crate::error::{Error, Result};
+use crate::hadamard;
 use crate::rope::RopeLayout;
 use crate::weight::WeightId;
 
@@ -65,13 +66,16 @@ impl Located {
         }
     }
 
-    /// Multiplies rows and columns by their factors.
+    /// Multiplies rows and columns by their factors, and mixes columns.
     fn scale(&self, rows: Range<u64>, out: &mut [f32]) {
         let columns = self.columns as usize;
         if let Some(factors) = &self.column_factors {
             for row in out.chunks_exact_mut(columns) {
                 row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
             }
+        }
+        if self.mixed_columns > 1 {
+            hadamard::mix_columns(out, self.mixed_columns);
         }
         if let Some(factors) = &self.row_factors {
             let factors = &factors[rows.start as usize..rows.end as usize];
@@ -83,8 +87,11 @@ impl Located {
         }
     }
 
-    fn is_scaled(&self) -> bool {
-        self.row_factors.is_some() || self.column_factors.is_some()
+    /// Whether its numbers are no longer the source's.
+    fn is_changed(&self) -> bool {
+        self.row_factors.is_some()
+            || self.column_factors.is_some()
+            || self.mixed_rows.max(self.mixed_columns) > 1
     }
 
     pub(super) fn reorder(&mut self, order: RopeOrder) {
@@ -135,15 +142,40 @@ impl<'a> Weight<'a> {
                 self.columns()
             )));
         }
+        let block = self.located.mixed_rows as u64;
+        if block > 1 {
+            return self.read_mixed(&rows, block, out);
+        }
+        self.read_unmixed(rows, out)
+    }
+
+    /// Rows of a weight whose rows are mixed: all that are mixed with them are read.
+    fn read_mixed(&self, rows: &Range<u64>, block: u64, out: &mut [f32]) -> Result<()> {
+        let (inner, unit) = (self.inner(rows), self.columns() / self.located.columns.max(1));
+        let (first, end) = (inner.start / block * block, inner.end.next_multiple_of(block));
+        let columns = self.located.columns as usize;
+        let mut whole = vec![0.0; (end - first) as usize * columns];
+        self.read_unmixed(first / unit..end / unit, &mut whole)?;
+        hadamard::mix_rows(&mut whole, columns, block as usize);
+        out.copy_from_slice(&whole[(inner.start - first) as usize * columns..][..out.len()]);
+        Ok(())
+    }
+
+    fn read_unmixed(&self, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
         self.read_plain(rows.clone(), out)?;
         Located::shift(self.located.offset, out);
         self.located.scale(self.inner(&rows), out);
         Ok(())
     }
 
+    /// Whether its columns are mixed with each other: what is known of single ones says nothing then.
+    pub(crate) fn mixes_columns(&self) -> bool {
+        self.located.mixed_columns > 1
+    }
+
     /// [`Weight::read`] without [`Weight::offset`]; `out` must hold exactly these rows.
     pub(crate) fn read_stored(&self, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
-        if self.located.row_factors.is_some() {
+        if self.located.row_factors.is_some() || self.located.mixed_rows > 1 {
             self.read(rows, out)?;
             Located::shift(-self.located.offset, out);
             return Ok(());
@@ -194,7 +226,7 @@ impl<'a> Weight<'a> {
     /// The rows as MLX packs them, where the source stores all of them so, in one way. Adapters are left out.
     pub fn mlx(&self) -> Option<MlxRows<'a>> {
         let located = self.located;
-        if located.is_scaled() {
+        if located.is_changed() {
             return None;
         }
         let packing = located.pieces.first()?.stored.mlx()?.packing();
@@ -270,7 +302,7 @@ impl<'a> Weight<'a> {
     /// The source's own bytes of these rows, where it stores them unchanged (perhaps in another order).
     pub fn blocks(&self) -> Option<Blocks<'a>> {
         let located = self.located;
-        if located.offset != 0.0 || located.is_scaled() || !(self.bare || located.deltas.is_empty()) {
+        if located.offset != 0.0 || located.is_changed() || !(self.bare || located.deltas.is_empty()) {
             return None;
         }
         let dtype = self.dtype();

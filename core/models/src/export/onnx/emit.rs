@@ -12,6 +12,7 @@ use drophammer_formats::onnx::{
 
 use super::fixed::{Fixed, Interface};
 use super::matrices::{Key, Stored};
+use super::qdq::Hints;
 use super::scheme::Scheme;
 use super::weights::{Alias, Matrix};
 use crate::checkpoint::Checkpoint;
@@ -70,7 +71,7 @@ pub(super) struct Emitted {
     pub(super) notes: Vec<String>,
     pub(super) shares_buffers: bool,
     pub(super) interface: Interface,
-    pub(super) ties: HashMap<String, String>,
+    pub(super) hints: Hints,
     pub(super) reads: HashMap<WeightId, String>,
 }
 
@@ -123,8 +124,8 @@ impl<'a> Emitter<'a> {
         }
         self.graph.nodes.splice(0..0, std::mem::take(&mut self.decoders));
         let fixed = self.fixed.take();
-        let (interface, ties, reads) =
-            fixed.map(|fixed| (fixed.interface, fixed.ties, fixed.reads)).unwrap_or_default();
+        let (interface, hints, reads) =
+            fixed.map(|fixed| (fixed.interface, fixed.hints, fixed.reads)).unwrap_or_default();
         let mut notes = Vec::new();
         if !self.widths.is_empty() {
             self.widths.sort_unstable();
@@ -164,7 +165,7 @@ impl<'a> Emitter<'a> {
             notes,
             shares_buffers: self.shares_buffers,
             interface,
-            ties,
+            hints,
             reads,
         }
     }

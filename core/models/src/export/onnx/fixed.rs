@@ -13,7 +13,7 @@ use drophammer_formats::onnx::{Attribute, Node};
 use serde::{Deserialize, Serialize};
 
 use super::emit::{Emitter, FLOAT, INT32, Value, info};
-use super::qdq::{Encoding, Range};
+use super::qdq::{Encoding, Hints, Range};
 use super::scheme::Storage;
 use crate::error::Result;
 use crate::graph::{AttentionSpec, Index, RopeSpec, Table};
@@ -38,9 +38,9 @@ pub enum Weights {
 }
 
 impl Weights {
-    /// Whether a matrix has so few codes that making up for errors is worth the while.
-    pub(super) fn rounds_coarsely(self, role: Role) -> bool {
-        matches!(self.storage(role, false), Storage::Channels { bits } if bits < 8)
+    /// Whether a matrix is rounded, so that its later columns make up for what earlier ones lose.
+    pub(super) fn rounds(self, role: Role) -> bool {
+        matches!(self.storage(role, false), Storage::Channels { .. })
     }
 
     /// Four bits are too few for what every later number hangs on: the head, values, and the way back into the residual stream.
@@ -156,16 +156,16 @@ pub(super) struct Fixed {
     pub(super) past: u32,
     pub(super) weights: Weights,
     pub(super) interface: Interface,
-    /// Values that have another's encoding.
-    pub(super) ties: HashMap<String, String>,
+    /// What becomes of values when activations are whole numbers.
+    pub(super) hints: Hints,
     /// What matrices are multiplied with.
     pub(super) reads: HashMap<WeightId, String>,
 }
 
 impl Fixed {
     pub(super) fn new(tokens: u32, past: u32, weights: Weights) -> Self {
-        let (interface, ties, reads) = Default::default();
-        Self { tokens, past, weights, interface, ties, reads }
+        let (interface, hints, reads) = Default::default();
+        Self { tokens, past, weights, interface, hints, reads }
     }
 }
 
@@ -355,10 +355,20 @@ impl Emitter<'_> {
         self.heads(x, spec.kv_heads, width, Some(present.clone()));
         let all = self.op("Concat", &[&past, &present], vec![("axis", int(2))]);
         if let Some(fixed) = &mut self.fixed {
-            fixed.ties.insert(past, present.clone());
-            fixed.ties.insert(all.clone(), present);
+            fixed.hints.ties.insert(past, present.clone());
+            fixed.hints.ties.insert(all.clone(), present);
         }
         all
+    }
+
+    /// Scores and shares, which the nodes from `first` on make, stay floats where activations have 16 bits: of products of two
+    /// activations Hexagon takes but 8 bits of the second.
+    fn keep_precise(&mut self, first: usize, mask: String) {
+        let Some(fixed) = &mut self.fixed else { return };
+        if matches!(fixed.weights, Weights::Whole { activations: 16, .. }) {
+            let made = self.graph.nodes.iter().skip(first).flat_map(|node| node.outputs.iter().cloned());
+            fixed.hints.floats.extend(made.chain([mask]));
+        }
     }
 
     pub(super) fn fixed_attention(&mut self, [q, k, v]: [&str; 3], spec: &AttentionSpec) -> Result<Value> {
@@ -390,6 +400,7 @@ impl Emitter<'_> {
             q = self.reshape(&q, &[1, groups, together, spec.key_width.into()]);
         }
         let keys = self.op("Transpose", &[&keys], vec![("perm", Attribute::Ints(vec![0, 1, 3, 2]))]);
+        let first = self.graph.nodes.len();
         let mut scores = self.op("MatMul", &[&q, &keys], Vec::new());
         if shared {
             scores = self.reshape(&scores, &[1, heads, tokens, all]);
@@ -405,6 +416,7 @@ impl Emitter<'_> {
         if shared {
             shares = self.reshape(&shares, &[1, groups, together, all]);
         }
+        self.keep_precise(first, mask);
         let mut mixed = self.op("MatMul", &[&shares, &values], Vec::new());
         if shared {
             mixed = self.reshape(&mixed, &[1, heads, tokens, spec.value_width.into()]);

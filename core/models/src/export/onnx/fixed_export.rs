@@ -92,7 +92,7 @@ impl<'a> FixedExport<'a> {
     }
 
     /// The first graph with outputs that tell about its values, in a layout with the weights: ranges as `{value}/low` and
-    /// `{value}/high`, and how the numbers go together that matrices are multiplied with where `weights` rounds these coarsely.
+    /// `{value}/high`, and how the numbers go together that matrices are multiplied with where `weights` rounds these.
     ///
     /// # Errors
     /// Sizes that no file holds.
@@ -100,7 +100,7 @@ impl<'a> FixedExport<'a> {
         let Some((step, emitted)) = self.graphs.first() else { return Ok(Watched::default()) };
         let (mut model, values) = watch::watched(emitted.model.clone());
         let mut multiplied: Vec<Multiplied> = Vec::new();
-        for matrix in emitted.matrices.iter().filter(|matrix| weights.rounds_coarsely(matrix.id.role)) {
+        for matrix in emitted.matrices.iter().filter(|matrix| weights.rounds(matrix.id.role)) {
             let Some(value) = emitted.reads.get(&matrix.id) else { continue };
             if multiplied.iter().all(|known| known.value != *value) {
                 let read = Multiplied { value: value.clone(), columns: matrix.columns as usize };
@@ -122,7 +122,7 @@ impl<'a> FixedExport<'a> {
         for (step, emitted) in &self.graphs {
             let quantized = match (self.weights, ranges) {
                 (Weights::Whole { activations, .. }, Some(ranges)) => {
-                    let model = qdq::quantized(&emitted.model, activations, ranges, &emitted.ties);
+                    let model = qdq::quantized(&emitted.model, activations, ranges, &emitted.hints);
                     Some(model.map_err(|value| drophammer_formats::Fault::Metadata {
                         key: value,
                         problem: "its range is not known".into(),
@@ -144,16 +144,15 @@ impl<'a> FixedExport<'a> {
         Ok(layout.unwrap_or_default())
     }
 
-    /// The work of a pass over [`FixedExport::layout`]. Coarsely rounded matrices whose inputs are
-    /// known make up for their errors.
+    /// The work of a pass over [`FixedExport::layout`]. Rounded matrices whose inputs are known make up for their errors.
     ///
     /// # Errors
     /// [`PassError`], for importance of another model.
     pub fn items(&self, importances: &Importances, inputs: &Inputs) -> Result<Vec<Item<'a>>, PassError> {
         let Some((_, emitted)) = self.graphs.first() else { return Ok(Vec::new()) };
         let products = |matrix: &Matrix| {
-            let coarse = self.weights.rounds_coarsely(matrix.id.role);
-            inputs.get(emitted.reads.get(&matrix.id).filter(|_| coarse)?).cloned()
+            let rounded = self.weights.rounds(matrix.id.role);
+            inputs.get(emitted.reads.get(&matrix.id).filter(|_| rounded)?).cloned()
         };
         let matrices = emitted.matrices.iter();
         matrices.map(|matrix| matrix.item(self.checkpoint, importances, products(matrix))).collect()

@@ -110,13 +110,21 @@ pub(super) fn integers(graph: &Graph) -> HashSet<String> {
     inputs.chain(constants).cloned().collect()
 }
 
+/// What becomes of values, besides what their ranges say.
+#[derive(Debug, Default)]
+pub(super) struct Hints {
+    /// Values that have another's encoding.
+    pub(super) ties: HashMap<String, String>,
+    /// Values that stay floats.
+    pub(super) floats: HashSet<String>,
+}
+
 /// A graph on its way.
 struct Pass<'a> {
     graph: &'a Graph,
     bits: u8,
     ranges: &'a Ranges,
-    /// Values that have another's encoding.
-    ties: &'a HashMap<String, String>,
+    hints: &'a Hints,
     producers: HashMap<&'a str, &'a Node>,
     constants: HashMap<&'a str, &'a Initializer>,
     integers: HashSet<String>,
@@ -132,19 +140,14 @@ struct Pass<'a> {
 ///
 /// # Errors
 /// The name of a value whose range is not known.
-pub(super) fn quantized(
-    model: &Model,
-    bits: u8,
-    ranges: &Ranges,
-    ties: &HashMap<String, String>,
-) -> Result<Model, String> {
+pub(super) fn quantized(model: &Model, bits: u8, ranges: &Ranges, hints: &Hints) -> Result<Model, String> {
     let graph = &model.graph;
     let producers = graph.nodes.iter().flat_map(|node| node.outputs.iter().map(move |o| (o.as_str(), node)));
     let mut pass = Pass {
         graph,
         bits,
         ranges,
-        ties,
+        hints,
         producers: producers.collect(),
         constants: graph.initializers.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
         integers: integers(graph),
@@ -189,8 +192,10 @@ impl<'a> Pass<'a> {
         }
         let mut inputs = Vec::with_capacity(node.inputs.len());
         for (place, input) in node.inputs.iter().enumerate() {
-            let plain =
-                input.is_empty() || self.decoded.contains(input) || self.integers.contains(input.as_str());
+            let plain = input.is_empty()
+                || self.decoded.contains(input)
+                || self.integers.contains(input.as_str())
+                || self.hints.floats.contains(input);
             if plain {
                 inputs.push(input.clone());
                 continue;
@@ -225,7 +230,7 @@ impl<'a> Pass<'a> {
         let range = |low, high| Range { low, high }.encoding(self.bits);
         let producer = self.producers.get(value).copied();
         let moved = producer.filter(|node| MOVES.contains(&node.op_type.as_str()));
-        let encoding = if let Some(other) = self.ties.get(value) {
+        let encoding = if let Some(other) = self.hints.ties.get(value) {
             self.encoding(&other.clone())?
         } else if let Some(from) = moved.and_then(|node| node.inputs.first()) {
             self.encoding(from)?
@@ -385,7 +390,8 @@ mod tests {
         let range = |low, high| Range { low, high };
         let ranges = Ranges::from([("x".into(), range(-1.0, 1.0)), ("sum".into(), range(-2.0, 2.0))]);
         let ties = HashMap::from([("past".into(), "sum".into()), ("all".into(), "sum".into())]);
-        let quantized = quantized(&model, 16, &ranges, &ties).unwrap();
+        let mut hints = Hints { ties, ..Hints::default() };
+        let quantized = super::quantized(&model, 16, &ranges, &hints).unwrap();
         let scale = |value: &str| {
             let name = format!("{value}/scale");
             let found = quantized.graph.initializers.iter().find(|tensor| tensor.name == name).unwrap();
@@ -397,7 +403,11 @@ mod tests {
         let of = |kind: &str| quantized.graph.nodes.iter().filter(|node| node.op_type == kind).count();
         // x, turned, sum, past, all; a decoder for each reader and each output.
         assert_eq!((of("QuantizeLinear"), of("DequantizeLinear")), (5, 5 + 2));
-        let error = super::quantized(&model, 16, &Ranges::new(), &HashMap::new()).unwrap_err();
+        hints.floats.insert("turned".into());
+        let partly = super::quantized(&model, 16, &ranges, &hints).unwrap();
+        let sum = partly.graph.nodes.iter().find(|node| node.op_type == "Add").unwrap();
+        assert_eq!(sum.inputs[0], "turned", "a value that stays a float is read as it is");
+        let error = super::quantized(&model, 16, &Ranges::new(), &Hints::default()).unwrap_err();
         assert_eq!(error, "x");
     }
 }

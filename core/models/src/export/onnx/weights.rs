@@ -73,7 +73,7 @@ impl Matrix {
                 let encoder = Blocks {
                     format: Format { levels, group: Some(block), scale: ScaleType::F32 },
                     columns: self.columns as usize,
-                    importance: self.importance(importances)?,
+                    importance: self.importance(checkpoint, importances)?,
                 };
                 let groups = (self.columns / u64::from(block)) as usize;
                 let bytes = [
@@ -87,7 +87,7 @@ impl Matrix {
                 Ok(Item::encode(&name, [self.rows, self.columns], rows, encoder, outputs))
             }
             Storage::Channels { bits } => {
-                let importance = self.importance(importances)?;
+                let importance = self.importance(checkpoint, importances)?;
                 let columns = self.columns as usize;
                 let compensator = products.map(|products| {
                     Compensator::new(columns, move || Ok(products.as_ref().clone())).of_rows(self.rows)
@@ -109,8 +109,15 @@ impl Matrix {
         }
     }
 
-    /// This matrix's part of the statistics.
-    fn importance(&self, importances: &Importances) -> Result<Option<Arc<[f32]>>, PassError> {
+    /// This matrix's part of the statistics, where its columns are those that they tell of.
+    fn importance(
+        &self,
+        checkpoint: &Checkpoint,
+        importances: &Importances,
+    ) -> Result<Option<Arc<[f32]>>, PassError> {
+        if checkpoint.weight(self.id).is_ok_and(|weight| weight.mixes_columns()) {
+            return Ok(None);
+        }
         let mut places = names::gguf::NAMES.iter().filter(|(role, _)| *role == self.id.role);
         let found = places.find_map(|(_, place)| {
             importances.get(&format!("{}{}", place.module(self.id.layer, 0), place.suffix(self.id.part)))

@@ -319,8 +319,12 @@ pub(crate) struct Making {
     /// Importance matrix, as llama.cpp writes it.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) imatrix: Option<PathBuf>,
+    /// Collect the importance matrix first, with `--compensate` its products too, from a text that comes with the program: the model
+    /// has to run for a few hundred tokens (with products, some thousand).
+    #[arg(long, conflicts_with = "imatrix")]
+    pub(crate) auto_imatrix: bool,
     /// Choose codes so that later columns make up for the rounding errors of earlier ones (gguf, openvino). Needs an importance matrix
-    /// collected with `imatrix --products`; `--budget` collects its own.
+    /// collected with `imatrix --products`; `--budget` and `--auto-imatrix` collect their own.
     #[arg(long)]
     pub(crate) compensate: bool,
     /// Scale columns that meet strong activations before they are rounded, and what writes them the other way (gguf,

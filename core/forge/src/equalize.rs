@@ -37,7 +37,7 @@ pub fn equalize(
     if importance.is_empty() {
         let message = "scaling columns by their activations needs an importance matrix, and there is none";
         return Err(BackendError::new(ErrorCode::InvalidRequest, message)
-            .with_help("Collect one with `drophammer imatrix SOURCE -o FILE`."));
+            .with_help("Collect one with `drophammer imatrix SOURCE -o FILE`, or give --auto-imatrix."));
     }
     let folds = folds(checkpoint.description());
     let mut scaling = Scaling { counts: [folds.len(), 0], ..Scaling::default() };

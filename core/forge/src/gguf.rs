@@ -296,7 +296,7 @@ pub fn collected(
 ) -> Result<Collected> {
     let missing = |what: String| {
         BackendError::new(ErrorCode::InvalidRequest, what).with_help(
-            "Give an importance matrix with products of activations: `drophammer imatrix SOURCE --products -o FILE`.",
+            "Give an importance matrix with products of activations (`drophammer imatrix SOURCE --products -o FILE`), or --auto-imatrix.",
         )
     };
     let path = request.imatrix.as_ref().ok_or_else(|| {

@@ -7,8 +7,18 @@ use crate::lanes::{LANES, Lanes, transpose};
 pub(crate) struct Weights<'a> {
     columns: Option<&'a [f32]>,
     gain: f32,
-    /// Whether large weights count more where no column's importance is known.
-    by_size: bool,
+    /// How large weights count more where no column's importance is known.
+    by_size: Option<Size>,
+}
+
+/// How much a weight of `u²` times its block's mean square counts, where nothing else is known: large weights meet strong activations
+/// more often than not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// `√(1 + u²)`.
+    Root,
+    /// `1 + u²`.
+    Whole,
 }
 
 /// What even an unimportant column counts, so that a block met by no activation is still encoded sensibly.
@@ -21,15 +31,10 @@ fn beside_importance(squares: f32) -> f32 {
     (1.0 + squares / 4.0).sqrt()
 }
 
-/// The same where nothing else is known: large weights meet strong activations more often than not.
-fn for_importance(squares: f32) -> f32 {
-    1.0 + squares
-}
-
 impl<'a> Weights<'a> {
     /// `None`, or importance that is zero everywhere, weighs all columns alike.
     pub(crate) fn new(importance: Option<&'a [f32]>) -> Self {
-        let even = Self { columns: None, gain: 1.0, by_size: false };
+        let even = Self { columns: None, gain: 1.0, by_size: None };
         let Some(columns) = importance else { return even };
         let mean = columns.iter().map(|&x| f64::from(x)).sum::<f64>() / columns.len() as f64;
         let gain = (1.0 / mean) as f32;
@@ -37,8 +42,8 @@ impl<'a> Weights<'a> {
     }
 
     /// The same; where it weighs all columns alike, weights count by their size.
-    pub(crate) fn or_by_size(self) -> Self {
-        Self { by_size: self.columns.is_none(), ..self }
+    pub(crate) fn or_by_size(self, size: Size) -> Self {
+        Self { by_size: self.columns.is_none().then_some(size), ..self }
     }
 
     /// Whether all columns weigh alike.
@@ -105,12 +110,15 @@ impl Tile {
             }
             side_by_side(&lines[..count], &mut self.w, |w| w * weights.gain + FLOOR);
             self.favour_large(beside_importance);
-        } else if weights.by_size {
+        } else if let Some(size) = weights.by_size {
             self.w.fill([1.0; LANES]);
-            self.favour_large(for_importance);
+            match size {
+                Size::Root => self.favour_large(|squares| (1.0 + squares).sqrt()),
+                Size::Whole => self.favour_large(|squares| 1.0 + squares),
+            }
         }
         self.by_column = weights.columns.is_some();
-        self.weighted = self.by_column || weights.by_size;
+        self.weighted = self.by_column || weights.by_size.is_some();
     }
 
     /// Multiplies weights by `worth(x² / σ²)`, σ being the block's root mean square.

@@ -88,7 +88,7 @@ fn format_of(shop: &Workshop, scheme: &str) -> Result<String> {
 }
 
 /// Makes the artifact; `chosen` is written beside it.
-async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&Chosen>) -> Result<()> {
+async fn forge(shop: &Workshop, mut goal: Goal, mut making: Making, chosen: Option<&Chosen>) -> Result<()> {
     goal.options.extend(making.extras.options.iter().cloned());
     let Making { no_tokenizer, compensate, awq, .. } = making;
     for (asked, option) in [(no_tokenizer, "no_tokenizer"), (compensate, "compensate"), (awq, "awq")] {
@@ -124,6 +124,10 @@ async fn forge(shop: &Workshop, mut goal: Goal, making: Making, chosen: Option<&
     }
     let staging = Staging::beside(&making.output)?;
     check_disk(staging.path(), estimate.bytes)?;
+    let collected = making.auto_imatrix.then(calibrate::temporary).transpose()?;
+    if let Some(place) = &collected {
+        making.imatrix = Some(calibrate::automatic(shop, &making, place.path()).await?);
+    }
     let request = ForgeRequest {
         source,
         goal: Goal { scheme: scheme.clone(), ..goal },

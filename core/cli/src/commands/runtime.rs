@@ -22,7 +22,7 @@ pub(super) struct Runtimes {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
-    /// `ready`, `missing`, `too_old` or `broken`.
+    /// `ready`; `found`, where no file tells its version, so that only who opens it can say more; `missing`, `too_old` or `broken`.
     state: &'static str,
     /// The version that would be installed.
     version: String,
@@ -64,6 +64,7 @@ fn row(runtime: &Runtime, runtimes: &Path) -> Row {
     match found {
         Ok(found) => {
             row.found_version = found.version.map(|version| version.to_string());
+            row.state = if row.found_version.is_some() { "ready" } else { "found" };
             row.place = Some(found.place);
             row.path = Some(found.library);
         }
@@ -86,7 +87,11 @@ pub(super) fn table(survey: &Runtimes) -> String {
             Some(path) => path.display().to_string(),
             None => row.help.clone().unwrap_or_default(),
         };
-        let version = row.found_version.clone().unwrap_or_else(|| row.version.clone());
+        let version = match (&row.found_version, &row.path) {
+            (Some(found), _) => found.clone(),
+            (None, Some(_)) => "unknown".to_owned(),
+            (None, None) => row.version.clone(),
+        };
         vec![row.name.clone(), version, row.state.to_owned(), where_]
     };
     let rows: Vec<_> = survey.runtimes.iter().map(cells).collect();

@@ -28,7 +28,7 @@ use thiserror::Error;
 
 use crate::codec::first_non_finite;
 use crate::simd::{self, Level};
-use crate::weights::Weights;
+use crate::weights::{Size, Weights};
 
 /// What codes stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -102,8 +102,9 @@ pub enum Fit {
     /// By search: never a larger error than the owner's rule, usually a much smaller one.
     #[default]
     LeastError,
-    /// The same; where no importance is given, each weight counts by `1 + x²/σ²`, σ being its group's root mean square. The squared error
-    /// is larger, and what a model with strong activations says nearer to what it said.
+    /// The same; where no importance is given, each weight counts by `1 + x²/σ²`, σ being its group's root mean square, or by the root
+    /// of that in formats without offsets. The squared error is larger, and what a model with strong activations says nearer to what
+    /// it said.
     LeastHarm,
     /// By the rule of the format's owner: libmlx's for `Affine` (bit for bit) and for `E2m1` and `E4m3` (the same scales; codes of
     /// values midway between two levels may differ), NNCF's for the others.
@@ -225,7 +226,10 @@ pub fn encode_at(
     Ok(match fit {
         Fit::Owner => owner::encode(format, rows, group),
         Fit::LeastError => fit::encode(level, format, rows, group, Weights::new(importance)),
-        Fit::LeastHarm => fit::encode(level, format, rows, group, Weights::new(importance).or_by_size()),
+        Fit::LeastHarm => {
+            let size = if format.levels.has_offset() { Size::Whole } else { Size::Root };
+            fit::encode(level, format, rows, group, Weights::new(importance).or_by_size(size))
+        }
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `convert` and `quantize` are the same pass: rows go from the source straight into the constants of the IR.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use drophammer_forge::equalize::{Scaling, equalize};
 use drophammer_forge::{Recipe, failure};
@@ -35,6 +35,8 @@ pub(crate) struct Plan {
     checkpoint: Checkpoint,
     pub(crate) scheme: Scheme,
     statistics: Statistics,
+    /// The weights that a ratio leaves to the backup format.
+    sensitive: HashSet<WeightId>,
     weights: Vec<Planned>,
     pub(crate) layout: Layout,
     /// Fallbacks, in words.
@@ -52,7 +54,16 @@ pub(crate) struct Plan {
 fn plan(request: &ForgeRequest) -> Result<Plan> {
     let scheme = Scheme::of(&request.goal)?;
     let statistics = Statistics::read(request.imatrix.as_deref())?;
-    planned(request, open(request)?, scheme, statistics)
+    decided(request, scheme, statistics)
+}
+
+/// Decides what each weight becomes.
+fn decided(request: &ForgeRequest, scheme: Scheme, statistics: Statistics) -> Result<Plan> {
+    let checkpoint = open(request)?;
+    let weights = inventory(checkpoint.description());
+    statistics.check(&weights)?;
+    let sensitive = mixture::sensitive(&checkpoint, &scheme, &weights, &statistics)?;
+    planned(request, checkpoint, scheme, statistics, sensitive)
 }
 
 /// The source as IR wants it.
@@ -65,14 +76,12 @@ fn planned(
     checkpoint: Checkpoint,
     scheme: Scheme,
     statistics: Statistics,
+    sensitive: HashSet<WeightId>,
 ) -> Result<Plan> {
     let in_model = |error: &Error| failure::of_model(&request.source, error);
     let [awq, compensate] = ["awq", "compensate"].map(|name| drophammer_forge::flag(&request.goal, name));
     let (awq, compensate) = (awq?, compensate?);
     let description = checkpoint.description();
-    let weights = inventory(description);
-    statistics.check(&weights)?;
-    let sensitive = mixture::sensitive(&checkpoint, &scheme, &weights, &statistics)?;
     let weights = Weights::new(&checkpoint, &scheme, &sensitive);
     let emission = graph::emit(description, weights).map_err(|unsupported| {
         in_model(&Error::Unsupported { family: description.family.to_owned(), what: unsupported.0 })
@@ -109,7 +118,8 @@ fn planned(
     side_files.extend(directory::files(&checkpoint, request.no_tokenizer, &mut notes)?);
     let layout =
         Layout { files: vec![FilePlan { name: WEIGHTS.to_owned(), header, len: end }], places, side_files };
-    Ok(Plan { weights: emission.weights, layout, notes, scheme, statistics, checkpoint, awq, compensate })
+    let weights = emission.weights;
+    Ok(Plan { checkpoint, scheme, statistics, sensitive, weights, layout, notes, awq, compensate })
 }
 
 impl Plan {
@@ -144,9 +154,9 @@ impl Plan {
             })
             .collect();
         let rounding = |id| Some(Box::new(*formats.get(&id)?) as Box<dyn Rounding>);
-        let Self { checkpoint, scheme, statistics, .. } = self;
+        let Self { checkpoint, scheme, statistics, sensitive, .. } = self;
         let (checkpoint, scaling) = equalize(checkpoint, statistics.by_name(), rounding, job)?;
-        let mut plan = planned(request, checkpoint, scheme, statistics.scaled(&scaling))?;
+        let mut plan = planned(request, checkpoint, scheme, statistics.scaled(&scaling), sensitive)?;
         plan.notes.push(scaling.note());
         Ok((plan, scaling))
     }
@@ -247,7 +257,7 @@ pub(crate) fn estimate(source: &std::path::Path, goal: &Goal) -> Result<Estimate
     // Statistics come with the request to make it: until then sizes are those by the weights alone.
     let plan = |request: &ForgeRequest| {
         let scheme = Scheme::of(&request.goal)?;
-        planned(request, open(request)?, scheme, Statistics::default())
+        decided(request, scheme, Statistics::default())
     };
     drophammer_forge::estimate(source, goal, plan, fill)
 }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use drophammer_forge::failure;
 use drophammer_models::{Checkpoint, WeightId, WeightShape};
-use drophammer_quant::grouped;
+use drophammer_quant::grouped::{self, Fit};
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
 use crate::encoder::fit;
@@ -113,11 +113,13 @@ impl Sample {
         let failed = |error: grouped::GroupError| {
             BackendError::new(ErrorCode::InvalidInput, format!("{}: {error}", self.id))
         };
+        // Where eight bits lose a hundredth of what four do, a search for their scales would not change who is chosen.
+        let fit = if format.levels.bits() < 8 { fit(format) } else { Fit::Owner };
         let (mut lost, mut whole) = (0.0, 0.0);
         for (number, row) in self.rows.chunks_exact(self.columns.max(1)).enumerate() {
             let importance =
                 self.importance.as_ref().map(|all| &all[number * self.columns..][..self.columns]);
-            let encoded = grouped::encode(format, row, self.columns, importance, fit(format));
+            let encoded = grouped::encode(format, row, self.columns, importance, fit);
             let back = encoded.and_then(|encoded| grouped::decode(format, &encoded, self.columns));
             for (column, (x, back)) in row.iter().zip(back.map_err(failed)?).enumerate() {
                 let weight = importance.map_or(1.0, |importance| f64::from(importance[column]));

@@ -150,13 +150,14 @@ fn statistics_are_collected_first_where_that_is_asked_for() {
         place.made("quantize", &[&scheme[..], more].concat(), name);
         fs::read(place.path(name).join("openvino_model.bin")).unwrap()
     };
-    let (without, automatic) = (made(&[], "without"), made(&["--auto-imatrix"], "automatic"));
-    let compensated = made(&["--auto-imatrix", "--compensate", "--backend", "openvino"], "compensated");
+    // Who makes the artifact need not be able to run its source.
+    let with = ["--auto-imatrix", "--backend", "openvino"];
+    let (without, automatic) = (made(&[], "without"), made(&with, "automatic"));
     place.made("imatrix", &["--tokens", "512"], "own.gguf");
     let own = place.path("own.gguf");
     place.made("quantize", &[&scheme[..], &["--imatrix", own.to_str().unwrap()]].concat(), "in-two-steps");
     assert!(automatic == fs::read(place.path("in-two-steps/openvino_model.bin")).unwrap());
-    assert!(automatic != without && compensated != automatic);
+    assert!(automatic != without);
 
     let both = ["--scheme", "q4_k_m", "--auto-imatrix", "--imatrix", "own.gguf"];
     place.refused(&model(), &both, &["cannot be used with"]);

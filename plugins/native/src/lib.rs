@@ -14,6 +14,7 @@
 mod cache;
 mod calibration;
 mod convert;
+mod crew;
 mod kernels;
 mod memory;
 mod model;

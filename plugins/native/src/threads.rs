@@ -4,7 +4,8 @@
 //! spin. What takes long is another process on the other thread's core: then they sleep, which leaves the core to it and
 //! keeps this process's claim to be run as soon as there is something to do (a spinning thread uses its share of the core
 //! up, and has to wait its turn when it matters). How long to spin is learnt from the sleeps: short ones were not worth
-//! going to bed for, long ones show that the cores are wanted elsewhere. The calling thread takes part as number 0.
+//! going to bed for, long ones show that the cores are wanted elsewhere. Where they go on, fewer threads take part
+//! ([`Crew`]). The calling thread takes part as number 0.
 #![allow(unsafe_code)] // a borrowed closure is shared with threads that outlive the borrow; the reasons stand below
 
 use std::cell::UnsafeCell;
@@ -14,11 +15,16 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::crew::Crew;
+
 /// The least and the most spins before a thread sleeps: some tens and some hundreds of microseconds.
 const SPINS: std::ops::RangeInclusive<u32> = 1 << 10..=1 << 14;
 
 /// A sleep shorter than this should have been spun through.
 const NAP: Duration = Duration::from_micros(300);
+
+/// Bits of [`Shared::epoch`] that hold a number of threads.
+const CREW_BITS: u32 = 16;
 
 /// One thread's place in a job.
 #[derive(Clone, Copy)]
@@ -55,7 +61,8 @@ impl Member<'_> {
 type Job<'a> = dyn Fn(Member<'_>) + Sync + 'a;
 
 struct Shared {
-    /// Counts jobs; a thread that sees a new number starts.
+    /// Counts jobs in its upper bits, and says in the lower [`CREW_BITS`] how many threads take part in this one: one of those that
+    /// sees a new number starts.
     epoch: AtomicUsize,
     /// The job of this epoch.
     job: UnsafeCell<Option<*const Job<'static>>>,
@@ -68,6 +75,8 @@ struct Shared {
     generation: AtomicUsize,
     /// Spins before a thread sleeps, within [`SPINS`].
     patience: AtomicU32,
+    /// Whether a thread of this job slept for long.
+    overslept: AtomicBool,
     /// Threads that sleep or are about to.
     sleepers: AtomicUsize,
     bed: Mutex<()>,
@@ -113,7 +122,11 @@ impl Shared {
         }
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
         drop(bed);
-        let learnt = if asleep.elapsed() < NAP { patience + patience / 8 } else { patience / 2 };
+        let long = asleep.elapsed() >= NAP;
+        if long {
+            self.overslept.store(true, Ordering::Relaxed);
+        }
+        let learnt = if long { patience / 2 } else { patience + patience / 8 };
         self.patience.store(learnt.clamp(*SPINS.start(), *SPINS.end()), Ordering::Relaxed);
     }
 
@@ -127,7 +140,7 @@ impl Shared {
         }
     }
 
-    fn serve(&self, index: usize, count: usize) {
+    fn serve(&self, index: usize) {
         let mut seen = 0;
         loop {
             let mut idle = 0;
@@ -148,6 +161,10 @@ impl Shared {
                 return;
             }
             seen = epoch;
+            let count = epoch & ((1 << CREW_BITS) - 1);
+            if index >= count {
+                continue;
+            }
             // SAFETY: the epoch was acquired, so the job written before it is visible, and it stays alive until
             // `running`, which counts this thread, is 0.
             if let Some(job) = unsafe { *self.job.get() } {
@@ -168,6 +185,7 @@ impl Shared {
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    crew: Crew,
 }
 
 impl Pool {
@@ -182,43 +200,48 @@ impl Pool {
             arrived: AtomicUsize::new(0),
             generation: AtomicUsize::new(0),
             patience: AtomicU32::new(*SPINS.end()),
+            overslept: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
             bed: Mutex::new(()),
             alarm: Condvar::new(),
         });
-        let count = threads.max(1);
-        let mut pool = Self { shared: Arc::clone(&shared), workers: Vec::with_capacity(count - 1) };
+        let count = threads.clamp(1, (1 << CREW_BITS) - 1);
+        let workers = Vec::with_capacity(count - 1);
+        let mut pool = Self { shared: Arc::clone(&shared), workers, crew: Crew::new(count) };
         for index in 1..count {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(format!("native-{index}"));
-            pool.workers.push(thread.spawn(move || shared.serve(index, count))?);
+            pool.workers.push(thread.spawn(move || shared.serve(index))?);
         }
         Ok(pool)
     }
 
-    /// How many threads a job runs on.
+    /// How many threads a job runs on at most.
     pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Runs `job` on every thread and returns when all have finished.
+    /// Runs `job` on all threads, or on as many as get their cores ([`Crew`]), and returns when all have finished. Jobs of the same
+    /// `size` are about as much work.
     ///
     /// # Panics
     /// If the job panics on any thread.
-    pub(crate) fn run(&mut self, job: &(dyn Fn(Member<'_>) + Sync)) {
+    pub(crate) fn run(&mut self, size: usize, job: &(dyn Fn(Member<'_>) + Sync)) {
         let shared = &*self.shared;
-        let count = self.threads();
+        let (count, begun) = (self.crew.threads(), Instant::now());
         #[allow(clippy::transmute_ptr_to_ptr)] // a cast cannot lengthen the lifetime of a trait object
         // SAFETY: only the lifetime is erased. This function returns after `running` fell to 0, and no thread
         // touches the job after it decremented `running`.
         let erased: *const Job<'static> = unsafe { std::mem::transmute(std::ptr::from_ref::<Job<'_>>(job)) };
         shared.broken.store(false, Ordering::Relaxed);
         shared.arrived.store(0, Ordering::Relaxed);
+        shared.overslept.store(false, Ordering::Relaxed);
         // SAFETY: `&mut self` and `running == 0`: nobody reads the job now.
         unsafe { *shared.job.get() = Some(erased) };
         shared.running.store(count - 1, Ordering::Relaxed);
-        shared.epoch.fetch_add(1, Ordering::Release);
-        for worker in &self.workers {
+        let jobs = (shared.epoch.load(Ordering::Relaxed) >> CREW_BITS).wrapping_add(1);
+        shared.epoch.store((jobs << CREW_BITS) | count, Ordering::Release);
+        for worker in &self.workers[..count - 1] {
             worker.thread().unpark();
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| job(Member { index: 0, count, shared })));
@@ -234,6 +257,7 @@ impl Pool {
             !shared.broken.load(Ordering::Acquire),
             "a thread of the native engine panicked; see the log above"
         );
+        self.crew.done(size, begun.elapsed(), shared.overslept.load(Ordering::Relaxed));
     }
 }
 
@@ -308,7 +332,7 @@ mod tests {
             {
                 let cells = Shares::new(&mut cells);
                 let sums = Shares::new(&mut sums);
-                pool.run(&|member| {
+                pool.run(1, &|member| {
                     // SAFETY: each thread writes its own cell, reads all after the barrier.
                     unsafe { cells.part(member.index, 1)[0] = round + member.index };
                     member.barrier();
@@ -324,14 +348,14 @@ mod tests {
     fn a_panic_on_one_thread_reaches_the_caller_and_the_pool_works_on() {
         let mut pool = Pool::new(2).unwrap();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            pool.run(&|member| {
+            pool.run(1, &|member| {
                 assert!(member.index == 0, "thread 1 fails");
                 member.barrier();
             });
         }));
         assert!(outcome.is_err());
         let count = AtomicUsize::new(0);
-        pool.run(&|_| {
+        pool.run(1, &|_| {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(count.into_inner(), 2);

@@ -240,7 +240,7 @@ impl Engine {
             buffers: Pointers(&pointers),
         };
         let (scratch, clock) = (Shares::new(&mut self.scratch), self.clock.as_deref());
-        self.pool.run(&|member| {
+        self.pool.run(tokens.len(), &|member| {
             // SAFETY: each thread takes its own.
             let scratch = unsafe { &mut scratch.part(member.index, 1)[0] };
             let clock = clock.filter(|_| member.index == 0);

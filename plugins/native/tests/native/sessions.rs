@@ -1,10 +1,10 @@
 //! What a session promises whatever the batch: the same logits one by one, in chunks and together, and sequences that can be
 //! copied and cut.
 
-use drophammer_sdk::{Batch, ErrorCode, Options, Session};
+use drophammer_sdk::{Backend, Batch, ErrorCode, LoadRequest, Options, Session, Unwatched};
 use proptest::prelude::*;
 
-use crate::fixture::{fixture, load, quantized, try_load};
+use crate::fixture::{fixture, load, native, quantized, try_load};
 
 fn session() -> Box<dyn Session> {
     load(&fixture("shakespeare-llama"), true, 3)
@@ -113,6 +113,23 @@ proptest! {
         // The copy was not disturbed by what its source went on with.
         session.remove(1, keep, u32::MAX).unwrap();
         prop_assert!(close(&feed(session.as_mut(), 1, keep, &more), &due));
+    }
+}
+
+/// While a session runs, others may take its cores and give them back.
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let tokens: Vec<u32> = (0..70).map(|i| i * 29 % 2048).collect();
+    for scheme in ["q4_0", "q4_k_m", "q8_0", "f16"] {
+        let rows = |threads| {
+            let request = LoadRequest { path: quantized(scheme).to_owned(), ..LoadRequest::default() };
+            let mut session = native().load(&request, Box::new(Unwatched { threads })).unwrap();
+            let mut rows = feed(session.as_mut(), 0, 0, &tokens[..64]);
+            rows.extend((64..70).flat_map(|i| feed(session.as_mut(), 0, i as u32, &tokens[i..=i])));
+            rows
+        };
+        let alone = rows(1);
+        assert!((2..=4).all(|threads| rows(threads) == alone), "{scheme}");
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A token's threads meet after every step. Where another process runs on one of their cores, all wait for the thread that waits
 //! for its turn there, some tens of times a token, and one thread fewer is several times as fast. Whether it is can only be tried:
-//! jobs that threads overslept are a reason to try one fewer; that some time has passed, to try one more.
+//! jobs that threads overslept are a reason to try fewer (one; where that does not help two, four …); that some time has passed, to
+//! try one more.
 
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(crate) struct Crew {
     size: usize,
     window: Sum,
     trial: Option<Trial>,
+    /// By how many threads fewer the next trial would be.
+    fewer: usize,
     /// Windows to wait before the next trial, and how many those after a failed one will be.
     pause: u32,
     pauses: u32,
@@ -51,7 +54,7 @@ impl Crew {
     /// Of at most so many threads; all of them at first.
     pub(crate) fn new(most: usize) -> Self {
         let (window, pause) = (Sum::default(), *PAUSE.start());
-        Self { most, now: most, size: 0, window, trial: None, pause: 0, pauses: pause }
+        Self { most, now: most, size: 0, window, trial: None, fewer: 1, pause: 0, pauses: pause }
     }
 
     /// Threads that take part in the next job.
@@ -85,13 +88,17 @@ impl Crew {
         if better && trial.sum.jobs < TRIAL {
             return;
         }
+        self.trial = None;
         if better {
             self.now = trial.threads;
-            self.pauses = *PAUSE.start();
+            (self.fewer, self.pauses) = (1, *PAUSE.start());
+        } else if trial.threads < self.now && 2 * self.fewer < self.now {
+            (self.fewer, self.pause) = (2 * self.fewer, 1);
+            return;
         } else {
-            self.pauses = (2 * self.pauses).min(*PAUSE.end());
+            (self.fewer, self.pauses) = (1, (2 * self.pauses).min(*PAUSE.end()));
         }
-        (self.trial, self.pause) = (None, self.pauses);
+        self.pause = self.pauses;
     }
 
     /// After a window: is there a reason to try another number?
@@ -99,7 +106,7 @@ impl Crew {
         let window = std::mem::take(&mut self.window);
         self.pause = self.pause.saturating_sub(1);
         let threads = if window.overslept >= OVERSLEPT && self.now > 1 {
-            self.now - 1
+            self.now - self.fewer
         } else if self.now < self.most {
             self.now + 1
         } else {

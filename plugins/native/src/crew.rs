@@ -18,6 +18,9 @@ const BETTER: f64 = 0.9;
 /// Windows until a number of threads is tried again, at first and at most; what failed is left alone for longer each time.
 const PAUSE: std::ops::RangeInclusive<u32> = 4..=16;
 
+/// Jobs that may go by without a verdict, because their sizes change, until all threads take part again.
+const UNJUDGED: u32 = 64;
+
 /// Chooses a number of threads, job by job.
 #[derive(Debug)]
 pub(crate) struct Crew {
@@ -27,6 +30,8 @@ pub(crate) struct Crew {
     size: usize,
     window: Sum,
     trial: Option<Trial>,
+    /// Jobs since the last window or trial that was whole.
+    unjudged: u32,
     /// By how many threads fewer the next trial would be.
     fewer: usize,
     /// Windows to wait before the next trial, and how many those after a failed one will be.
@@ -54,7 +59,7 @@ impl Crew {
     /// Of at most so many threads; all of them at first.
     pub(crate) fn new(most: usize) -> Self {
         let (window, pause) = (Sum::default(), *PAUSE.start());
-        Self { most, now: most, size: 0, window, trial: None, fewer: 1, pause: 0, pauses: pause }
+        Self { most, now: most, size: 0, window, trial: None, unjudged: 0, fewer: 1, pause: 0, pauses: pause }
     }
 
     /// Threads that take part in the next job.
@@ -69,6 +74,10 @@ impl Crew {
         }
         if size != self.size {
             (self.size, self.window, self.trial) = (size, Sum::default(), None);
+        }
+        self.unjudged += 1;
+        if self.unjudged > UNJUDGED {
+            (self.now, self.unjudged) = (self.most, 0);
         }
         let add = |sum: &mut Sum| {
             sum.jobs += 1;
@@ -88,7 +97,7 @@ impl Crew {
         if better && trial.sum.jobs < TRIAL {
             return;
         }
-        self.trial = None;
+        (self.trial, self.unjudged) = (None, 0);
         if better {
             self.now = trial.threads;
             (self.fewer, self.pauses) = (1, *PAUSE.start());
@@ -104,6 +113,7 @@ impl Crew {
     /// After a window: is there a reason to try another number?
     fn consider(&mut self) {
         let window = std::mem::take(&mut self.window);
+        self.unjudged = 0;
         self.pause = self.pause.saturating_sub(1);
         let threads = if window.overslept >= OVERSLEPT && self.now > 1 {
             self.now - self.fewer
@@ -161,6 +171,20 @@ mod tests {
         }
         assert_eq!(crew.threads(), 1, "a trial");
         crew.done(512, Duration::from_millis(900), false);
+        assert_eq!(crew.threads(), 2);
+    }
+
+    #[test]
+    fn who_cannot_be_judged_gets_all_threads() {
+        let mut crew = Crew::new(2);
+        for _ in 0..100 {
+            let (seconds, late) = token(2 * crew.threads(), 2);
+            crew.done(1, Duration::from_secs_f64(seconds), late);
+        }
+        assert_eq!(crew.threads(), 1);
+        for job in 0..100 {
+            crew.done(job % 3 + 1, Duration::from_millis(1), false);
+        }
         assert_eq!(crew.threads(), 2);
     }
 

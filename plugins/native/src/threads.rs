@@ -332,7 +332,8 @@ mod tests {
             {
                 let cells = Shares::new(&mut cells);
                 let sums = Shares::new(&mut sums);
-                pool.run(1, &|member| {
+                // Of another size each, so that none is tried with fewer.
+                pool.run(round, &|member| {
                     // SAFETY: each thread writes its own cell, reads all after the barrier.
                     unsafe { cells.part(member.index, 1)[0] = round + member.index };
                     member.barrier();

@@ -1,7 +1,7 @@
 //! From a source to an artifact: what plugins that make files have in common.
 //!
 //! - [`open`] opens a source with the adapters to merge, [`failure`] words the errors of the layers below.
-//! - [`estimate`] tells what a goal would take, [`need_tokenizer`] refuses a source that lacks one.
+//! - [`estimate`] tells what a goal would take, [`need_tokenizer`] and [`need_tokenizer_files`] refuse a source that lacks one.
 //! - [`run`] is the one pass over a planned layout: within the job's budgets, reported and cancelled through its context,
 //!   resumed by a [`Recipe`]; [`report`] says what came out.
 //! - [`equalize`](mod@equalize) scales columns so that rounding loses less.
@@ -48,8 +48,7 @@ pub fn estimate<P>(
     plan: impl FnOnce(&ForgeRequest) -> Result<P>,
     fill: impl FnOnce(&mut Estimate, &P) -> Result<()>,
 ) -> Result<Estimate> {
-    let mut estimate =
-        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
+    let mut estimate = blank(goal);
     let request = ForgeRequest {
         source: source.to_owned(),
         goal: goal.clone(),
@@ -60,31 +59,59 @@ pub fn estimate<P>(
     match plan(&request) {
         Ok(plan) => fill(&mut estimate, &plan)?,
         Err(error) if error.code == ErrorCode::Failed => return Err(error),
-        Err(error) => {
-            estimate.reason = Some(error.message);
-            estimate.help = Some(error.help).filter(|help| !help.is_empty());
-        }
+        Err(error) => refuse(&mut estimate, error),
     }
     Ok(estimate)
+}
+
+/// The same for what is no checkpoint: `fill` finds it, and where it fails, the estimate says why.
+pub fn estimate_with(goal: &Goal, fill: impl FnOnce(&mut Estimate) -> Result<()>) -> Estimate {
+    let mut estimate = blank(goal);
+    if let Err(error) = fill(&mut estimate) {
+        refuse(&mut estimate, error);
+    }
+    estimate
+}
+
+fn blank(goal: &Goal) -> Estimate {
+    Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() }
+}
+
+/// Says why a goal cannot be reached, and what can be done.
+fn refuse(estimate: &mut Estimate, error: BackendError) {
+    estimate.reason = Some(error.message);
+    estimate.help = Some(error.help).filter(|help| !help.is_empty());
+}
+
+/// Refuses a source without any tokenizer, unless the request does without.
+///
+/// # Errors
+/// [`ErrorCode::InvalidInput`].
+pub fn need_tokenizer(request: &ForgeRequest, checkpoint: &Checkpoint) -> Result<()> {
+    if request.no_tokenizer || checkpoint.has_tokenizer() {
+        return Ok(());
+    }
+    Err(without_tokenizer(request, "there is no tokenizer beside the weights"))
 }
 
 /// Refuses a source without a tokenizer.json where `artifact` (with its article) is to hold one, unless the request does without.
 ///
 /// # Errors
 /// [`ErrorCode::InvalidInput`].
-pub fn need_tokenizer(request: &ForgeRequest, checkpoint: &Checkpoint, artifact: &str) -> Result<()> {
+pub fn need_tokenizer_files(request: &ForgeRequest, checkpoint: &Checkpoint, artifact: &str) -> Result<()> {
+    need_tokenizer(request, checkpoint)?;
     if request.no_tokenizer || checkpoint.source().tokenizer().is_complete() {
         return Ok(());
     }
-    let message = if checkpoint.has_tokenizer() {
-        format!("the tokenizer lies in GGUF keys; {artifact} needs it as tokenizer.json")
-    } else {
-        "there is no tokenizer beside the weights".to_owned()
-    };
-    let message = format!("{}: {message}", request.source.display());
-    Err(BackendError::new(ErrorCode::InvalidInput, message).with_help(
+    let what = format!("the tokenizer lies in GGUF keys; {artifact} needs it as tokenizer.json");
+    Err(without_tokenizer(request, &what))
+}
+
+fn without_tokenizer(request: &ForgeRequest, what: &str) -> BackendError {
+    let message = format!("{}: {what}", request.source.display());
+    BackendError::new(ErrorCode::InvalidInput, message).with_help(
         "Put the model's tokenizer.json beside it, or ask for the model without one (--no-tokenizer).",
-    ))
+    )
 }
 
 /// A goal's option `max_file_bytes`: the artifact is cut into files of at most so much tensor data each.

@@ -47,7 +47,7 @@ pub(crate) fn scheme_of(goal: &Goal) -> Result<Scheme> {
 fn plan(request: &ForgeRequest) -> Result<Plan> {
     let scheme = scheme_of(&request.goal)?;
     let checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
-    drophammer_forge::need_tokenizer(request, &checkpoint, "an ONNX directory")?;
+    drophammer_forge::need_tokenizer_files(request, &checkpoint, "an ONNX directory")?;
     let in_model = |error: &drophammer_models::Error| failure::of_model(&request.source, error);
     let export = OnnxExport::new(checkpoint, scheme).map_err(|error| in_model(&error))?;
     let mut layout = export.layout().map_err(|fault| {

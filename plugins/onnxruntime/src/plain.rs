@@ -63,13 +63,7 @@ impl Scheme {
 
 /// What reaching a goal would take; a goal that cannot be reached says why.
 pub(crate) fn estimate(host: &HostInfo, file: &std::path::Path, goal: &Goal) -> Estimate {
-    let mut estimate =
-        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
-    if let Err(error) = fill(host, file, goal, &mut estimate) {
-        estimate.reason = Some(error.message);
-        estimate.help = Some(error.help).filter(|help| !help.is_empty());
-    }
-    estimate
+    drophammer_forge::estimate_with(goal, |estimate| fill(host, file, goal, estimate))
 }
 
 fn fill(host: &HostInfo, file: &std::path::Path, goal: &Goal, estimate: &mut Estimate) -> Result<()> {
@@ -174,10 +168,11 @@ pub(crate) fn forge(
     match (&samples, drophammer_ort::environment(host, "library")) {
         (Some(samples), Ok(environment)) => {
             let threads = job.budgets().threads.max(1) as usize;
-            let mut original = graph::open(environment, file, threads)?;
             let made = request.staging.join(&files[0]);
-            let mut artifact = graph::open(environment, &made, threads)?;
+            // Before the two that are compared are open: its sessions are as large.
             told.extend(placement::by_provider(environment, &made)?);
+            let mut original = graph::open(environment, file, threads)?;
+            let mut artifact = graph::open(environment, &made, threads)?;
             let both = [&mut original, &mut artifact];
             told.extend(accuracy::report(both, &plain, samples, &request.staging, job)?);
             files.push(accuracy::FILE.into());

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use drophammer_formats::onnx::{self, Dimension, Model};
 use drophammer_onnxruntime::OnnxRuntime;
 use drophammer_sdk::{
-    Backend, BackendError, ErrorCode, ForgeReport, ForgeRequest, Goal, HostInfo, ProbeRequest, Unwatched,
+    Backend, BackendError, ErrorCode, ForgeReport, Goal, HostInfo, ProbeRequest, Unwatched,
 };
 use network::samples::{lines, pieces};
 use network::{branching, network, npy, numbers, refused, save};
@@ -44,19 +44,11 @@ fn fetched(variable: &str) -> Option<PathBuf> {
 }
 
 fn goal(scheme: &str, options: &[(&str, &str)]) -> Goal {
-    let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
-    Goal { format: "onnx".into(), scheme: scheme.into(), options }
+    network::goal("onnx", scheme, options)
 }
 
 fn forge(source: &Path, goal: Goal, staging: &Path) -> Result<ForgeReport, BackendError> {
-    let request = ForgeRequest {
-        source: source.to_owned(),
-        goal,
-        staging: staging.to_owned(),
-        name: "model".into(),
-        ..ForgeRequest::default()
-    };
-    backend().quantize(&request, &JOB)
+    backend().quantize(&network::request(source, goal, staging), &JOB)
 }
 
 /// The artifact's own words about its first output: cosine, relative error, share of the same largest.

@@ -5,25 +5,11 @@ use std::path::Path;
 use drophammer_forge::failure;
 use drophammer_infer::Tokenizer;
 use drophammer_models::Checkpoint;
-use drophammer_sdk::{BackendError, ErrorCode, ForgeRequest, Result};
+use drophammer_sdk::{BackendError, ErrorCode, Result};
 use serde_json::{Value as Json, json};
 
 /// Files of a source that its folder keeps, besides those of the tokenizer.
 const KEPT: [&str; 2] = ["config.json", "generation_config.json"];
-
-/// Refuses a source without a tokenizer, unless the request does without.
-///
-/// # Errors
-/// [`ErrorCode::InvalidInput`].
-pub(crate) fn check(request: &ForgeRequest, checkpoint: &Checkpoint) -> Result<()> {
-    if request.no_tokenizer || checkpoint.has_tokenizer() {
-        return Ok(());
-    }
-    let message = format!("{}: there is no tokenizer beside the weights", request.source.display());
-    Err(BackendError::new(ErrorCode::InvalidInput, message).with_help(
-        "Put the model's tokenizer.json beside it, or ask for the model without one (--no-tokenizer).",
-    ))
-}
 
 /// Names and contents.
 ///

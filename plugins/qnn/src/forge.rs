@@ -61,7 +61,7 @@ impl Plan {
         let scheme = scheme::of(&request.goal)?;
         let soc = soc::of(&request.goal)?;
         let mut checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
-        beside::check(request, &checkpoint)?;
+        drophammer_forge::need_tokenizer(request, &checkpoint)?;
         let context = context_of(&request.goal, checkpoint.description().context)?;
         if scheme.calibrated() {
             checkpoint = spread(checkpoint)?;

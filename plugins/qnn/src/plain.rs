@@ -76,13 +76,7 @@ impl Plan {
 
 /// What reaching a goal would take; a goal that cannot be reached says why.
 pub(crate) fn estimate(host: &HostInfo, file: &Path, goal: &Goal) -> Estimate {
-    let mut estimate =
-        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
-    if let Err(error) = fill(host, file, goal, &mut estimate) {
-        estimate.reason = Some(error.message);
-        estimate.help = Some(error.help).filter(|help| !help.is_empty());
-    }
-    estimate
+    drophammer_forge::estimate_with(goal, |estimate| fill(host, file, goal, estimate))
 }
 
 fn fill(host: &HostInfo, file: &Path, goal: &Goal, estimate: &mut Estimate) -> Result<()> {

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use drophammer_formats::onnx::{Dimension, Model};
 use drophammer_qnn::Qnn;
 use drophammer_sdk::{
-    Backend, BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, LoadRequest,
-    ProbeRequest, Unwatched,
+    Backend, BackendError, ErrorCode, Estimate, ForgeReport, Goal, HostInfo, LoadRequest, ProbeRequest,
+    Unwatched,
 };
 use network::samples::{lines, pieces};
 use network::{branching, network, npy, numbers, refused, save};
@@ -35,19 +35,11 @@ fn runs() -> bool {
 }
 
 fn goal(scheme: &str, options: &[(&str, &str)]) -> Goal {
-    let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
-    Goal { format: "qnn".into(), scheme: scheme.into(), options }
+    network::goal("qnn", scheme, options)
 }
 
 fn forge(source: &Path, goal: Goal, staging: &Path) -> Result<ForgeReport, BackendError> {
-    let request = ForgeRequest {
-        source: source.to_owned(),
-        goal,
-        staging: staging.to_owned(),
-        name: "model".into(),
-        ..ForgeRequest::default()
-    };
-    backend().quantize(&request, &JOB)
+    backend().quantize(&network::request(source, goal, staging), &JOB)
 }
 
 fn plan(source: &Path, goal: Goal) -> Estimate {

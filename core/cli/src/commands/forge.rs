@@ -124,7 +124,9 @@ async fn forge(shop: &Workshop, mut goal: Goal, mut making: Making, chosen: Opti
     }
     let staging = Staging::beside(&making.output)?;
     check_disk(staging.path(), estimate.bytes)?;
-    let collected = making.auto_imatrix.then(calibrate::temporary).transpose()?;
+    // A plan brings the statistics that it was made from.
+    let wanted = making.auto_imatrix && making.imatrix.is_none();
+    let collected = wanted.then(calibrate::temporary).transpose()?;
     if let Some(place) = &collected {
         making.imatrix = Some(calibrate::automatic(shop, &making, place.path()).await?);
     }

@@ -9,6 +9,24 @@ use std::path::{Path, PathBuf};
 use drophammer_formats::onnx::{
     self, Attribute, Dimension, ElementType, Graph, Initializer, InitializerData, Model, Node, ValueInfo,
 };
+use drophammer_sdk::{ForgeRequest, Goal};
+
+/// What is to be made.
+pub(crate) fn goal(format: &str, scheme: &str, options: &[(&str, &str)]) -> Goal {
+    let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+    Goal { format: format.into(), scheme: scheme.into(), options }
+}
+
+/// That it be made of a source, into a directory.
+pub(crate) fn request(source: &Path, goal: Goal, staging: &Path) -> ForgeRequest {
+    ForgeRequest {
+        source: source.to_owned(),
+        goal,
+        staging: staging.to_owned(),
+        name: "model".into(),
+        ..ForgeRequest::default()
+    }
+}
 
 fn node(kind: &str, inputs: &[&str], output: &str, attributes: Vec<(String, Attribute)>) -> Node {
     Node {

@@ -69,28 +69,22 @@ fn scheme(goal: &Goal) -> Result<Scheme> {
 
 /// What reaching a goal would take.
 pub(crate) fn estimate(host: &HostInfo, graph: &PlainGraph, goal: &Goal) -> Estimate {
-    let mut estimate =
-        Estimate { format: goal.format.clone(), scheme: goal.scheme.clone(), ..Estimate::default() };
-    match scheme(goal).and_then(|scheme| Runtime::open(host).map(|_| scheme)) {
-        Ok(scheme) => {
-            let eight_bits = scheme.quantizes();
-            estimate.supported = true;
-            estimate.steps = vec!["let OpenVINO's frontend read the graph, and save it as IR".to_owned()];
-            if eight_bits {
-                estimate.steps.push(format!("store weights of layers as {}", scheme.name));
-            }
-            estimate.bytes = if eight_bits { graph.bytes / 3 } else { graph.bytes };
-            estimate.scheme = scheme.name;
-            // The frontend holds the model once, and writes it from there.
-            estimate.peak_memory_bytes = 2 * graph.bytes + (128 << 20);
-            estimate.seconds = 1.0 + graph.bytes as f64 / 100e6;
+    drophammer_forge::estimate_with(goal, |estimate| {
+        let scheme = scheme(goal)?;
+        Runtime::open(host)?;
+        let eight_bits = scheme.quantizes();
+        estimate.supported = true;
+        estimate.steps = vec!["let OpenVINO's frontend read the graph, and save it as IR".to_owned()];
+        if eight_bits {
+            estimate.steps.push(format!("store weights of layers as {}", scheme.name));
         }
-        Err(error) => {
-            estimate.reason = Some(error.message);
-            estimate.help = Some(error.help).filter(|help| !help.is_empty());
-        }
-    }
-    estimate
+        estimate.bytes = if eight_bits { graph.bytes / 3 } else { graph.bytes };
+        estimate.scheme = scheme.name;
+        // The frontend holds the model once, and writes it from there.
+        estimate.peak_memory_bytes = 2 * graph.bytes + (128 << 20);
+        estimate.seconds = 1.0 + graph.bytes as f64 / 100e6;
+        Ok(())
+    })
 }
 
 /// Makes the artifact.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use drophammer_formats::onnx::{self, Attribute, InitializerData};
+use drophammer_formats::onnx::{self, Attribute};
 use drophammer_formats::source::read_json;
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
@@ -45,6 +45,16 @@ pub(crate) fn told_context(file: &Path) -> Option<u32> {
     u32::try_from(config.pointer("/model/context_length")?.as_u64()?).ok()
 }
 
+/// Heads of keys and values, and their width, as the directory's `genai_config.json` tells them: its owner's builder leaves the width open
+/// in the graph.
+pub(crate) fn told_heads(file: &Path) -> [Option<usize>; 2] {
+    let config = file.parent().and_then(|folder| read_json(&folder.join("genai_config.json")).ok());
+    ["num_key_value_heads", "head_size"].map(|key| {
+        let size = config.as_ref()?.pointer("/model/decoder")?.get(key)?.as_u64()?;
+        usize::try_from(size).ok().filter(|size| *size > 0)
+    })
+}
+
 /// The graph with products of blocks in float32, where it has any that would round activations to eight bits.
 ///
 /// # Errors
@@ -59,9 +69,11 @@ pub(crate) fn exact(file: &Path) -> Result<Option<Vec<u8>>> {
         return Ok(None);
     }
     let bytes = std::fs::read(file).map_err(|error| unreadable(error.to_string()))?;
-    let mut model = onnx::parse(&bytes).map_err(|fault| unreadable(fault.to_string()))?;
+    let unsound = |fault: drophammer_formats::Fault| unreadable(fault.to_string()).with_help(fault.help());
+    let mut model = onnx::parse(&bytes).map_err(unsound)?;
     let mut changed = false;
-    let nodes = model.graph.nodes.iter_mut().filter(|node| node.op_type == "MatMulNBits");
+    let kinds = ["MatMulNBits", "QMoE"];
+    let nodes = model.graph.nodes.iter_mut().filter(|node| kinds.contains(&node.op_type.as_str()));
     for (name, value) in nodes.flat_map(|node| node.attributes.iter_mut()) {
         if name == "accuracy_level" && *value != Attribute::Int(0) {
             *value = Attribute::Int(0);
@@ -71,12 +83,7 @@ pub(crate) fn exact(file: &Path) -> Result<Option<Vec<u8>>> {
     if !changed || model.functions > 0 {
         return Ok(None);
     }
-    for tensor in &mut model.graph.initializers {
-        if let InitializerData::InFile(range) = &tensor.data {
-            let inside = bytes.get(range.start as usize..range.end as usize).unwrap_or_default();
-            tensor.data = InitializerData::Inline(inside.to_vec());
-        }
-    }
-    let layout = onnx::plan("model", &model, &[]).map_err(|fault| unreadable(fault.to_string()))?;
+    model.graph.hold(&bytes);
+    let layout = onnx::plan("model", &model, &[]).map_err(unsound)?;
     Ok(layout.side_files.into_iter().next().map(|(_, content)| content))
 }

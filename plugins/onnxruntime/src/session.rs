@@ -130,14 +130,14 @@ impl OrtSession {
 
     /// Sees from inputs and outputs what kind of model it is.
     fn describe(model: OrtModel, file: &Path, request: &LoadRequest) -> Result<Self> {
-        let mut kept = Vec::new();
+        let (mut kept, told) = (Vec::new(), model::told_heads(file));
         let (mut takes_positions, mut takes_types) = (false, false);
         for input in model.inputs() {
             match input.name() {
                 "input_ids" | "attention_mask" => {}
                 "position_ids" => takes_positions = true,
                 "token_type_ids" => takes_types = true,
-                name => kept.push(Kept::of(name, input.dtype(), file)?),
+                name => kept.push(Kept::of(name, input.dtype(), told, file)?),
             }
         }
         let outputs = model.outputs();
@@ -258,7 +258,7 @@ impl OrtSession {
 
 impl Kept {
     /// The cache tensor behind an input.
-    fn of(name: &str, dtype: &ValueType, file: &Path) -> Result<Self> {
+    fn of(name: &str, dtype: &ValueType, told: [Option<usize>; 2], file: &Path) -> Result<Self> {
         let foreign = || unsupported(file, &format!("it takes an input `{name}`, which is not known"));
         let rest = name.strip_prefix("past_key_values.").ok_or_else(foreign)?;
         let ValueType::Tensor { ty, shape, .. } = dtype else { return Err(foreign()) };
@@ -268,7 +268,7 @@ impl Kept {
         let size = |index: usize| {
             shape.get(index).and_then(|&size| usize::try_from(size).ok()).filter(|&size| size > 0)
         };
-        match (shape.len(), size(1), size(3)) {
+        match (shape.len(), size(1).or(told[0]), size(3).or(told[1])) {
             (4, Some(heads), Some(width)) => {
                 Ok(Self { past: name.to_owned(), present: format!("present.{rest}"), heads, width })
             }

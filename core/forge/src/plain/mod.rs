@@ -278,27 +278,12 @@ fn walk<'g>(graph: &'g Graph, each: &mut impl FnMut(&'g Graph)) {
 /// Takes data of inner graphs and of attributes into memory: what is written names no place in the old file. They are small, or the file
 /// itself holds them anyway.
 fn hold_inner(graph: &mut Graph, file: &[u8]) {
-    let hold = |tensor: &mut Initializer| {
-        if let InitializerData::InFile(range) = &tensor.data {
-            let inside = file.get(range.start as usize..range.end as usize).unwrap_or_default();
-            tensor.data = InitializerData::Inline(inside.to_vec());
-        }
-    };
     for node in &mut graph.nodes {
         // Constants of the outer graph are lifted: their data stay where they are.
         for (_, value) in &mut node.attributes {
             match value {
-                Attribute::Tensor(tensor) if node.op_type != "Constant" => hold(tensor),
-                Attribute::Graph(inner) => {
-                    hold_inner(inner, file);
-                    inner.initializers.iter_mut().for_each(hold);
-                    let constants = inner.nodes.iter_mut().flat_map(|node| &mut node.attributes);
-                    constants.for_each(|(_, value)| {
-                        if let Attribute::Tensor(tensor) = value {
-                            hold(tensor);
-                        }
-                    });
-                }
+                Attribute::Tensor(tensor) if node.op_type != "Constant" => tensor.hold(file),
+                Attribute::Graph(inner) => inner.hold(file),
                 _ => {}
             }
         }

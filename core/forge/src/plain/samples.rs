@@ -205,6 +205,10 @@ fn split(path: &Path, arrays: Vec<(String, Array)>, inputs: &[Input], one: bool)
 fn pieces(path: &Path, array: &Array, input: &Input, one: bool) -> Result<Vec<Tensor>> {
     let wrong = || invalid(path, &format!("an array of {} {:?} is no {input}", array.dtype, array.shape));
     let whole = tensor(array, input.element, false).ok_or_else(wrong)?;
+    let mut numbers = array.bytes.chunks_exact(array.dtype.block_bytes());
+    if numbers.any(|bytes| number(array.dtype, bytes).is_some_and(|(float, _)| float.is_nan())) {
+        return Err(invalid(path, &format!("the array for {input} holds what is no number (NaN)")));
+    }
     let Some(shape) = &input.shape else { return Ok(vec![whole]) };
     let fits = |sizes: &[u64]| {
         sizes.len() == shape.len()
@@ -345,6 +349,10 @@ mod tests {
             let error = split(path, vec![(name.to_owned(), given)], &inputs, false).unwrap_err();
             assert!(error.message.contains(words) && error.code == ErrorCode::InvalidRequest, "{error}");
         }
+        let mut nan = array(DType::F32, &[2, 3, 4]);
+        nan.bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        let error = split(path, vec![("x".to_owned(), nan)], &inputs, false).unwrap_err();
+        assert!(error.message.contains("NaN"), "{error}");
         let whole = [input("x", 7, &[None])];
         let floats = vec![(String::new(), array(DType::F32, &[2]))];
         assert!(split(path, floats, &whole, false).is_err(), "floats are no whole numbers");

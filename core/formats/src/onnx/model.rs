@@ -45,6 +45,19 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// Takes what lies in the file that was parsed into memory, that of attributes and of graphs inside them too: what is written names
+    /// no place in the old file.
+    pub fn hold(&mut self, file: &[u8]) {
+        self.initializers.iter_mut().for_each(|tensor| tensor.hold(file));
+        for (_, value) in self.nodes.iter_mut().flat_map(|node| &mut node.attributes) {
+            match value {
+                Attribute::Tensor(tensor) => tensor.hold(file),
+                Attribute::Graph(inner) => inner.hold(file),
+                _ => {}
+            }
+        }
+    }
+
     /// Every constant tensor: initializers and what `Constant` nodes hold, those of inner graphs left out.
     pub fn constants(&self) -> impl Iterator<Item = &Initializer> {
         let nodes = self.nodes.iter().filter(|node| node.op_type == "Constant" && node.domain.is_empty());
@@ -121,6 +134,16 @@ pub struct Initializer {
     pub shape: Vec<u64>,
     /// Where its data are.
     pub data: InitializerData,
+}
+
+impl Initializer {
+    /// Takes data that lie in the file that was parsed into memory.
+    pub fn hold(&mut self, file: &[u8]) {
+        if let InitializerData::InFile(range) = &self.data {
+            let inside = file.get(range.start as usize..range.end as usize).unwrap_or_default();
+            self.data = InitializerData::Inline(inside.to_vec());
+        }
+    }
 }
 
 /// Where an initializer's data are.

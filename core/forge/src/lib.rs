@@ -1,15 +1,17 @@
 //! From a source to an artifact: what plugins that make files have in common.
 //!
 //! - [`open`] opens a source with the adapters to merge, [`failure`] words the errors of the layers below.
-//! - [`estimate`] tells what a goal would take, [`need_tokenizer`] and [`need_tokenizer_files`] refuse a source that lacks one.
+//! - [`estimate`] tells what a goal would take, [`need_tokenizer`] refuses a source that lacks one.
 //! - [`run`] is the one pass over a planned layout: within the job's budgets, reported and cancelled through its context,
 //!   resumed by a [`Recipe`]; [`report`] says what came out.
+//! - [`beside`] is what lies beside a model: configuration and tokenizer.
 //! - [`equalize`](mod@equalize) scales columns so that rounding loses less.
 //! - [`gguf`] is a whole forge: any source into any GGUF scheme. Several runtimes read that format.
 //! - [`plain`] makes ONNX graphs that are no language models smaller.
 //!
 //! A plugin whose format is its own makes layout and items itself and hands them to [`run`]. Nothing here knows a plugin.
 
+pub mod beside;
 pub mod equalize;
 pub mod failure;
 pub mod gguf;
@@ -91,27 +93,10 @@ pub fn need_tokenizer(request: &ForgeRequest, checkpoint: &Checkpoint) -> Result
     if request.no_tokenizer || checkpoint.has_tokenizer() {
         return Ok(());
     }
-    Err(without_tokenizer(request, "there is no tokenizer beside the weights"))
-}
-
-/// Refuses a source without a tokenizer.json where `artifact` (with its article) is to hold one, unless the request does without.
-///
-/// # Errors
-/// [`ErrorCode::InvalidInput`].
-pub fn need_tokenizer_files(request: &ForgeRequest, checkpoint: &Checkpoint, artifact: &str) -> Result<()> {
-    need_tokenizer(request, checkpoint)?;
-    if request.no_tokenizer || checkpoint.source().tokenizer().is_complete() {
-        return Ok(());
-    }
-    let what = format!("the tokenizer lies in GGUF keys; {artifact} needs it as tokenizer.json");
-    Err(without_tokenizer(request, &what))
-}
-
-fn without_tokenizer(request: &ForgeRequest, what: &str) -> BackendError {
-    let message = format!("{}: {what}", request.source.display());
-    BackendError::new(ErrorCode::InvalidInput, message).with_help(
+    let message = format!("{}: there is no tokenizer beside the weights", request.source.display());
+    Err(BackendError::new(ErrorCode::InvalidInput, message).with_help(
         "Put the model's tokenizer.json beside it, or ask for the model without one (--no-tokenizer).",
-    )
+    ))
 }
 
 /// A goal's option `max_file_bytes`: the artifact is cut into files of at most so much tensor data each.

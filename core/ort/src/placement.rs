@@ -9,6 +9,7 @@ use drophammer_sdk::{BackendError, ErrorCode, Result};
 use ort::AsPointer;
 use ort::environment::Environment;
 use ort::session::Session;
+use ort::session::builder::SessionBuilder;
 use ort::sys::{OrtEpAssignedNode, OrtEpAssignedSubgraph, OrtStatusPtr};
 
 use crate::{failed, graph, provider};
@@ -36,17 +37,33 @@ pub fn told(placement: &Placement, provider: &str, name: &str) -> String {
 /// # Errors
 /// What the library has against the graph.
 pub fn by_provider(environment: &Environment, graph: &Path) -> Result<Vec<String>> {
+    told_by_provider(environment, graph, |mut builder| builder.commit_from_file(graph))
+}
+
+/// The same of a graph whose file is not there yet: `bytes` are what it will be, but for its weights, which may be inputs. `graph` is what
+/// it is called in errors.
+///
+/// # Errors
+/// What the library has against the graph.
+pub fn by_provider_of(environment: &Environment, bytes: &[u8], graph: &Path) -> Result<Vec<String>> {
+    told_by_provider(environment, graph, |mut builder| builder.commit_from_memory(bytes))
+}
+
+fn told_by_provider(
+    environment: &Environment,
+    graph: &Path,
+    open: impl Fn(SessionBuilder) -> ort::Result<Session>,
+) -> Result<Vec<String>> {
     let refused = |error: ort::Error<_>| failed("a session cannot be prepared", &error);
     let mut told_all = Vec::new();
     for name in provider::names(environment) {
-        let session = Session::builder(environment)
+        let builder = Session::builder(environment)
             .map_err(|error| failed("a session cannot be prepared", &error))?
             .with_config_entry(RECORD, "1")
             .map_err(refused)?
             .with_devices(provider::devices(environment, &name), None)
-            .map_err(refused)?
-            .commit_from_file(graph)
-            .map_err(|error| graph::refusal(graph, &error))?;
+            .map_err(refused)?;
+        let session = open(builder).map_err(|error| graph::refusal(graph, &error))?;
         told_all.push(told(&of(&session)?, &name, &name));
     }
     Ok(told_all)

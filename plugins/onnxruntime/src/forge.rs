@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use drophammer_forge::{Recipe, failure};
 use drophammer_formats::layout::Layout;
 use drophammer_models::export::onnx::{Importances, OnnxExport, SCHEMES, Scheme, Storage, scheme};
+use drophammer_ort::placement;
 use drophammer_quant::pass;
 use drophammer_sdk::{
-    BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, JobContext, Result,
+    BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LogLevel,
+    Result,
 };
 
 /// Resident memory of a worker besides buffers: code, maps, tables.
 const WORKER_BYTES: u64 = 48 << 20;
-/// Files of a source that its directory keeps, besides those of the tokenizer.
-const KEPT: [&str; 2] = ["config.json", "generation_config.json"];
 
 /// A goal, decided.
 struct Plan {
@@ -47,45 +47,29 @@ pub(crate) fn scheme_of(goal: &Goal) -> Result<Scheme> {
 fn plan(request: &ForgeRequest) -> Result<Plan> {
     let scheme = scheme_of(&request.goal)?;
     let checkpoint = drophammer_forge::open(&request.source, &request.adapters)?;
-    drophammer_forge::need_tokenizer_files(request, &checkpoint, "an ONNX directory")?;
+    drophammer_forge::need_tokenizer(request, &checkpoint)?;
     let in_model = |error: &drophammer_models::Error| failure::of_model(&request.source, error);
     let export = OnnxExport::new(checkpoint, scheme).map_err(|error| in_model(&error))?;
     let mut layout = export.layout().map_err(|fault| {
         BackendError::new(ErrorCode::UnsupportedInput, format!("{}: {fault}", request.source.display()))
             .with_help(fault.help())
     })?;
-    keep_files(&export, request.no_tokenizer, &mut layout)?;
+    layout.side_files.extend(drophammer_forge::beside::files(export.checkpoint(), request.no_tokenizer)?);
     Ok(Plan { export, layout })
 }
 
-/// Adds what a runtime wants beside the graph: the configuration and the tokenizer as they are.
-fn keep_files(export: &OnnxExport, no_tokenizer: bool, layout: &mut Layout) -> Result<()> {
-    let source = export.checkpoint().source();
-    let kept = KEPT.iter().map(|name| (*name, source.root().join(name)));
-    let tokenizer = source.tokenizer().iter().map(|(name, path)| (name, path.to_owned()));
-    let tokenizer: Vec<_> = tokenizer.filter(|_| !no_tokenizer).collect();
-    for (name, path) in kept.filter(|(_, path)| path.is_file()).chain(tokenizer) {
-        let content = std::fs::read(&path).map_err(|error| {
-            BackendError::new(ErrorCode::Failed, format!("{}: {error}", path.display()))
-                .with_help("Check that the file may be read.")
-        })?;
-        layout.side_files.push((name.to_owned(), content));
-    }
-    Ok(())
-}
-
 impl Plan {
-    fn report(self) -> ForgeReport {
+    fn report(self, placed: Vec<String>) -> ForgeReport {
         let side = self.layout.side_files.iter().map(|(name, _)| PathBuf::from(name));
         let data = self.layout.files.iter().map(|file| PathBuf::from(&file.name));
         let weights: u64 = self.layout.places.iter().map(|place| place.len).sum();
-        let parameters = self.export.parameters();
+        let parameters = self.export.checkpoint().parameters();
         ForgeReport {
             files: side.chain(data).collect(),
             bytes: self.layout.total_bytes(),
             bits_per_weight: weights as f64 * 8.0 / parameters.max(1) as f64,
             parameters,
-            notes: self.export.notes().to_vec(),
+            notes: self.export.notes().iter().cloned().chain(placed).collect(),
             types: self.export.types(),
         }
     }
@@ -96,9 +80,13 @@ impl Plan {
 /// # Errors
 /// For unknown goals, sources that cannot be read, described or expressed, a wrong importance matrix, and as for
 /// [`drophammer_forge::run`].
-pub(crate) fn forge(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
     job.check()?;
     let plan = plan(request)?;
+    let placed = placed(host, &plan, &request.source);
+    for told in &placed {
+        job.log(LogLevel::Info, told);
+    }
     let importances = match &request.imatrix {
         Some(path) => drophammer_forge::gguf::read_importance(path)?,
         None => Importances::new(),
@@ -109,21 +97,42 @@ pub(crate) fn forge(request: &ForgeRequest, job: &dyn JobContext) -> Result<Forg
         .with_files(request.adapters.iter().chain(&request.imatrix))?;
     drophammer_forge::run(&request.staging, &plan.layout, &items, &recipe, job)?;
     drop(items);
-    Ok(plan.report())
+    Ok(plan.report(placed))
+}
+
+/// What each provider of the library takes of the graph, where there is a library to ask. Making a directory needs none: what is in the way
+/// is told.
+fn placed(host: &HostInfo, plan: &Plan, source: &Path) -> Vec<String> {
+    if drophammer_ort::find(host, "onnxruntime", "library").is_err() {
+        return vec![
+            "ONNX Runtime is not installed: nobody was asked which operations providers take".into(),
+        ];
+    }
+    let asked = || {
+        let bare = plan.export.bare().map_err(|fault| {
+            BackendError::new(ErrorCode::UnsupportedInput, fault.to_string()).with_help(fault.help())
+        })?;
+        placement::by_provider_of(drophammer_ort::environment(host, "library")?, &bare, source)
+    };
+    asked().unwrap_or_else(|error| {
+        vec![format!("which operations providers take is not known: {}", error.message)]
+    })
 }
 
 /// What reaching a goal would take; a goal that cannot be reached says why.
 ///
 /// # Errors
 /// When the source cannot be read.
-pub(crate) fn estimate(source: &Path, goal: &Goal) -> Result<Estimate> {
-    drophammer_forge::estimate(source, goal, plan, fill)
+pub(crate) fn estimate(host: &HostInfo, source: &Path, goal: &Goal) -> Result<Estimate> {
+    drophammer_forge::estimate(source, goal, plan, |estimate, plan| {
+        fill(estimate, plan, placed(host, plan, source))
+    })
 }
 
-fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
+fn fill(estimate: &mut Estimate, plan: &Plan, placed: Vec<String>) -> Result<()> {
     let items = plan.export.items(&Importances::new()).map_err(|error| failure::of_pass(&error))?;
     let work = pass::estimate(&items, &pass::Options::default()).map_err(|error| failure::of_pass(&error))?;
-    let notes = plan.export.notes();
+    let notes: Vec<String> = plan.export.notes().iter().cloned().chain(placed).collect();
     estimate.supported = true;
     estimate.reason = (!notes.is_empty()).then(|| notes.join("; "));
     estimate.steps = vec![
@@ -137,6 +146,6 @@ fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
         Storage::Float(_) => 400e6,
         _ => 30e6,
     };
-    estimate.seconds = 0.2 + plan.export.parameters() as f64 / (rate * work.threads as f64);
+    estimate.seconds = 0.2 + plan.export.checkpoint().parameters() as f64 / (rate * work.threads as f64);
     Ok(())
 }

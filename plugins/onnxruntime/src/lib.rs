@@ -42,14 +42,14 @@ impl Backend for OnnxRuntime {
         if let Some(file) = PlainGraph::find(&request.source) {
             return plain::forge(&self.host, &file, request, job);
         }
-        convert::convert(request, job)
+        convert::convert(&self.host, request, job)
     }
 
     fn quantize(&self, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
         if let Some(file) = PlainGraph::find(&request.source) {
             return plain::forge(&self.host, &file, request, job);
         }
-        quantize::quantize(request, job)
+        quantize::quantize(&self.host, request, job)
     }
 
     fn load(&self, request: &LoadRequest, job: Box<dyn JobContext>) -> Result<Box<dyn Session>> {

@@ -9,8 +9,8 @@ use crate::{forge, plain};
 /// What is offered where the host names no goal.
 const OFFERED: [&str; 3] = ["int4", "int8", "fp16"];
 
-/// Describes the machine and plans the request's goals. Files are looked for; the library is opened where there is a plain graph to ask
-/// its providers about.
+/// Describes the machine and plans the request's goals. Files are looked for; the library is opened where there is a model to ask its
+/// providers about.
 ///
 /// # Errors
 /// When the source cannot be read.
@@ -45,7 +45,7 @@ pub(crate) fn report(host: &HostInfo, request: &ProbeRequest) -> Result<ProbeRep
         let goals = request.goals_or("onnx", if file.is_some() { &plain::OFFERED } else { &OFFERED });
         let estimate = |goal: &Goal| match &file {
             Some(file) => Ok(plain::estimate(host, file, goal)),
-            None => forge::estimate(source, goal),
+            None => forge::estimate(host, source, goal),
         };
         report.estimates = goals.iter().map(estimate).collect::<Result<_>>()?;
     }

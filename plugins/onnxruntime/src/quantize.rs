@@ -1,6 +1,6 @@
 //! Quantized artifacts, straight from the source.
 
-use drophammer_sdk::{ForgeReport, ForgeRequest, JobContext, Result};
+use drophammer_sdk::{ForgeReport, ForgeRequest, HostInfo, JobContext, Result};
 
 use crate::forge;
 
@@ -8,6 +8,6 @@ use crate::forge;
 ///
 /// # Errors
 /// As for [`forge::forge`].
-pub(crate) fn quantize(request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
-    forge::forge(request, job)
+pub(crate) fn quantize(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
+    forge::forge(host, request, job)
 }

@@ -213,6 +213,42 @@ fn quantized_models_stay_close_in_proportion_to_their_bits() {
 }
 
 #[test]
+fn experts_in_one_operator_give_what_each_of_them_gives() {
+    if !runs() {
+        return;
+    }
+    for name in ["arch/mixtral", "arch/gpt_oss"] {
+        let (rows, due) = reference(&fixtures(name));
+        // Blocks of 16 divide both widths of the experts (32 and 48): they are fused. Errors are twice what was measured.
+        for (scheme, operator, bound) in [
+            ("fp32", "MoE", 1e-6),
+            ("int8_b16", "QMoE", 0.2),
+            ("int4_b16", "QMoE", 0.7),
+            ("int4_sym_b16", "QMoE", 0.8),
+        ] {
+            let staging = tempfile::tempdir().unwrap();
+            let report = forge(&fixtures(name), scheme, staging.path()).unwrap();
+            assert!(report.notes.iter().all(|note| !note.contains("every expert")), "{:?}", report.notes);
+            let file = staging.path().join(&report.files[0]);
+            let graph = drophammer_formats::onnx::parse(&std::fs::read(&file).unwrap()).unwrap().graph;
+            let fused = graph.nodes.iter().filter(|node| node.op_type == operator).count();
+            assert_eq!(fused, 2, "{name} {scheme}: one for each layer");
+            let mut session = load(&file, 1);
+            let mut out = Vec::new();
+            for row in &rows {
+                out.extend(step(session.as_mut(), row, 0, 0));
+                session.remove(0, 0, u32::MAX).unwrap();
+            }
+            let size: f64 = due.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let error: f64 = out.iter().zip(&due).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            let relative = (error / size).sqrt();
+            println!("{name} {scheme}: relative error {relative:.1e}");
+            assert!(relative <= bound, "{name} {scheme}: {relative}");
+        }
+    }
+}
+
+#[test]
 fn a_trained_model_goes_on_as_its_reference_does() {
     if !runs() {
         return;
@@ -244,6 +280,68 @@ fn a_trained_model_goes_on_as_its_reference_does() {
             let same = tokens.iter().zip(&expected).take_while(|(a, b)| a == b).count();
             println!("int8: {same} of {} tokens: {tokens:?}", tokens.len());
             assert!(same > 5);
+        }
+    }
+}
+
+/// The tokens that onnxruntime-genai continues a prompt with, and whether `onnx.checker` has seen the file; `None` where it is not there.
+fn theirs(packages: &Path, directory: &Path, prompt: &[u32]) -> Option<Vec<u32>> {
+    let ids: Vec<String> = prompt.iter().map(ToString::to_string).collect();
+    let output = std::process::Command::new("python3")
+        .arg(fixtures("../peers/onnx/genai.py"))
+        .arg("tokens")
+        .arg(directory)
+        .args([&ids.join(","), "32"])
+        .env("PYTHONPATH", packages)
+        .output()
+        .unwrap();
+    let (said, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if wrong.contains("No module named 'onnx") {
+        eprintln!("skipped: there is no onnx or onnxruntime_genai in {}", packages.display());
+        return None;
+    }
+    assert!(output.status.success() && said.contains("onnx.checker"), "{said}{wrong}");
+    let line = said.lines().find_map(|line| line.strip_prefix("tokens ")).unwrap();
+    let numbers = line.split(|c: char| !c.is_ascii_digit());
+    Some(numbers.filter_map(|number| number.parse().ok()).collect())
+}
+
+#[test]
+fn onnxruntime_genai_continues_with_the_same_tokens() {
+    let Some(packages) = std::env::var_os("DROPHAMMER_CLIENTS").map(PathBuf::from) else {
+        eprintln!("skipped: DROPHAMMER_CLIENTS names no directory with onnxruntime_genai");
+        return;
+    };
+    if !runs() {
+        return;
+    }
+    let shakespeare = (fixtures("shakespeare-llama"), vec![42, 1051, 17, 333, 1200]);
+    // "The water cycle describes how".
+    let smollm2 = std::env::var_os("DROPHAMMER_SMOLLM2");
+    let smollm2 = smollm2.map(|path| (PathBuf::from(path), vec![504, 913, 4834, 6601, 638]));
+    for (source, prompt) in [Some(shakespeare), smollm2].into_iter().flatten() {
+        for scheme in ["fp32", "int8", "int4"] {
+            let staging = tempfile::tempdir().unwrap();
+            forge(&source, scheme, staging.path()).unwrap();
+            let Some(due) = theirs(&packages, staging.path(), &prompt) else { return };
+            // As genai runs it: in fast mode.
+            let path = staging.path().to_owned();
+            let request = LoadRequest { path, ..LoadRequest::default() };
+            let mut session = backend().load(&request, Box::new(JOB)).unwrap();
+            let width = session.limits().output_width as usize;
+            let mut tokens = prompt.clone();
+            let mut rows = step(session.as_mut(), &tokens, 0, 0);
+            while tokens.len() < prompt.len() + due.len() {
+                let best = most_likely(&rows[rows.len() - width..]).unwrap() as u32;
+                rows = step(session.as_mut(), &[best], tokens.len() as u32, 0);
+                tokens.push(best);
+            }
+            assert_eq!(
+                (&tokens[prompt.len()..], due.len()),
+                (&due[..], 32),
+                "{} at {scheme}",
+                source.display()
+            );
         }
     }
 }

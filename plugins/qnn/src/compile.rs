@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use drophammer_formats::layout::Layout;
 use drophammer_formats::onnx::{self, Attribute, InitializerData};
 use drophammer_ort::failed;
-use drophammer_ort::placement;
+use drophammer_ort::placement::{self, Placement};
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 use ort::environment::Environment;
 use ort::session::Session;
@@ -17,6 +18,8 @@ use crate::soc::Soc;
 
 /// The largest graph around a context that is read.
 const LARGEST: u64 = 64 << 20;
+/// The most bytes of weights of a graph that is compiled only to see what goes where.
+const MOST_ASKED: u64 = 256 << 20;
 
 /// Compiles `graph` for a chip, into `{stem}.onnx` of `folder` and the binary beside it.
 ///
@@ -35,25 +38,18 @@ pub(crate) fn compile(
     for name in [model.clone(), format!("{stem}_qnn.bin")] {
         let _ = std::fs::remove_file(folder.join(name));
     }
-    let options = [
-        ("htp_arch", soc.htp_arch.to_string()),
-        ("soc_model", soc.model.to_string()),
-        ("htp_graph_finalization_optimization_mode", "3".to_owned()),
-        ("enable_htp_fp16_precision", "1".to_owned()),
-    ];
     let entries = [
         ("ep.context_enable", "1".to_owned()),
         ("ep.context_file_path", target.display().to_string()),
         ("ep.context_embed_mode", "0".to_owned()),
-        // Or the runtime would round the weights of what was left in floats between whole numbers.
-        ("optimization.disable_specified_optimizers", "WeightBiasQuantization".to_owned()),
+        as_written(),
     ];
     let refused = |problem: String| {
         let message = format!("{stem}: the QNN compiler refuses the graph for {}: {problem}", soc.name);
         BackendError::new(ErrorCode::Failed, message)
             .with_help("The job's log holds QNN's own messages; another scheme or chip may do.")
     };
-    let session = from_memory(provider::on_npu(environment, &options, &entries)?, graph)?
+    let session = from_memory(provider::on_npu(environment, &options(soc, 3), &entries)?, graph)?
         .map_err(|error| refused(error.message().to_owned()))?;
     let placement = placement::of(&session)?;
     drop(session);
@@ -71,6 +67,56 @@ pub(crate) fn compile(
         return Err(refused("no binary was written".into()));
     }
     Ok(Compiled { model, files, placement })
+}
+
+/// The compiler's options for a chip; `effort` goes from 0 to 3.
+fn options(soc: &Soc, effort: u8) -> [(&'static str, String); 4] {
+    [
+        ("htp_arch", soc.htp_arch.to_string()),
+        ("soc_model", soc.model.to_string()),
+        ("htp_graph_finalization_optimization_mode", effort.to_string()),
+        ("enable_htp_fp16_precision", "1".to_owned()),
+    ]
+}
+
+/// The setting without which the runtime would round the weights of what was left in floats between whole numbers.
+fn as_written() -> (&'static str, String) {
+    ("optimization.disable_specified_optimizers", "WeightBiasQuantization".to_owned())
+}
+
+/// Where the compiler would put the operations of the graphs of a layout, by their files' names. Nothing is written, and weights are not
+/// read: any will do. `None` where they are too many to ask beforehand.
+///
+/// # Errors
+/// When the compiler refuses one.
+pub(crate) fn ask(
+    environment: &Environment,
+    layout: &Layout,
+    soc: &Soc,
+) -> Result<Option<Vec<(String, Placement)>>> {
+    let bytes: u64 = layout.files.iter().map(|file| file.len).sum();
+    if bytes > MOST_ASKED {
+        return Ok(None);
+    }
+    let mut told = Vec::new();
+    for (name, graph) in &layout.side_files {
+        let mut builder = provider::on_npu(environment, &options(soc, 0), &[as_written()])?;
+        for file in &layout.files {
+            // As floats, whole numbers and scales these bytes are usual numbers.
+            let filling = vec![0x3c; file.len as usize];
+            builder = builder
+                .with_external_initializer_file_in_memory(&file.name, filling.into())
+                .map_err(|error| failed("a session cannot be prepared", &error))?;
+        }
+        let session = builder.commit_from_memory(graph).map_err(|error| {
+            let message = format!("the QNN compiler refuses {name} for {}: {}", soc.name, error.message());
+            BackendError::new(ErrorCode::UnsupportedInput, message).with_help(
+                "Check a graph of your own with onnx.checker; another scheme, chip or runtime may do.",
+            )
+        })?;
+        told.push((name.clone(), placement::of(&session)?));
+    }
+    Ok(Some(told))
 }
 
 /// A session of a graph and the data beside it, neither of which has a path then: the runtime calls what it compiles by a digest of the

@@ -8,8 +8,8 @@ use drophammer_formats::digest::Digest;
 use drophammer_formats::layout::Layout;
 use drophammer_models::Checkpoint;
 use drophammer_models::description::ModelKind;
-use drophammer_models::export::onnx::{FixedExport, Importances, Ranges, Step, Weights};
-use drophammer_ort::placement;
+use drophammer_models::export::onnx::{FixedExport, Importances, Question, Ranges, Step, Weights};
+use drophammer_ort::placement::{self, Placement};
 use drophammer_sdk::{
     BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LogLevel,
     Result,
@@ -20,7 +20,7 @@ use crate::artifact::{self, Artifact, Target};
 use crate::calibrate::{self, Calibration, Samples};
 use crate::scheme::{self, Scheme};
 use crate::soc::{self, Soc};
-use crate::{beside, compile, provider};
+use crate::{compile, provider};
 
 /// Tokens of a decoder's prompt that go through a graph together, and of an encoder's short texts.
 const CHUNK: u32 = 64;
@@ -75,15 +75,11 @@ impl Plan {
             .map_err(|error| failure::of_model(self.checkpoint.source().root(), &error))
     }
 
-    fn parameters(&self) -> u64 {
-        self.checkpoint.weights().iter().map(|weight| weight.shape.iter().product::<u64>()).sum()
-    }
-
     fn bits_per_weight(&self, layout: &Layout) -> f64 {
         let bytes: u64 = layout.places.iter().map(|place| place.len).sum();
         // Floats are written in single precision and compiled in half.
         let bytes = if self.scheme.calibrated() { bytes } else { bytes / 2 };
-        bytes as f64 * 8.0 / self.parameters().max(1) as f64
+        bytes as f64 * 8.0 / self.checkpoint.parameters().max(1) as f64
     }
 }
 
@@ -176,7 +172,7 @@ pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContex
     let mut files = vec![PathBuf::from(artifact::FILE)];
     files.extend(compiled.map(|(name, _)| PathBuf::from(name)));
     describe(&request.staging, artifact::FILE, &artifact)?;
-    for (name, contents) in beside::files(&plan.checkpoint, request.no_tokenizer)? {
+    for (name, contents) in drophammer_forge::beside::files(&plan.checkpoint, request.no_tokenizer)? {
         let target = request.staging.join(&name);
         std::fs::write(&target, contents).map_err(|error| unwritten(&target, &error))?;
         files.push(name.into());
@@ -186,7 +182,7 @@ pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContex
         bytes: bytes_of(&request.staging, &files)?,
         files,
         bits_per_weight: plan.bits_per_weight(&layout),
-        parameters: plan.parameters(),
+        parameters: plan.checkpoint.parameters(),
         notes,
         types: export.types(),
     })
@@ -240,26 +236,43 @@ pub(crate) fn first(errors: Vec<BackendError>) -> BackendError {
 pub(crate) fn estimate(host: &HostInfo, source: &Path, goal: &Goal) -> Result<Estimate> {
     let plan = |request: &ForgeRequest| {
         let plan = Plan::of(request)?;
-        // Emitting a graph of floats reads little and finds everything that the form does not express.
-        FixedExport::new(&plan.checkpoint, &plan.steps, plan.context, Weights::Floats)
-            .map_err(|error| failure::of_model(source, &error))?;
+        // Emitting the graphs reads little and finds everything that the form does not express.
+        let question =
+            FixedExport::question(&plan.checkpoint, &plan.steps, plan.context, plan.scheme.weights)
+                .map_err(|error| failure::of_model(source, &error))?;
         provider::look(host).map_err(first)?;
-        Ok(plan)
+        let placed = compile::ask(provider::open(host)?, &question.layout, plan.soc)?;
+        let placed = placed_in_words(&question, placed);
+        Ok((plan, placed))
     };
-    drophammer_forge::estimate(source, goal, plan, |estimate, plan| {
-        fill(estimate, plan);
+    drophammer_forge::estimate(source, goal, plan, |estimate, (plan, placed)| {
+        fill(estimate, plan, placed);
         Ok(())
     })
 }
 
-fn fill(estimate: &mut Estimate, plan: &Plan) {
-    let parameters = plan.parameters();
+/// What the compiler was asked, and where it would put what.
+fn placed_in_words(question: &Question, placed: Option<Vec<(String, Placement)>>) -> Vec<String> {
+    let Question { layers, of, .. } = question;
+    let whole = if layers == of { String::new() } else { format!(" of its first {layers} of {of} layers") };
+    let Some(placed) = placed else {
+        return vec!["its layers are too large to ask the compiler beforehand what it takes".into()];
+    };
+    let told = |(graph, placement): &(String, Placement)| {
+        let graph = graph.trim_end_matches(".onnx");
+        format!("{graph}{whole}: {}", placement::told(placement, provider::NAME, "the NPU"))
+    };
+    placed.iter().map(told).collect()
+}
+
+fn fill(estimate: &mut Estimate, plan: &Plan, placed: &[String]) {
+    let parameters = plan.checkpoint.parameters();
     let bits = match plan.scheme.weights {
         Weights::Floats => 16,
         Weights::Whole { bits, .. } => u64::from(bits),
     };
     estimate.supported = true;
-    estimate.reason = Some(told_of(plan.soc).join("; "));
+    estimate.reason = Some([&told_of(plan.soc)[..], placed].concat().join("; "));
     if plan.scheme.calibrated() {
         estimate.steps.push("run the float graph over sample text for the ranges of activations".into());
     }

@@ -2,14 +2,13 @@
 //! one, elsewhere in the emulation that QNN's package for x86-64 is.
 //!
 //! - [`forge`] makes a folder: fixed graphs of [`drophammer_models::export::onnx`], ranges of activations from [`calibrate`], contexts
-//!   from [`compile`] for a chip of [`soc`]'s table; [`artifact`] is the folder's own description, [`beside`] what lies there besides;
+//!   from [`compile`] for a chip of [`soc`]'s table; [`artifact`] is the folder's own description;
 //! - [`plain`] does the same for graphs that are no language models, and compares them with their originals;
 //! - [`provider`] is the runtime, [`session`] runs contexts through it [`step`] by step.
 //!
 //! The libraries are Qualcomm's and proprietary: the user installs them (`drophammer runtime install qnn`), nothing of them is here.
 
 mod artifact;
-mod beside;
 mod calibrate;
 mod compile;
 mod convert;

@@ -83,6 +83,15 @@ fn fill(host: &HostInfo, file: &Path, goal: &Goal, estimate: &mut Estimate) -> R
     let plan = Plan::of(file, goal)?;
     provider::look(host).map_err(forge::first)?;
     let mut reason = forge::told_of(plan.soc);
+    let draft = Draft::new(&plan.plain).folded();
+    let layout = draft.layout(STEM).map_err(|fault| {
+        BackendError::new(ErrorCode::UnsupportedInput, fault.to_string()).with_help(fault.help())
+    })?;
+    let placed = compile::ask(provider::open(host)?, &layout, plan.soc)?.unwrap_or_default();
+    let in_floats = |(_, placement): &(String, placement::Placement)| {
+        format!("in floats {}", placement::told(placement, provider::NAME, "the NPU"))
+    };
+    reason.extend(placed.iter().map(in_floats));
     if plan.bits.is_some() {
         let samples = Samples::place(goal, file).map(|place| format!("the samples of {}", place.display()));
         if samples.is_none() {

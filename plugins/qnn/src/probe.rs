@@ -10,7 +10,8 @@ use crate::{forge, plain};
 /// What is offered where the host names no goal.
 const OFFERED: [&str; 2] = ["a16w8", "fp16"];
 
-/// Describes the machine and plans the request's goals. Files are looked for; no library is opened.
+/// Describes the machine and plans the request's goals. Files are looked for; the libraries are opened where there is a model to ask the
+/// compiler about.
 ///
 /// # Errors
 /// When the source cannot be read.

@@ -159,6 +159,13 @@ impl Checkpoint {
         &self.weights
     }
 
+    /// How many numbers the weights are; a matrix that is table and head counts once.
+    pub fn parameters(&self) -> u64 {
+        let tied = self.description.head.is_some_and(|head| head.tied);
+        let own = self.weights.iter().filter(|weight| !(tied && weight.id == Role::Head.global()));
+        own.map(|weight| weight.shape.iter().product::<u64>()).sum()
+    }
+
     /// One weight.
     ///
     /// # Errors

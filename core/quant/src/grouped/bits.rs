@@ -14,7 +14,11 @@ pub fn pack(codes: &[u8], bits: u32) -> Vec<u8> {
     let mut out = Vec::with_capacity(packed_bytes(codes.len(), bits));
     match bits {
         8 => out.extend_from_slice(codes),
-        4 => out.extend(codes.chunks(2).map(|pair| pair[0] & 15 | pair.get(1).map_or(0, |high| high << 4))),
+        4 => {
+            let (pairs, odd) = codes.as_chunks::<2>();
+            out.extend(pairs.iter().map(|[low, high]| low & 15 | high << 4));
+            out.extend(odd.iter().map(|low| low & 15));
+        }
         _ => {
             let mask = (1u32 << bits) - 1;
             let (mut pending, mut filled) = (0u32, 0);

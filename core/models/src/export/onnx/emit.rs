@@ -14,9 +14,9 @@ use super::fixed::{Fixed, Interface};
 use super::matrices::{Key, Stored};
 use super::qdq::Hints;
 use super::scheme::Scheme;
-use super::weights::{Alias, Matrix};
+use super::weights::{Alias, Matrix, Part};
 use crate::checkpoint::Checkpoint;
-use crate::description::ModelKind;
+use crate::description::{Description, ModelKind};
 use crate::error::{Error, Result};
 use crate::graph::Scope;
 use crate::weight::WeightId;
@@ -42,6 +42,8 @@ pub(super) struct RopeRows {
 
 pub(super) struct Emitter<'a> {
     pub(super) checkpoint: &'a Checkpoint,
+    /// The checkpoint's, or a part of it.
+    pub(super) description: &'a Description,
     pub(super) scheme: Scheme,
     pub(super) graph: OnnxGraph,
     pub(super) external: Vec<usize>,
@@ -60,6 +62,8 @@ pub(super) struct Emitter<'a> {
     pub(super) ropes: HashMap<usize, RopeRows>,
     pub(super) shares_buffers: bool,
     pub(super) widths: Vec<u64>,
+    /// What the user should know of mixtures of experts.
+    pub(super) about_experts: Option<&'static str>,
 }
 
 #[derive(Debug)]
@@ -72,14 +76,13 @@ pub(super) struct Emitted {
     pub(super) shares_buffers: bool,
     pub(super) interface: Interface,
     pub(super) hints: Hints,
-    pub(super) reads: HashMap<WeightId, String>,
+    pub(super) reads: HashMap<(WeightId, Part), String>,
 }
 
 impl<'a> Emitter<'a> {
-    pub(super) fn new(checkpoint: &'a Checkpoint, scheme: Scheme) -> Self {
-        let encoder = checkpoint.description().kind == ModelKind::Encoder;
-        let mut graph =
-            OnnxGraph { name: checkpoint.description().family.to_owned(), ..OnnxGraph::default() };
+    pub(super) fn new(checkpoint: &'a Checkpoint, description: &'a Description, scheme: Scheme) -> Self {
+        let encoder = description.kind == ModelKind::Encoder;
+        let mut graph = OnnxGraph { name: description.family.to_owned(), ..OnnxGraph::default() };
         graph.inputs.push(info("input_ids", INT64, &["batch_size", "sequence_length"]));
         let total = if encoder { "sequence_length" } else { "total_sequence_length" };
         graph.inputs.push(info("attention_mask", INT64, &["batch_size", total]));
@@ -88,6 +91,7 @@ impl<'a> Emitter<'a> {
         }
         Self {
             checkpoint,
+            description,
             scheme,
             graph,
             external: Vec::new(),
@@ -102,11 +106,12 @@ impl<'a> Emitter<'a> {
             ropes: HashMap::new(),
             shares_buffers: !encoder,
             widths: Vec::new(),
+            about_experts: None,
         }
     }
 
     pub(super) fn finish(mut self, output: Value) -> Emitted {
-        let description = self.checkpoint.description();
+        let description = self.description;
         let (name, width) = match description.head {
             Some(_) => ("logits", description.vocabulary),
             None => ("last_hidden_state", description.hidden),
@@ -135,11 +140,7 @@ impl<'a> Emitter<'a> {
                 self.widths
             ));
         }
-        if description.experts().is_some() {
-            notes.push(
-                "every expert is computed for every token, and weighted by 0 where it is not chosen".into(),
-            );
-        }
+        notes.extend(self.about_experts.map(str::to_owned));
         let mut metadata = vec![
             ("drophammer.context".to_owned(), description.context.to_string()),
             ("drophammer.vocabulary".to_owned(), description.vocabulary.to_string()),

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::emit::{Emitter, FLOAT, INT32, Value, info};
 use super::qdq::{Encoding, Hints, Range};
 use super::scheme::Storage;
+use super::weights::Part;
 use crate::error::Result;
 use crate::graph::{AttentionSpec, Index, RopeSpec, Table};
 use crate::rope::RopeLayout;
@@ -43,13 +44,23 @@ impl Weights {
         matches!(self.storage(role, false), Storage::Channels { .. })
     }
 
-    /// Four bits are too few for what every later number hangs on: the head, values, and the way back into the residual stream.
+    /// Four bits are too few for what every later number hangs on: the head, values, the way back into the residual stream, and which
+    /// experts are chosen.
     pub(super) fn storage(self, role: Role, table: bool) -> Storage {
         match self {
             Weights::Floats => Storage::Float(DType::F32),
             Weights::Whole { activations, .. } if table => Storage::Even { bits: activations },
             Weights::Whole { bits, .. } => {
-                let decisive = matches!(role, Role::Head | Role::TokenEmbedding | Role::Value | Role::Down);
+                let decisive = matches!(
+                    role,
+                    Role::Head
+                        | Role::TokenEmbedding
+                        | Role::Value
+                        | Role::Down
+                        | Role::ExpertDown
+                        | Role::Router
+                        | Role::SharedScore
+                );
                 Storage::Channels { bits: if decisive { 8 } else { bits } }
             }
         }
@@ -155,17 +166,19 @@ pub(super) struct Fixed {
     pub(super) tokens: u32,
     pub(super) past: u32,
     pub(super) weights: Weights,
+    /// The range of every table, where nobody shall look at them.
+    pub(super) assumed: Option<Range>,
     pub(super) interface: Interface,
     /// What becomes of values when activations are whole numbers.
     pub(super) hints: Hints,
     /// What matrices are multiplied with.
-    pub(super) reads: HashMap<WeightId, String>,
+    pub(super) reads: HashMap<(WeightId, Part), String>,
 }
 
 impl Fixed {
     pub(super) fn new(tokens: u32, past: u32, weights: Weights) -> Self {
         let (interface, hints, reads) = Default::default();
-        Self { tokens, past, weights, interface, hints, reads }
+        Self { tokens, past, weights, assumed: None, interface, hints, reads }
     }
 }
 
@@ -372,9 +385,6 @@ impl Emitter<'_> {
     }
 
     pub(super) fn fixed_attention(&mut self, [q, k, v]: [&str; 3], spec: &AttentionSpec) -> Result<Value> {
-        if spec.sinks.is_some() {
-            return Err(self.unsupported("attention sinks of fixed shapes"));
-        }
         let [tokens, past] = self.sizes();
         let (heads, groups) = (i64::from(spec.heads), i64::from(spec.kv_heads));
         let (together, all) = (heads / groups.max(1) * tokens, past + tokens);
@@ -411,8 +421,20 @@ impl Emitter<'_> {
             let bounded = self.op("Tanh", &[&small], Vec::new());
             scores = self.op("Mul", &[&bounded, &cap], Vec::new());
         }
-        let seen = self.op("Add", &[&scores, &mask], Vec::new());
+        let mut seen = self.op("Add", &[&scores, &mask], Vec::new());
+        if let Some(sinks) = spec.sinks {
+            // One more place, which takes its share and has no value.
+            let values = self.checkpoint.weight(sinks)?.to_vec()?;
+            let rows = values.iter().flat_map(|sink| std::iter::repeat_n(*sink, tokens as usize));
+            let shape = [1, spec.heads.into(), tokens as u64, 1];
+            let sinks = self.numbers(&format!("{sinks} {tokens}"), &shape, &rows.collect::<Vec<_>>());
+            seen = self.op("Concat", &[&seen, &sinks], vec![("axis", int(-1))]);
+        }
         let mut shares = self.op("Softmax", &[&seen], vec![("axis", int(-1))]);
+        if spec.sinks.is_some() {
+            let [zero, end, axis] = [0, all, 3].map(|number| self.ints(&[number]));
+            shares = self.op("Slice", &[&shares, &zero, &end, &axis], Vec::new());
+        }
         if shared {
             shares = self.reshape(&shares, &[1, groups, together, all]);
         }

@@ -7,14 +7,17 @@ use drophammer_quant::pass::{Item, PassError};
 
 use super::emit::{Emitted, Emitter};
 use super::fixed::{Fixed, Interface, Weights};
-use super::qdq::{self, Ranges};
+use super::qdq::{self, Range, Ranges};
 use super::scheme::{Scheme, Storage};
 use super::watch::{self, Multiplied};
 use super::weights::{Importances, Inputs, Matrix};
 use crate::builder::{build_decoder, build_encoder};
 use crate::checkpoint::Checkpoint;
-use crate::description::ModelKind;
+use crate::description::{Description, ModelKind};
 use crate::error::{Error, Result};
+
+/// A vocabulary that is enough to ask about.
+const FEW_TOKENS: u32 = 256;
 
 /// The file with the graphs' weights.
 const DATA: &str = "weights";
@@ -39,6 +42,17 @@ pub struct Watched {
     pub multiplied: Vec<Multiplied>,
 }
 
+/// Graphs to ask a compiler about.
+#[derive(Debug)]
+pub struct Question {
+    /// A graph for each step, and how large their file of weights is.
+    pub layout: Layout,
+    /// How many of the model's layers they have.
+    pub layers: usize,
+    /// How many there are.
+    pub of: usize,
+}
+
 /// A model's fixed graphs.
 #[derive(Debug)]
 pub struct FixedExport<'a> {
@@ -54,7 +68,17 @@ impl<'a> FixedExport<'a> {
     /// # Errors
     /// [`Error::Unsupported`] for what the form does not express; those of reading weights.
     pub fn new(checkpoint: &'a Checkpoint, steps: &[Step], past: u32, weights: Weights) -> Result<Self> {
-        let description = checkpoint.description();
+        Self::of(checkpoint, checkpoint.description(), steps, past, weights, None)
+    }
+
+    fn of(
+        checkpoint: &'a Checkpoint,
+        description: &Description,
+        steps: &[Step],
+        past: u32,
+        weights: Weights,
+        assumed: Option<Range>,
+    ) -> Result<Self> {
         let unsupported = |what: &str| {
             Err(Error::Unsupported { family: checkpoint.family().name.to_owned(), what: what.to_owned() })
         };
@@ -74,7 +98,8 @@ impl<'a> FixedExport<'a> {
         }
         let scheme = Scheme { storage: Storage::Float(drophammer_formats::DType::F32) };
         let emit = |step: &Step| -> Result<(Step, Emitted)> {
-            let mut emitter = Emitter::new(checkpoint, scheme).fix(Fixed::new(step.tokens, past, weights));
+            let fixed = Fixed { assumed, ..Fixed::new(step.tokens, past, weights) };
+            let mut emitter = Emitter::new(checkpoint, description, scheme).fix(fixed);
             let output = if encoder {
                 build_encoder(&mut emitter, description)?
             } else {
@@ -84,6 +109,40 @@ impl<'a> FixedExport<'a> {
         };
         let graphs = steps.iter().map(emit).collect::<Result<_>>()?;
         Ok(Self { checkpoint, weights, graphs })
+    }
+
+    /// Graphs of which a compiler can be asked what it takes before there is an artifact: of the first layers, up to one of each kind,
+    /// with few tokens in the vocabulary, and with ranges that nobody measured. Their weights are in nobody's file: any bytes will do.
+    ///
+    /// # Errors
+    /// As for [`FixedExport::new`]; sizes that no file holds.
+    pub fn question(
+        checkpoint: &'a Checkpoint,
+        steps: &[Step],
+        past: u32,
+        weights: Weights,
+    ) -> Result<Question> {
+        let mut description = checkpoint.description().clone();
+        let of = description.layers.len();
+        let is_new = |number: &usize| {
+            let (before, layer) = (&description.layers[..*number], &description.layers[*number]);
+            !before.contains(layer)
+        };
+        let layers = (0..of).filter(is_new).max().map_or(0, |last| last + 1);
+        description.layers.truncate(layers);
+        description.vocabulary = description.vocabulary.min(FEW_TOKENS);
+        let range = Range { low: -1.0, high: 1.0 };
+        let export = Self::of(checkpoint, &description, steps, past, weights, Some(range))?;
+        let values = export
+            .graphs
+            .iter()
+            .flat_map(|(_, emitted)| watch::watched(emitted.model.clone(), &emitted.hints.floats).1);
+        let ranges: Ranges = values.map(|value| (value, range)).collect();
+        let layout = export.layout(Some(&ranges)).map_err(|fault| Error::Unsupported {
+            family: checkpoint.family().name.to_owned(),
+            what: fault.to_string(),
+        })?;
+        Ok(Question { layout, layers, of })
     }
 
     /// What the graphs take and give.
@@ -98,10 +157,10 @@ impl<'a> FixedExport<'a> {
     /// Sizes that no file holds.
     pub fn watched(&self, weights: Weights) -> Result<Watched, drophammer_formats::Fault> {
         let Some((step, emitted)) = self.graphs.first() else { return Ok(Watched::default()) };
-        let (mut model, values) = watch::watched(emitted.model.clone());
+        let (mut model, values) = watch::watched(emitted.model.clone(), &emitted.hints.floats);
         let mut multiplied: Vec<Multiplied> = Vec::new();
         for matrix in emitted.matrices.iter().filter(|matrix| weights.rounds(matrix.id.role)) {
-            let Some(value) = emitted.reads.get(&matrix.id) else { continue };
+            let Some(value) = emitted.reads.get(&(matrix.id, matrix.part)) else { continue };
             if multiplied.iter().all(|known| known.value != *value) {
                 let read = Multiplied { value: value.clone(), columns: matrix.columns as usize };
                 read.watch(&mut model.graph);
@@ -152,7 +211,7 @@ impl<'a> FixedExport<'a> {
         let Some((_, emitted)) = self.graphs.first() else { return Ok(Vec::new()) };
         let products = |matrix: &Matrix| {
             let rounded = self.weights.rounds(matrix.id.role);
-            inputs.get(emitted.reads.get(&matrix.id).filter(|_| rounded)?).cloned()
+            inputs.get(emitted.reads.get(&(matrix.id, matrix.part)).filter(|_| rounded)?).cloned()
         };
         let matrices = emitted.matrices.iter();
         matrices.map(|matrix| matrix.item(self.checkpoint, importances, products(matrix))).collect()
@@ -162,7 +221,7 @@ impl<'a> FixedExport<'a> {
     pub fn types(&self) -> std::collections::BTreeMap<String, u64> {
         let mut types = std::collections::BTreeMap::new();
         for matrix in self.graphs.first().iter().flat_map(|(_, emitted)| &emitted.matrices) {
-            *types.entry(matrix.storage.to_string()).or_default() += 1;
+            *types.entry(matrix.storage.to_string()).or_default() += matrix.count();
         }
         types
     }

@@ -5,7 +5,7 @@ use drophammer_formats::onnx::{Attribute, ElementType, Initializer, InitializerD
 
 use super::emit::{Emitter, FLOAT, INT8, MICROSOFT, UINT8};
 use super::scheme::Storage;
-use super::weights::{Alias, Matrix, element_type};
+use super::weights::{Alias, Matrix, Part, element_type};
 use crate::error::Result;
 use crate::graph::{Linear, Table};
 use crate::weight::{Role, WeightId};
@@ -32,7 +32,7 @@ pub(super) struct Stored {
 }
 
 impl Emitter<'_> {
-    fn external(&mut self, name: String, kind: ElementType, shape: Vec<u64>) -> usize {
+    pub(super) fn external(&mut self, name: String, kind: ElementType, shape: Vec<u64>) -> usize {
         self.external.push(self.graph.initializers.len());
         self.graph.initializers.push(Initializer {
             name,
@@ -61,7 +61,14 @@ impl Emitter<'_> {
                 if storage != self.scheme.storage {
                     self.widths.push(columns);
                 }
-                storage
+                let tied = self.description.head.is_some_and(|head| head.tied);
+                match storage {
+                    // Of a table a token reads one row, and every later number hangs on it. What is a head too is read whole.
+                    Storage::Blocks { block, .. } if table && !tied => {
+                        Storage::Blocks { bits: 8, block, symmetric: true }
+                    }
+                    other => other,
+                }
             }
         }
     }
@@ -74,7 +81,7 @@ impl Emitter<'_> {
         [rows, columns]: [u64; 2],
         table: bool,
     ) -> Result<Stored> {
-        let tied = self.checkpoint.description().head.is_some_and(|head| head.tied);
+        let tied = self.description.head.is_some_and(|head| head.tied);
         let id = if tied && asked == Role::Head.global() { Role::TokenEmbedding.global() } else { asked };
         // The open form stores a tied matrix once, as what it is; the fixed one as each use of it needs.
         let role_of = if self.fixed.is_some() { asked } else { id };
@@ -127,7 +134,9 @@ impl Emitter<'_> {
             }
             Storage::Even { bits } => {
                 name = format!("{name}.rows");
-                let encoding = self.range_of(id)?.encoding(bits);
+                let assumed = self.fixed.as_ref().and_then(|fixed| fixed.assumed);
+                let range_of = assumed.map_or_else(|| self.range_of(id), Ok)?;
+                let encoding = range_of.encoding(bits);
                 range = Some(encoding);
                 outputs.push(self.external(name.clone(), super::qdq::code_type(bits), vec![rows, columns]));
                 (stored.scales, stored.points) = self.declare_encoding(&name, encoding);
@@ -135,7 +144,15 @@ impl Emitter<'_> {
         }
         stored.data = name;
         stored.place = outputs[0];
-        self.matrices.push(Matrix { id, expert, rows, columns, storage, outputs, encoding: range });
+        self.matrices.push(Matrix {
+            id,
+            part: part_of(expert),
+            rows,
+            columns,
+            storage,
+            outputs,
+            encoding: range,
+        });
         self.stored.insert(key, stored.clone());
         Ok(stored)
     }
@@ -193,7 +210,7 @@ impl Emitter<'_> {
         let transposed = vec![("transB", Attribute::Int(1))];
         let y = if let Some(tokens) = self.fixed.as_ref().map(|fixed| i64::from(fixed.tokens)) {
             if let Some(fixed) = &mut self.fixed {
-                fixed.reads.insert(stored.key.0, x.to_owned());
+                fixed.reads.insert((stored.key.0, part_of(expert)), x.to_owned());
             }
             let x = self.reshape(x, &[tokens, linear.inputs.into()]);
             let y = self.op("Gemm", &[&x, &weight], transposed);
@@ -257,8 +274,13 @@ impl Emitter<'_> {
     }
 }
 
+/// All of a weight, or one of a stack.
+fn part_of(expert: Option<(u32, u32)>) -> Part {
+    expert.map_or(Part::Whole, |(number, count)| Part::Expert(number, count))
+}
+
 /// An initializer's name.
-fn name_of(id: WeightId) -> String {
+pub(super) fn name_of(id: WeightId) -> String {
     match id.layer {
         Some(layer) => format!("layers.{layer}.{:?}", id.role),
         None => format!("{:?}", id.role),

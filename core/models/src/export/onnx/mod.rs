@@ -8,6 +8,7 @@
 //! activations too where ranges are known.
 
 mod emit;
+mod experts;
 mod fixed;
 mod fixed_export;
 mod genai;
@@ -28,7 +29,7 @@ use crate::description::ModelKind;
 use crate::error::Result;
 use emit::Emitter;
 pub use fixed::{Cache, Interface, Mask, Rotation, Weights};
-pub use fixed_export::{FixedExport, Step, Watched};
+pub use fixed_export::{FixedExport, Question, Step, Watched};
 pub use qdq::{Encoding, Range, Ranges};
 pub use scheme::{SCHEMES, Scheme, Storage, scheme};
 pub use watch::{Multiplied, WATCH_HIGH, WATCH_LOW, watch};
@@ -58,8 +59,8 @@ impl OnnxExport {
     /// # Errors
     /// [`Error::Unsupported`](crate::Error::Unsupported) for what no operator expresses; those of reading weights.
     pub fn new(checkpoint: Checkpoint, scheme: Scheme) -> Result<Self> {
-        let mut emitter = Emitter::new(&checkpoint, scheme);
         let description = checkpoint.description();
+        let mut emitter = Emitter::new(&checkpoint, description, scheme);
         let output = match description.kind {
             ModelKind::Decoder => build_decoder(&mut emitter, description)?,
             ModelKind::Encoder => build_encoder(&mut emitter, description)?,
@@ -114,17 +115,39 @@ impl OnnxExport {
         Ok(layout)
     }
 
+    /// The graph's file with matrices as inputs: enough to ask which operations somebody would take.
+    ///
+    /// # Errors
+    /// A graph that no file holds.
+    pub fn bare(&self) -> Result<Vec<u8>, drophammer_formats::Fault> {
+        let mut model = self.model.clone();
+        let filled = self.external.iter().copied().chain(self.aliases.iter().map(|alias| alias.initializer));
+        let filled: std::collections::HashSet<usize> = filled.collect();
+        let mut number = 0;
+        let graph = &mut model.graph;
+        graph.initializers.retain(|tensor| {
+            let keep = !filled.contains(&number);
+            if !keep {
+                let shape = tensor.shape.iter().map(|size| onnx::Dimension::Fixed(*size as i64));
+                graph.inputs.push(onnx::ValueInfo {
+                    name: tensor.name.clone(),
+                    element_type: Some(tensor.element_type),
+                    shape: Some(shape.collect()),
+                });
+            }
+            number += 1;
+            keep
+        });
+        let layout = onnx::plan("model", &model, &[])?;
+        Ok(layout.side_files.into_iter().next().map(|(_, bytes)| bytes).unwrap_or_default())
+    }
+
     /// The work of a pass over [`OnnxExport::layout`].
     ///
     /// # Errors
     /// [`PassError`], for importance of another model.
     pub fn items(&self, importances: &Importances) -> Result<Vec<Item<'_>>, PassError> {
         self.matrices.iter().map(|matrix| matrix.item(&self.checkpoint, importances, None)).collect()
-    }
-
-    /// Elements of all weights, and bytes of the data file's.
-    pub fn parameters(&self) -> u64 {
-        self.checkpoint.weights().iter().map(|weight| weight.shape.iter().product::<u64>()).sum()
     }
 
     /// How matrices are stored.
@@ -136,7 +159,7 @@ impl OnnxExport {
     pub fn types(&self) -> std::collections::BTreeMap<String, u64> {
         let mut types = std::collections::BTreeMap::new();
         for matrix in &self.matrices {
-            *types.entry(matrix.storage.to_string()).or_default() += 1;
+            *types.entry(matrix.storage.to_string()).or_default() += matrix.count();
         }
         types
     }

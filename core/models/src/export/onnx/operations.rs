@@ -6,7 +6,7 @@ use super::emit::{Emitter, FLOAT, MICROSOFT, RopeRows, Value, info};
 use crate::error::{Error, Result};
 use crate::graph::{
     Activation, AttentionSpec, ExpertSpec, Gating, Graph, Index, Linear, Norm, NormKind, Pooling, RopeSpec,
-    Routing, Scope, Scoring, Table,
+    Scope, Table,
 };
 use crate::rope::{Rope, RopeLayout, RopeScaling};
 
@@ -236,73 +236,6 @@ impl Emitter<'_> {
         Ok(output)
     }
 
-    /// Every expert's weight for every token, 0 where it is not chosen: `[batch, time, experts]`.
-    fn routing_weights(&mut self, logits: &str, routing: &Routing) -> Result<String> {
-        let scores = match routing.scoring {
-            Scoring::Softmax => self.op("Softmax", &[logits], vec![("axis", int(-1))]),
-            Scoring::Sigmoid => self.op("Sigmoid", &[logits], Vec::new()),
-            Scoring::SoftmaxOfChosen => logits.to_owned(),
-        };
-        let mut chosen_by = scores.clone();
-        if let Some(correction) = routing.correction {
-            let correction = self.vector(correction, None)?;
-            chosen_by = self.op("Add", &[&chosen_by, &correction], Vec::new());
-        }
-        if let Some(groups) = routing.groups {
-            let (count, each) = (i64::from(groups.count), i64::from(routing.experts / groups.count));
-            let cut = self.reshape(&chosen_by, &[0, 0, count, each]);
-            let best = self.ints(&[groups.best.into()]);
-            let [best, _] = self.top(&cut, &best);
-            let axes = self.ints(&[-1]);
-            let of_group = self.op("ReduceSum", &[&best, &axes], vec![("keepdims", int(0))]);
-            let used = self.ints(&[groups.used.into()]);
-            let [_, kept] = self.top(&of_group, &used);
-            let flags = self.scatter_ones(&of_group, &kept);
-            let flags = self.op("Unsqueeze", &[&flags, &axes], Vec::new());
-            let flags = self.cast(&flags, drophammer_formats::onnx::ElementType(9));
-            let floor = self.number(if routing.scoring == Scoring::Sigmoid { 0.0 } else { -1e30 });
-            let cut = self.op("Where", &[&flags, &cut, &floor], Vec::new());
-            chosen_by = self.reshape(&cut, &[0, 0, -1]);
-        }
-        let used = self.ints(&[routing.used.into()]);
-        let [_, chosen] = self.top(&chosen_by, &used);
-        let mut weights = self.op("GatherElements", &[&scores, &chosen], vec![("axis", int(-1))]);
-        if routing.scoring == Scoring::SoftmaxOfChosen {
-            weights = self.op("Softmax", &[&weights], vec![("axis", int(-1))]);
-        }
-        if routing.normalize {
-            let axes = self.ints(&[-1]);
-            let sum = self.op("ReduceSum", &[&weights, &axes], Vec::new());
-            let least = self.number(1e-20);
-            let sum = self.op("Add", &[&sum, &least], Vec::new());
-            weights = self.op("Div", &[&weights, &sum], Vec::new());
-        }
-        if routing.scale != 1.0 {
-            let scale = self.number(routing.scale);
-            weights = self.op("Mul", &[&weights, &scale], Vec::new());
-        }
-        let zero = self.number(0.0);
-        let none = self.op("Mul", &[&scores, &zero], Vec::new());
-        Ok(self.op("ScatterElements", &[&none, &chosen, &weights], vec![("axis", int(-1))]))
-    }
-
-    /// The largest of the last dimension: values and places.
-    fn top(&mut self, x: &str, count: &str) -> [String; 2] {
-        let number = self.graph.nodes.len();
-        let outputs = [format!("/top_{number}:0"), format!("/top_{number}:1")];
-        self.node("TopK", "", &[x, count], &[&outputs[0], &outputs[1]], vec![("axis", int(-1))]);
-        outputs
-    }
-
-    /// Ones at these places of the last dimension, zeros elsewhere.
-    fn scatter_ones(&mut self, like: &str, places: &str) -> String {
-        let (zero, one) = (self.number(0.0), self.number(1.0));
-        let none = self.op("Mul", &[like, &zero], Vec::new());
-        let shape = self.op("Shape", &[places], Vec::new());
-        let ones = self.op("Expand", &[&one, &shape], Vec::new());
-        self.op("ScatterElements", &[&none, places, &ones], vec![("axis", int(-1))])
-    }
-
     fn normalized(&mut self, x: &str, norm: &Norm) -> Result<String> {
         let plain = norm.per_group || norm.weight.is_none();
         let gain = if let Some(weight) = norm.weight.filter(|_| !plain) {
@@ -489,31 +422,7 @@ impl Graph for Emitter<'_> {
     }
 
     fn experts(&mut self, x: &Value, spec: &ExpertSpec) -> Result<Value> {
-        if self.fixed.is_some() {
-            return Err(self.unsupported("a mixture of experts of fixed shapes"));
-        }
-        let logits = self.product(&x.0, &spec.router, None)?;
-        let weights = self.routing_weights(&logits, &spec.routing)?;
-        let count = spec.routing.experts;
-        let number = self.graph.nodes.len();
-        let columns: Vec<String> = (0..count).map(|expert| format!("/experts_{number}:{expert}")).collect();
-        let outputs: Vec<&str> = columns.iter().map(String::as_str).collect();
-        let attributes = vec![("axis", int(-1)), ("num_outputs", int(count))];
-        self.node("Split", "", &[&weights], &outputs, attributes);
-        let mut sum: Option<String> = None;
-        for (number, weight) in (0..count).zip(&columns) {
-            let expert = Some((number, count));
-            let gate = Value(self.product(&x.0, &spec.gate, expert)?);
-            let up = Value(self.product(&x.0, &spec.up, expert)?);
-            let inner = self.gated(&gate, &up, spec.gating)?;
-            let y = self.product(&inner.0, &spec.down, expert)?;
-            let y = self.op("Mul", &[&y, weight], Vec::new());
-            sum = Some(match sum {
-                Some(sum) => self.op("Add", &[&sum, &y], Vec::new()),
-                None => y,
-            });
-        }
-        sum.map(Value).ok_or_else(|| self.unsupported("a mixture of no experts"))
+        self.mixture(x, spec)
     }
 
     fn add(&mut self, a: &Value, b: &Value) -> Result<Value> {

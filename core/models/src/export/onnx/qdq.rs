@@ -13,7 +13,8 @@ use super::emit::{FLOAT, INT8, UINT8};
 
 const UINT16: ElementType = ElementType(4);
 /// Operations whose output holds some of their first input's values.
-pub(super) const MOVES: [&str; 6] = ["Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Gather"];
+pub(super) const MOVES: [&str; 7] =
+    ["Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Gather"];
 
 /// The least and the largest value seen, by the value's name.
 pub type Ranges = BTreeMap<String, Range>;
@@ -103,11 +104,13 @@ pub(super) fn code_type(bits: u8) -> ElementType {
     if bits == 8 { UINT8 } else { UINT16 }
 }
 
-/// Names of inputs and constants that are no floats.
+/// Names of values that are no floats.
 pub(super) fn integers(graph: &Graph) -> HashSet<String> {
     let inputs = graph.inputs.iter().filter(|input| input.element_type != Some(FLOAT)).map(|i| &i.name);
     let constants = graph.initializers.iter().filter(|tensor| tensor.element_type != FLOAT).map(|i| &i.name);
-    inputs.chain(constants).cloned().collect()
+    let places =
+        graph.nodes.iter().filter(|node| node.op_type == "TopK").filter_map(|node| node.outputs.get(1));
+    inputs.chain(constants).chain(places).cloned().collect()
 }
 
 /// What becomes of values, besides what their ranges say.
@@ -191,11 +194,14 @@ impl<'a> Pass<'a> {
             return Ok(());
         }
         let mut inputs = Vec::with_capacity(node.inputs.len());
+        // Constants of what stays in floats stay so too.
+        let stays = node.outputs.iter().all(|output| self.hints.floats.contains(output));
         for (place, input) in node.inputs.iter().enumerate() {
             let plain = input.is_empty()
                 || self.decoded.contains(input)
                 || self.integers.contains(input.as_str())
-                || self.hints.floats.contains(input);
+                || self.hints.floats.contains(input)
+                || stays && self.constants.contains_key(input.as_str());
             if plain {
                 inputs.push(input.clone());
                 continue;
@@ -384,7 +390,7 @@ mod tests {
             ..Graph::default()
         };
         let model = Model { graph, ..Model::default() };
-        let (told, values) = watched(model.clone());
+        let (told, values) = watched(model.clone(), &HashSet::new());
         assert_eq!(values, ["sum", "all", "x", "past"]);
         assert!(told.graph.outputs.iter().any(|output| output.name == "sum/low"));
         let range = |low, high| Range { low, high };

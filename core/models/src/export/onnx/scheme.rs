@@ -50,7 +50,8 @@ pub struct Scheme {
     pub storage: Storage,
 }
 
-/// The schemes by name, largest first. `int8`, `int4` and `int2` have blocks of 32 unless a suffix (`_b16` to `_b256`) says otherwise.
+/// The schemes by name, largest first. `int8`, `int4` and `int2` have blocks of 32 unless a suffix (`_b16` to `_b256`) says otherwise;
+/// a table that is no head has 8 bits in all of them.
 pub const SCHEMES: &[&str] = &[
     "fp32",
     "fp16",

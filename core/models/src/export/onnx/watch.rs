@@ -1,5 +1,7 @@
 //! Float graphs that tell about their values while they run: how far they reach, and how they go together.
 
+use std::collections::HashSet;
+
 use drophammer_formats::onnx::{Attribute, Graph, Initializer, InitializerData, Model, Node, ValueInfo};
 use drophammer_quant::compensate::WINDOW;
 
@@ -11,16 +13,17 @@ pub const WATCH_LOW: &str = "/low";
 /// The same for its largest.
 pub const WATCH_HIGH: &str = "/high";
 
-/// The float graph with two more outputs for each value whose range has to be known: `{value}/low` and `{value}/high`.
-pub(super) fn watched(mut model: Model) -> (Model, Vec<String>) {
+/// The float graph with two more outputs for each value whose range has to be known: `{value}/low` and `{value}/high`. Those of `floats`
+/// stay floats whatever becomes of the others.
+pub(super) fn watched(mut model: Model, floats: &HashSet<String>) -> (Model, Vec<String>) {
     let graph = &mut model.graph;
     let integers = integers(graph);
     let unknown =
         |node: &&Node| !MOVES.contains(&node.op_type.as_str()) && node.op_type != "DequantizeLinear";
     let values = graph.nodes.iter().filter(unknown).flat_map(|node| &node.outputs);
     let inputs = graph.inputs.iter().map(|input| &input.name);
-    let values: Vec<String> =
-        values.chain(inputs).filter(|name| !integers.contains(name.as_str())).cloned().collect();
+    let known = |name: &&String| integers.contains(name.as_str()) || floats.contains(name.as_str());
+    let values: Vec<String> = values.chain(inputs).filter(|name| !known(name)).cloned().collect();
     watch(graph, &values);
     (model, values)
 }

@@ -31,12 +31,22 @@ pub(super) struct Alias {
     pub(super) of: usize,
 }
 
-/// One matrix, or one of a stack.
+/// Which rows of a weight a matrix has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Part {
+    /// All: the weight is one matrix.
+    Whole,
+    /// Those of one matrix of a stack: which one of how many.
+    Expert(u32, u32),
+    /// Those of a whole stack of so many matrices, in turns with another's of the same shape where one is named.
+    Stack(u32, Option<WeightId>),
+}
+
+/// One matrix, one of a stack, or a stack that is read as one.
 #[derive(Debug)]
 pub(super) struct Matrix {
     pub(super) id: WeightId,
-    /// Which one of how many.
-    pub(super) expert: Option<(u32, u32)>,
+    pub(super) part: Part,
     pub(super) rows: u64,
     pub(super) columns: u64,
     pub(super) storage: Storage,
@@ -47,8 +57,21 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    fn first_row(&self) -> u64 {
-        self.expert.map_or(0, |(number, _)| u64::from(number) * self.rows)
+    /// How many matrices of the model it holds.
+    pub(super) fn count(&self) -> u64 {
+        match self.part {
+            Part::Whole | Part::Expert(..) => 1,
+            Part::Stack(count, beside) => u64::from(count) * if beside.is_some() { 2 } else { 1 },
+        }
+    }
+
+    fn source<'a>(&self, checkpoint: &'a Checkpoint) -> Rows<'a> {
+        let (skip, beside) = match self.part {
+            Part::Whole => (0, None),
+            Part::Expert(number, _) => (u64::from(number) * self.rows, None),
+            Part::Stack(_, beside) => (0, beside),
+        };
+        Rows { checkpoint, id: self.id, skip, beside }
     }
 
     pub(super) fn item<'a>(
@@ -57,10 +80,11 @@ impl Matrix {
         importances: &Importances,
         products: Option<Arc<Products>>,
     ) -> Result<Item<'a>, PassError> {
-        let rows = Rows { checkpoint, id: self.id, skip: self.first_row() };
-        let name = match self.expert {
-            Some((number, _)) => format!("{} of expert {number}", self.id),
-            None => self.id.to_string(),
+        let rows = self.source(checkpoint);
+        let name = match self.part {
+            Part::Expert(number, _) => format!("{} of expert {number}", self.id),
+            Part::Stack(_, Some(beside)) => format!("{} and {beside}", self.id),
+            Part::Whole | Part::Stack(_, None) => self.id.to_string(),
         };
         let output = self.outputs.first().copied().unwrap_or_default();
         match self.storage {
@@ -70,10 +94,13 @@ impl Matrix {
             }
             Storage::Blocks { bits, block, symmetric } => {
                 let levels = if symmetric { Levels::Signed { bits } } else { Levels::ZeroPoint { bits } };
+                let importance = self.importance(checkpoint, importances)?;
+                let told = importance.as_ref().map_or(1, |all| all.len() as u64 / self.columns.max(1));
                 let encoder = Blocks {
                     format: Format { levels, group: Some(block), scale: ScaleType::F32 },
                     columns: self.columns as usize,
-                    importance: self.importance(checkpoint, importances)?,
+                    rows: (self.rows / told.max(1)).max(1) as usize,
+                    importance,
                 };
                 let groups = (self.columns / u64::from(block)) as usize;
                 let bytes = [
@@ -109,7 +136,7 @@ impl Matrix {
         }
     }
 
-    /// This matrix's part of the statistics, where its columns are those that they tell of.
+    /// This matrix's part of the statistics, where its columns are those that they tell of: a row, or one for each matrix of a stack.
     fn importance(
         &self,
         checkpoint: &Checkpoint,
@@ -124,11 +151,12 @@ impl Matrix {
         });
         let Some(Importance(values)) = found else { return Ok(None) };
         let columns = self.columns as usize;
-        let begin = match self.expert {
-            Some((number, _)) if values.len() > columns => number as usize * columns,
-            _ => 0,
+        let (begin, length) = match self.part {
+            Part::Expert(number, _) if values.len() > columns => (number as usize * columns, columns),
+            Part::Stack(count, _) if values.len() > columns => (0, count as usize * columns),
+            _ => (0, columns),
         };
-        let part = values.get(begin..begin + columns).ok_or_else(|| PassError::Importance {
+        let part = values.get(begin..begin + length).ok_or_else(|| PassError::Importance {
             tensor: self.id.to_string(),
             problem: format!("importance of {} values does not fit {columns} columns", values.len()),
         })?;
@@ -136,22 +164,50 @@ impl Matrix {
     }
 }
 
-/// Rows of a weight, without its first.
+/// Rows of a weight without its first, or all of two weights in turns.
 struct Rows<'a> {
     checkpoint: &'a Checkpoint,
     id: WeightId,
     skip: u64,
+    beside: Option<WeightId>,
+}
+
+impl Rows<'_> {
+    /// Which rows of which weights these are, and the first one's place among them.
+    fn parts(&self, rows: &Range<u64>) -> Vec<(WeightId, Range<u64>, usize)> {
+        let Some(beside) = self.beside else {
+            return vec![(self.id, rows.start + self.skip..rows.end + self.skip, 0)];
+        };
+        let odd = (rows.start % 2) as usize;
+        vec![
+            (self.id, rows.start.div_ceil(2)..rows.end.div_ceil(2), odd),
+            (beside, rows.start / 2..rows.end / 2, 1 - odd),
+        ]
+    }
 }
 
 impl RowSource for Rows<'_> {
     fn read(&self, rows: Range<u64>, out: &mut [f32]) -> Result<(), BoxError> {
-        let weight = self.checkpoint.weight(self.id)?;
-        Ok(weight.read(rows.start + self.skip..rows.end + self.skip, out)?)
+        let columns = out.len() / (rows.end - rows.start).max(1) as usize;
+        for (id, part, first) in self.parts(&rows) {
+            let weight = self.checkpoint.weight(id)?;
+            if self.beside.is_none() {
+                weight.read(part, out)?;
+                continue;
+            }
+            let mut values = vec![0.0; (part.end - part.start) as usize * columns];
+            weight.read(part, &mut values)?;
+            let places = out.chunks_exact_mut(columns.max(1)).skip(first).step_by(2);
+            places.zip(values.chunks_exact(columns.max(1))).for_each(|(out, row)| out.copy_from_slice(row));
+        }
+        Ok(())
     }
 
     fn release(&self, rows: Range<u64>) {
-        if let Ok(weight) = self.checkpoint.weight(self.id) {
-            weight.release_rows(rows.start + self.skip..rows.end + self.skip);
+        for (id, part, _) in self.parts(&rows) {
+            if let Ok(weight) = self.checkpoint.weight(id) {
+                weight.release_rows(part);
+            }
         }
     }
 }
@@ -160,32 +216,52 @@ impl RowSource for Rows<'_> {
 struct Blocks {
     format: Format,
     columns: usize,
+    /// Rows of a matrix: each of a stack has its own row of `importance`.
+    rows: usize,
     importance: Option<Arc<[f32]>>,
 }
 
-impl Encoder for Blocks {
-    fn encode(&self, _: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
-        let bits = self.format.levels.bits();
+impl Blocks {
+    /// Appends the bytes of one matrix's rows to the outputs'.
+    fn encode_part(&self, matrix: usize, rows: &[f32], outputs: &mut [Vec<u8>; 3]) -> Result<(), BoxError> {
+        let own = matrix * self.columns..(matrix + 1) * self.columns;
+        let importance = self.importance.as_deref().map(|all| all.get(own).ok_or("importance of fewer rows"));
         let encoded =
-            grouped::encode(self.format, rows, self.columns, self.importance.as_deref(), Fit::LeastError)?;
+            grouped::encode(self.format, rows, self.columns, importance.transpose()?, Fit::LeastHarm)?;
         let groups = encoded.scales.len() / (rows.len() / self.columns).max(1);
-        let mut outputs = outputs.iter_mut();
-        let mut put = |bytes: Vec<u8>| -> Result<(), BoxError> {
-            let output = outputs.next().ok_or("one output too few")?;
+        let [codes, scales, points] = outputs;
+        self.pack(&encoded.codes, self.columns, codes);
+        scales.extend(encoded.scales.iter().flat_map(|scale| scale.to_le_bytes()));
+        if self.format.levels.has_offset() {
+            let offsets: Vec<u8> = encoded.offsets.iter().map(|&point| point as u8).collect();
+            self.pack(&offsets, groups, points);
+        }
+        Ok(())
+    }
+
+    /// Appends rows of `width` codes, each of which begins with a byte of its own.
+    fn pack(&self, codes: &[u8], width: usize, out: &mut Vec<u8>) {
+        let bits = self.format.levels.bits();
+        let together = if (width * bits as usize).is_multiple_of(8) { codes.len() } else { width };
+        codes.chunks(together.max(1)).for_each(|rows| out.extend(grouped::pack(rows, bits)));
+    }
+}
+
+impl Encoder for Blocks {
+    fn encode(&self, first_row: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
+        let mut made = [Vec::new(), Vec::new(), Vec::new()];
+        let (mut row, mut rest) = (first_row as usize, rows);
+        while !rest.is_empty() {
+            let left = (self.rows - row % self.rows) * self.columns;
+            let (now, later) = rest.split_at(left.min(rest.len()));
+            self.encode_part(row / self.rows, now, &mut made)?;
+            (row, rest) = (row + now.len() / self.columns, later);
+        }
+        for (bytes, output) in made.iter().zip(outputs) {
             if output.len() != bytes.len() {
                 return Err("an output of another size".into());
             }
-            output.copy_from_slice(&bytes);
-            Ok(())
-        };
-        let packed = |codes: &[u8], row: usize| -> Vec<u8> {
-            codes.chunks_exact(row).flat_map(|row| grouped::pack(row, bits)).collect()
-        };
-        put(packed(&encoded.codes, self.columns))?;
-        put(encoded.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect())?;
-        if self.format.levels.has_offset() {
-            let points: Vec<u8> = encoded.offsets.iter().map(|&point| point as u8).collect();
-            put(packed(&points, groups))?;
+            output.copy_from_slice(bytes);
         }
         Ok(())
     }

@@ -1,21 +1,22 @@
-//! What a runtime wants beside the contexts: configuration and tokenizer, copied, or told from a GGUF file's keys.
+//! What runtimes want beside a model: configuration and tokenizer, copied, or told from a GGUF file's keys.
 
 use std::path::Path;
 
-use drophammer_forge::failure;
 use drophammer_infer::Tokenizer;
 use drophammer_models::Checkpoint;
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 use serde_json::{Value as Json, json};
 
-/// Files of a source that its folder keeps, besides those of the tokenizer.
+use crate::failure;
+
+/// Files of a source that a model keeps, besides those of the tokenizer.
 const KEPT: [&str; 2] = ["config.json", "generation_config.json"];
 
 /// Names and contents.
 ///
 /// # Errors
 /// Files that cannot be read, and vocabularies that cannot be told as files.
-pub(crate) fn files(checkpoint: &Checkpoint, no_tokenizer: bool) -> Result<Vec<(String, Vec<u8>)>> {
+pub fn files(checkpoint: &Checkpoint, no_tokenizer: bool) -> Result<Vec<(String, Vec<u8>)>> {
     let source = checkpoint.source();
     if source.metadata().get("tokenizer.ggml.model").is_some() {
         return told(checkpoint, no_tokenizer);

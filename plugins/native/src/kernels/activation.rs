@@ -4,28 +4,27 @@
 //! eight where they multiply bytes (VNNI, `dotprod`). Eight bits would do for the size of a product, not for answers:
 //! SmolLM2-135M's normalized rows have outlying channels, and with 8 bits per 32 columns its logits move by up to 2 and "The
 //! capital of France is Paris." (0.09 ahead in the exact logits) becomes another answer. The damage is done where an outlier
-//! makes the scale of its 31 neighbours coarse. So blocks that are large beside the rest of their row (see [`REFINED`]) are
-//! *refined*: what rounding left over gets codes of its own, and is multiplied as well.
+//! makes the scale of its 31 neighbours coarse. So numbers that are large beside the rest of their row (see [`OUTLYING`]) are
+//! set apart as [`Outlier`]s: they get no code and are multiplied as the floats that they are. About one in a hundred is.
 //!
-//! Rows come in *panels* of a few tokens, with the words that a step multiplies by of each token side by side, as the products
-//! broadcast them. Of sixteen bits the first and the third of every four columns make a word, then the second and the fourth;
-//! of eight bits all four. Residuals lie after all codes of their panel, since few are read.
+//! Rows come in *panels* of a few tokens, in words that products broadcast, one for each step and token (see [`strides`]). Of
+//! sixteen bits the first and the third of every four columns make a word, then the second and the fourth; of eight bits all four.
 //!
 //! ```text
-//! panel: [columns/32][steps][tokens of a panel]   scales, refined: [columns/32][tokens]   sums: [columns/16][tokens]
+//! panel: [columns/32][tokens of a panel, steps]   scales: [columns/32][tokens]   sums: [columns/16][tokens]
 //! ```
 
 use super::isa::{self, Isa, Kernel, LANES, Path};
 use super::tile::BLOCK;
 
-/// A block is refined if its largest magnitude is more than so many times that of a usual block of its row.
-const REFINED: f32 = 2.0;
+/// A number is set apart if its magnitude is more than so many times the largest of a usual block of its row.
+const OUTLYING: f32 = 1.5;
+
+/// At most one number in so many columns is: in rows where more would be, only the largest of them.
+const ONE_OUTLIER_IN: usize = 16;
 
 /// Largest magnitude of a code of thirteen bits.
 const WORD_LIMIT: f32 = 4095.0;
-
-/// Steps of a residual's code in one of the code itself: a remainder of half a step becomes the largest byte.
-pub(crate) const RESIDUAL: f32 = 254.0;
 
 /// Blocks without a larger magnitude count as zeros: the inverse of their scale would overflow.
 const NOTHING: f32 = 1e-30;
@@ -72,12 +71,43 @@ macro_rules! with_panel {
 }
 pub(crate) use with_panel;
 
+/// A number that stands out of its row.
+#[derive(Clone, Copy)]
+pub(crate) struct Outlier {
+    pub(crate) column: u32,
+    pub(crate) value: f32,
+}
+
+impl Outlier {
+    /// What follows the last of a row.
+    const NONE: Self = Self { column: u32::MAX, value: 0.0 };
+
+    /// The block that its column is in; none of a matrix for what follows the last.
+    pub(crate) fn block(self) -> usize {
+        self.column as usize / BLOCK
+    }
+}
+
+/// How far apart the words of a block are in a panel: from token to token and from step to step.
+///
+/// A token's lie together where that is one vector to write. Elsewhere a step's do: paths that need two words in a cycle would
+/// find those of two tokens in one bank of the cache.
+#[inline(always)]
+pub(crate) fn strides<I: Isa>(steps: usize, panel: usize) -> (usize, usize) {
+    if I::BYTES { (steps, 1) } else { (1, panel) }
+}
+
+/// How many of so many columns can be outliers.
+pub(crate) fn most_outliers(columns: usize) -> usize {
+    columns / ONE_OUTLIER_IN
+}
+
 /// Room for quantized rows: enough for a number of tokens and columns, used for any fewer.
 pub(crate) struct Quantized {
     codes: Vec<u32>,
     scales: Vec<f32>,
     sums: Vec<i32>,
-    refined: Vec<bool>,
+    outliers: Vec<Outlier>,
 }
 
 /// Where the room begins, as threads share it.
@@ -86,7 +116,7 @@ pub(crate) struct Room {
     codes: *mut u32,
     scales: *mut f32,
     sums: *mut i32,
-    refined: *mut bool,
+    outliers: *mut Outlier,
     /// Rows times blocks of 32 columns.
     blocks: usize,
 }
@@ -101,10 +131,9 @@ unsafe impl Send for Room {}
 pub(crate) struct Panels {
     pub(crate) codes: *mut u32,
     pub(crate) scales: *mut f32,
-    /// Sums of the codes of every 16 columns, then of residuals.
+    /// Sums of the codes of every 16 columns.
     pub(crate) sums: *mut i32,
-    /// Which blocks have residuals.
-    pub(crate) refined: *mut bool,
+    outliers: *mut Outlier,
     pub(crate) tokens: usize,
     pub(crate) panel: usize,
     pub(crate) columns: usize,
@@ -116,8 +145,8 @@ impl Quantized {
         Self {
             codes: vec![0; blocks * BLOCK / 2],
             scales: vec![0.0; blocks],
-            sums: vec![0; blocks * 4],
-            refined: vec![false; blocks],
+            sums: vec![0; blocks * 2],
+            outliers: vec![Outlier::NONE; blocks * (most_outliers(BLOCK) + 1)],
         }
     }
 
@@ -127,7 +156,7 @@ impl Quantized {
             codes: self.codes.as_mut_ptr(),
             scales: self.scales.as_mut_ptr(),
             sums: self.sums.as_mut_ptr(),
-            refined: self.refined.as_mut_ptr(),
+            outliers: self.outliers.as_mut_ptr(),
             blocks: self.scales.len(),
         }
     }
@@ -144,8 +173,8 @@ impl Room {
             columns.is_multiple_of(BLOCK)
                 && tokens.next_multiple_of(panel) * (columns / BLOCK) <= self.blocks
         );
-        let Room { codes, scales, sums, refined, .. } = *self;
-        Panels { codes, scales, sums, refined, tokens, panel, columns }
+        let Room { codes, scales, sums, outliers, .. } = *self;
+        Panels { codes, scales, sums, outliers, tokens, panel, columns }
     }
 }
 
@@ -166,11 +195,21 @@ impl Panels {
         Self {
             codes: self.codes.wrapping_add(index * panel * columns / 2),
             scales: self.scales.wrapping_add(index * panel * columns / BLOCK),
-            sums: self.sums.wrapping_add(index * panel * columns / BLOCK * 4),
-            refined: self.refined.wrapping_add(index * panel * columns / BLOCK),
-            tokens: self.panel.min(self.tokens - index * panel),
+            sums: self.sums.wrapping_add(index * panel * columns / BLOCK * 2),
+            outliers: self.outliers.wrapping_add(index * panel * (most_outliers(columns) + 1)),
+            tokens: self.panel.min(self.tokens.saturating_sub(index * panel)),
             ..*self
         }
+    }
+
+    /// Some tokens alone: whole panels but for the last.
+    pub(crate) fn part(&self, tokens: &std::ops::Range<usize>) -> Self {
+        Self { tokens: tokens.len(), ..self.at(tokens.start / self.panel) }
+    }
+
+    /// The outliers of a token of the first panel, in the order of their columns; behind the last is one of no block.
+    pub(crate) fn outliers(&self, token: usize) -> *mut Outlier {
+        self.outliers.wrapping_add(token * (most_outliers(self.columns) + 1))
     }
 
     /// Quantizes one row into its place; rows beyond the tokens, which fill the last panel up, become zero.
@@ -184,7 +223,7 @@ impl Panels {
         unsafe { isa::run(path, row) }
     }
 
-    /// The same to thirteen bits, which products with words of sixteen take: every 32 columns have a scale, and no residuals.
+    /// The same to thirteen bits, which products with words of sixteen take: every 32 columns have a scale, and nothing is set apart.
     ///
     /// # Safety
     /// As for [`Panels::quantize`].
@@ -209,18 +248,17 @@ impl Kernel for Row<'_, true> {
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let Panels { codes, scales, panel, columns, .. } = self.panel;
+        let Panels { scales, panel, columns, .. } = self.panel;
         // SAFETY: this token's places inside the panel; `x` holds `columns` floats, a multiple of 32.
         unsafe {
             for block in 0..columns / BLOCK {
+                let at = block * panel + self.token;
                 let [low, high] = self.block::<I>(block);
-                let largest = I::largest(I::max(I::abs(low), I::abs(high)));
-                *scales.add(block * panel + self.token) = largest / WORD_LIMIT;
+                let largest = largest::<I>([low, high]);
+                *scales.add(at) = largest / WORD_LIMIT;
                 let inverse = I::splat(if largest > NOTHING { WORD_LIMIT / largest } else { 0.0 });
                 let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
-                for (step, word) in words.iter().enumerate() {
-                    *codes.add((block * words.len() + step) * panel + self.token) = *word;
-                }
+                self.put::<I>(block, &words);
             }
         }
     }
@@ -231,41 +269,36 @@ impl Kernel for Row<'_, false> {
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let Panels { scales, refined, panel, columns, .. } = self.panel;
+        let Panels { scales, panel, columns, .. } = self.panel;
         let blocks = columns / BLOCK;
         // SAFETY: this token's places inside the panel; `x` holds `columns` floats, a multiple of 32.
         unsafe {
-            let (scales, refined) = (scales.add(self.token), refined.add(self.token));
-            for block in 0..blocks {
-                let [low, high] = self.block::<I>(block);
-                *scales.add(block * panel) = I::largest(I::max(I::abs(low), I::abs(high)));
-            }
-            let limit = if I::BYTES {
-                REFINED * usual((0..blocks).map(|b| *scales.add(b * panel)))
-            } else {
-                f32::INFINITY
-            };
-            for block in 0..blocks {
-                let largest = *scales.add(block * panel);
-                *scales.add(block * panel) = largest / I::LIMIT;
-                let inverse = I::splat(if largest > NOTHING { I::LIMIT / largest } else { 0.0 });
-                let mut x = self.block::<I>(block);
-                let mut codes = x;
-                for (x, code) in x.iter_mut().zip(&mut codes) {
-                    *x = I::mul(*x, inverse);
-                    *code = I::round(*x);
+            let scales = scales.add(self.token);
+            let mut limit = None;
+            loop {
+                for block in 0..blocks {
+                    *scales.add(block * panel) = largest::<I>(self.block::<I>(block));
                 }
-                self.put::<I>(block, codes);
-                *refined.add(block * panel) = largest > limit;
-                if largest > limit {
-                    for (x, code) in x.iter_mut().zip(codes) {
-                        *x = I::round(I::mul(I::sub(*x, code), I::splat(RESIDUAL)));
-                    }
-                    self.put::<I>(blocks + block, x);
+                let limit =
+                    limit.get_or_insert_with(|| outlying::<I>((0..blocks).map(|b| *scales.add(b * panel))));
+                if self.codes::<I>(*limit) {
+                    break;
                 }
+                *limit *= 2.0;
             }
         }
     }
+}
+
+/// Numbers of larger magnitude are set apart, by the largest magnitudes of a row's blocks.
+#[inline(always)]
+fn outlying<I: Isa>(largest: impl Iterator<Item = f32> + Clone) -> f32 {
+    if !I::BYTES {
+        return f32::INFINITY;
+    }
+    // Even if hardly anything is usual, doubling comes to an end.
+    let least = (largest.clone().fold(0.0, f32::max) / 65536.0).max(NOTHING);
+    (OUTLYING * usual(largest)).max(least)
 }
 
 impl<const WORDS: bool> Row<'_, WORDS> {
@@ -287,24 +320,78 @@ impl<const WORDS: bool> Row<'_, WORDS> {
         }
     }
 
-    /// Writes the codes of a block, or after all blocks of a residual, and their sums.
+    /// Writes the words of a block, one for each step.
     ///
     /// # Safety
-    /// The panel has room for it.
+    /// The block is inside the row.
     #[inline(always)]
-    unsafe fn put<I: Isa>(&self, block: usize, x: [I::F; 2]) {
-        let Panels { codes, sums, panel, .. } = self.panel;
+    unsafe fn put<I: Isa>(&self, block: usize, words: &[u32]) {
+        let (to_token, to_step) = strides::<I>(words.len(), self.panel.panel);
         // SAFETY: the caller's promise.
         unsafe {
-            for (half, x) in x.into_iter().enumerate() {
-                // Sixteen numbers of sixteen bits: floats hold their sum exactly.
-                *sums.add((2 * block + half) * panel + self.token) = I::sum(x) as i32;
-            }
-            for (step, word) in I::activations(x).iter().take(I::STEPS).enumerate() {
-                *codes.add((block * I::STEPS + step) * panel + self.token) = *word;
+            let to = self.panel.codes.add(block * self.panel.panel * words.len() + self.token * to_token);
+            for (step, word) in words.iter().enumerate() {
+                *to.add(step * to_step) = *word;
             }
         }
     }
+
+    /// Sets numbers above `limit` apart and quantizes the others; where scales will be, there are the largest magnitudes of
+    /// blocks. False if too many would be set apart.
+    ///
+    /// # Safety
+    /// This token's places are inside the panel, and the row has as many columns.
+    #[inline(always)]
+    unsafe fn codes<I: Isa>(&self, limit: f32) -> bool {
+        let Panels { scales, sums, panel, columns, .. } = self.panel;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut outliers = self.panel.outliers(self.token);
+            let full = outliers.add(most_outliers(columns));
+            for block in 0..columns / BLOCK {
+                let at = block * panel + self.token;
+                let mut x = self.block::<I>(block);
+                let mut most = *scales.add(at);
+                if most > limit {
+                    for (half, x) in x.iter_mut().enumerate() {
+                        let above = I::above(*x, limit);
+                        let mut bits = above;
+                        while bits != 0 {
+                            if outliers == full {
+                                return false;
+                            }
+                            let column = block * BLOCK + half * LANES + bits.trailing_zeros() as usize;
+                            let value = self.x.map_or(0.0, |x| *x.get_unchecked(column));
+                            *outliers = Outlier { column: column as u32, value };
+                            outliers = outliers.add(1);
+                            bits &= bits - 1;
+                        }
+                        *x = I::replaced(*x, above, 0.0);
+                    }
+                    most = largest::<I>(x);
+                }
+                *scales.add(at) = most / I::LIMIT;
+                let inverse = I::splat(if most > NOTHING { I::LIMIT / most } else { 0.0 });
+                let x = x.map(|x| I::round(I::mul(x, inverse)));
+                for (half, sum) in I::sums(x).into_iter().enumerate() {
+                    *sums.add((2 * block + half) * panel + self.token) = sum;
+                }
+                self.put::<I>(block, &I::activations(x)[..I::STEPS]);
+            }
+            *outliers = Outlier::NONE;
+            true
+        }
+    }
+}
+
+/// The largest magnitude of 32 numbers.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn largest<I: Isa>([low, high]: [I::F; 2]) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe { I::largest(I::max(I::abs(low), I::abs(high))) }
 }
 
 /// The largest magnitude of a usual block: the mean, when those above the mean of all are left out.
@@ -317,20 +404,24 @@ fn usual(largest: impl Iterator<Item = f32> + Clone) -> f32 {
     mean(&mut largest.filter(|x| *x <= all))
 }
 
-/// What codes and residuals of a row stand for.
+/// What codes and outliers of a row stand for.
 #[cfg(test)]
 pub(crate) fn rounded(path: Path, x: &[f32]) -> Vec<f64> {
     let largest = |x: &[f32]| x.iter().fold(0f32, |m, x| m.max(x.abs()));
-    let words = !path.takes_bytes();
-    let limit = REFINED * usual(x.chunks(BLOCK).map(largest));
+    let mut limit = f32::INFINITY;
+    if path.takes_bytes() {
+        limit = (OUTLYING * usual(x.chunks(BLOCK).map(largest))).max(largest(x) / 65536.0).max(NOTHING);
+        while x.iter().filter(|x| x.abs() > limit).count() > most_outliers(x.len()) {
+            limit *= 2.0;
+        }
+    }
     let block = |x: &[f32]| {
-        let (largest, most) = (largest(x), if words { 32767.0 } else { 127.0 });
-        let refined = !words && largest > limit;
+        let most = if path.takes_bytes() { 127.0 } else { 32767.0 };
+        let kept: Vec<f32> = x.iter().copied().filter(|x| x.abs() <= limit).collect();
+        let largest = largest(&kept).max(NOTHING);
         let one = move |x: f32| {
-            let x = x * (most / largest);
-            let code = x.round_ties_even();
-            let rest = if refined { ((x - code) * RESIDUAL).round_ties_even() } else { 0.0 };
-            (f64::from(code) + f64::from(rest) / f64::from(RESIDUAL)) * f64::from(largest / most)
+            let code = (x * (most / largest)).round_ties_even();
+            if x.abs() > limit { f64::from(x) } else { f64::from(code) * f64::from(largest / most) }
         };
         x.iter().map(|x| one(*x)).collect::<Vec<_>>()
     };

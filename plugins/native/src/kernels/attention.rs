@@ -233,30 +233,28 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         // SAFETY: a row of the scratch.
         unsafe {
             let scores = self.scratch.scores.as_mut_ptr().add(row * PAGE);
-            let hide = |score: f32| {
-                let mut hidden = !visible;
-                while hidden != 0 {
-                    *scores.add(hidden.trailing_zeros() as usize) = score;
-                    hidden &= hidden - 1;
+            let hidden = |v: usize| (!visible >> (v * LANES)) as u16;
+            let mut top = I::splat(f32::NEG_INFINITY);
+            for v in 0..VECTORS {
+                let mut score = I::load(scores.add(v * LANES));
+                if hidden(v) != 0 {
+                    score = I::replaced(score, hidden(v), f32::NEG_INFINITY);
+                    I::store(scores.add(v * LANES), score);
                 }
-            };
-            hide(f32::NEG_INFINITY);
-            let mut top = I::load(scores);
-            for v in 1..VECTORS {
-                top = I::max(top, I::load(scores.add(v * LANES)));
+                top = I::max(top, score);
             }
             let top = I::largest(top).max(*largest);
             let factor = if *largest == top { 1.0 } else { (*largest - top).exp() };
             *largest = top;
             let mut sum = I::splat(0.0);
             for v in 0..VECTORS {
-                let weight = I::exp(I::sub(I::load(scores.add(v * LANES)), I::splat(top)));
+                let mut weight = I::exp(I::sub(I::load(scores.add(v * LANES)), I::splat(top)));
+                if hidden(v) != 0 {
+                    // `exp` of −∞ is clamped to a tiny number: what is hidden weighs nothing at all.
+                    weight = I::replaced(weight, hidden(v), 0.0);
+                }
                 I::store(scores.add(v * LANES), weight);
-            }
-            // `exp` of −∞ is clamped to a tiny number: what is hidden weighs nothing at all.
-            hide(0.0);
-            for v in 0..VECTORS {
-                sum = I::add(sum, I::load(scores.add(v * LANES)));
+                sum = I::add(sum, weight);
             }
             *total = *total * factor + I::sum(sum);
             factor

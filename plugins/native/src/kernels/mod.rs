@@ -3,7 +3,7 @@
 //! - [`isa`] is what everything here is written in, once for all instruction sets.
 //! - [`float`] multiplies by weights in float32: the reference, and what plain types use.
 //! - [`tile`] multiplies by quantized weights in integers, [`activation`] prepares what they are multiplied by.
-//! - [`rows`] holds norms, rotations and everything that goes element by element.
+//! - [`rows`] holds norms and everything that goes element by element, [`rotate`] turns heads by their position.
 //! - [`outer`] sums products of activations, for statistics of them.
 //! - [`limits`] measures what the machine does at most with these instructions.
 //! - [`attention`] attends over pages of the key/value cache without ever holding all scores.
@@ -16,6 +16,7 @@ pub(crate) mod float;
 pub(crate) mod isa;
 pub(crate) mod limits;
 pub(crate) mod outer;
+pub(crate) mod rotate;
 pub(crate) mod rows;
 pub(crate) mod tile;
 

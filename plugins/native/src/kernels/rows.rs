@@ -1,4 +1,4 @@
-//! Norms, rotations and element-wise functions over rows of activations.
+//! Norms and element-wise functions over rows of activations.
 
 use drophammer_models::graph::{Activation, Gating};
 
@@ -387,30 +387,6 @@ pub(crate) fn widen_bfloat(path: Path, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), 2 * out.len());
     // SAFETY: the lengths were checked.
     unsafe { isa::run(path, Widen::<true> { bytes, out }) }
-}
-
-/// Rotates pairs `(i, i + half)` of one head in place; `cos` and `sin` have `half` entries.
-///
-/// # Panics
-/// If the lengths do not fit.
-pub(crate) fn rotate_halves(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let (low, high) = head.split_at_mut(cos.len());
-    assert!(low.len() == high.len() && sin.len() == cos.len());
-    for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-    }
-}
-
-/// Rotates pairs `(2i, 2i + 1)` of one head in place.
-///
-/// # Panics
-/// If the lengths do not fit.
-pub(crate) fn rotate_pairs(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    assert!(head.len() == 2 * cos.len() && sin.len() == cos.len());
-    for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
-        let (a, b) = (pair[0], pair[1]);
-        (pair[0], pair[1]) = (a * cos - b * sin, b * cos + a * sin);
-    }
 }
 
 #[cfg(test)]

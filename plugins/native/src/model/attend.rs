@@ -12,8 +12,7 @@ impl Frame<'_> {
     pub(super) fn attention(&self, attention: &Attention, member: Member<'_>, scratch: &mut Scratch) {
         let Attention { k, v, layer, heads, kv_heads, .. } = *attention;
         let shape = self.cache.layer(layer);
-        let mine = |items: usize| (member.index..items).step_by(member.count);
-        for item in mine(self.runs.len() * kv_heads) {
+        for item in member.share(self.runs.len() * kv_heads, 1) {
             let (run, head) = (&self.runs[item / kv_heads], item % kv_heads);
             for t in run.begin..run.begin + run.len {
                 // SAFETY: each token's slot of each head is one thread's; keys and values are only read here.

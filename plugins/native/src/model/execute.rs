@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use drophammer_models::graph::Index;
-use drophammer_models::rope::{Rope, RopeLayout, RopeTable};
+use drophammer_models::rope::{Rope, RopeTable};
 
 use super::experts::ExpertRoom;
 use super::matrix::Matrix;
@@ -13,7 +13,8 @@ use super::step::{Buffer, Domain, Norm, Rotate, Step, Value};
 use crate::cache::{Cache, Place};
 use crate::kernels::activation::{Quantized, Room};
 use crate::kernels::attention::{self, QUERIES};
-use crate::kernels::rows::{self};
+use crate::kernels::rotate::rotate_head;
+use crate::kernels::rows;
 use crate::kernels::tile::Takes;
 use crate::kernels::tile::multiply::Unpacked;
 use crate::kernels::{LANES, Path};
@@ -417,10 +418,7 @@ impl Frame<'_> {
         let begin = token * x.width + head * rotate.head_width() + rotate.start;
         // SAFETY: the caller's promise.
         let head = unsafe { self.write(x, begin, 2 * cos.len()) };
-        match rotate.layout {
-            RopeLayout::Halves => rows::rotate_halves(head, cos, sin),
-            RopeLayout::Pairs => rows::rotate_pairs(head, cos, sin),
-        }
+        rotate_head(self.path, rotate.layout, head, cos, sin);
     }
 
     pub(super) fn norm_row(&self, norm: &Norm, row: usize, out: &mut [f32]) {

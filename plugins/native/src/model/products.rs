@@ -1,13 +1,15 @@
 //! Matrix products of a step: who multiplies which rows, and in which form.
 #![allow(unsafe_code)] // threads write disjoint rows of shared buffers; each block says which
 
+use std::ops::Range;
+
 use drophammer_models::graph::Gating;
 
 use super::execute::{Frame, Scratch};
 use super::matrix::Matrix;
 use super::step::{Norm, Product, Value};
 use crate::kernels::LANES;
-use crate::kernels::activation::{Panels, Quantized, Room};
+use crate::kernels::activation::{Panels, Quantized, Room, panel_of};
 use crate::kernels::float::{Output, Rows, dot, lay_strip, multiply_strip};
 use crate::kernels::rows::{self, Binary};
 use crate::kernels::tile::multiply::multiply;
@@ -16,6 +18,10 @@ use crate::threads::Member;
 
 /// Up to so many tokens rows of weights are multiplied one by one; beyond it pays to lay them in strips.
 const FEW_TOKENS: usize = 3;
+
+/// With at least so many tokens for each, threads share tokens, not rows of weights: what a thread quantizes, reads and writes then
+/// stays in its core's caches, which is worth more than unpacking weights in one place.
+const OWN_TOKENS: usize = 96;
 
 /// One matrix product. The output's rows and the input's lie in buffers that hold `tokens` of them.
 #[derive(Clone, Copy)]
@@ -32,6 +38,21 @@ pub(super) struct Work<'a> {
     pub(super) out_stride: usize,
     /// Whether products are added to what is there.
     pub(super) accumulate: bool,
+}
+
+impl Work<'_> {
+    /// The same for some tokens, whole panels but for the last.
+    fn of_tokens(self, tokens: &Range<usize>) -> Self {
+        let part = |panels: Panels| panels.part(tokens);
+        Self {
+            x: Rows { begin: self.x.begin.wrapping_add(tokens.start * self.x.stride), ..self.x },
+            codes: self.codes.map(part),
+            words: self.words.map(part),
+            tokens: tokens.len(),
+            out: self.out.wrapping_add(tokens.start * self.out_stride),
+            ..self
+        }
+    }
 }
 
 impl Frame<'_> {
@@ -51,6 +72,7 @@ impl Frame<'_> {
         let takes = |form| products.iter().any(|p| self.program.matrices[p.matrix].takes() == form);
         let mut input = Rows { begin: self.begin(x), stride: columns };
         let own = tokens == 1;
+        let (share_tokens, panel) = (tokens >= OWN_TOKENS * member.count, panel_of(self.path, tokens));
         let room = |form: Takes, shared: &Room, own_room: &mut Quantized| {
             let room = if own { own_room.room() } else { *shared };
             takes(form).then(|| room.panels(self.path, tokens, columns))
@@ -74,8 +96,8 @@ impl Frame<'_> {
             // SAFETY: the row is this thread's own, or written before the last barrier.
             quantize(0, Some(unsafe { std::slice::from_raw_parts(input.begin, columns) }));
         } else {
-            let panels = codes.or(words);
-            for row in member.share(panels.map_or(tokens, |panels| panels.rows()), 1) {
+            let rows = codes.or(words).map_or(tokens, |panels| panels.rows());
+            for row in member.share(rows, panel) {
                 if let Some(norm) = norm.filter(|_| row < tokens) {
                     // SAFETY: each row is one thread's.
                     self.norm_row(norm, row, unsafe { self.write(x, row * columns, columns) });
@@ -83,7 +105,8 @@ impl Frame<'_> {
                 // SAFETY: as above.
                 quantize(row, (row < tokens).then(|| unsafe { self.read(x, row * columns, columns) }));
             }
-            if norm.is_some() || panels.is_some() {
+            let others_read = !share_tokens || self.observer.is_some();
+            if others_read && (norm.is_some() || codes.or(words).is_some()) {
                 member.barrier();
             }
         }
@@ -106,18 +129,29 @@ impl Frame<'_> {
                 accumulate: product.accumulate,
             }
         });
-        let Some(gating) = gating else { return self.multiply(work, member, scratch) };
-        // Both halves' same rows are one thread's, which then gates them.
         let rows = products[0].out.width;
-        let strips = member.share(rows.div_ceil(LANES), 1);
-        for work in work {
-            self.strips(&work, strips.clone(), scratch);
+        let (mut my_tokens, mut my_strips) = (0..tokens, 0..rows.div_ceil(LANES));
+        if share_tokens {
+            my_tokens = member.share(tokens, panel);
+            for work in work {
+                let strips = 0..work.matrix.rows.div_ceil(LANES);
+                self.strips(&work.of_tokens(&my_tokens), strips, scratch);
+            }
+        } else if gating.is_none() {
+            self.multiply(work, member, scratch);
+        } else {
+            // Both halves' same rows are one thread's, which then gates them.
+            my_strips = member.share(my_strips.end, 1);
+            for work in work {
+                self.strips(&work, my_strips.clone(), scratch);
+            }
         }
+        let Some(gating) = gating else { return };
         let (gate, up) = (self.begin(products[0].out), self.begin(products[1].out));
-        let (begin, end) = (strips.start * LANES, (strips.end * LANES).min(rows));
-        for t in 0..if begin < end { tokens } else { 0 } {
+        let (begin, end) = (my_strips.start * LANES, (my_strips.end * LANES).min(rows));
+        for t in my_tokens.filter(|_| begin < end) {
             let at = t * rows + begin;
-            // SAFETY: these rows of both halves are this thread's.
+            // SAFETY: these rows of both halves are this thread's, for this token.
             unsafe {
                 let (gate, up) = (gate.add(at), up.add(at));
                 rows::binary(self.path, Binary::Gated(gating), gate, up, gate, end - begin);
@@ -143,14 +177,14 @@ impl Frame<'_> {
         }
     }
 
-    fn strips(&self, work: &Work<'_>, strips: std::ops::Range<usize>, scratch: &mut Scratch) {
+    fn strips(&self, work: &Work<'_>, strips: Range<usize>, scratch: &mut Scratch) {
         match work.matrix.tiles() {
             Some(tiles) => self.tiles(work, tiles, strips, scratch),
             None => strips.for_each(|strip| self.strip(work, strip, scratch)),
         }
     }
 
-    fn tiles(&self, work: &Work<'_>, tiles: &Tiles, strips: std::ops::Range<usize>, scratch: &mut Scratch) {
+    fn tiles(&self, work: &Work<'_>, tiles: &Tiles, strips: Range<usize>, scratch: &mut Scratch) {
         let rows = strips.start * LANES..(strips.end * LANES).min(work.matrix.rows);
         let out = Output { begin: work.out, stride: work.out_stride, accumulate: work.accumulate };
         // SAFETY: these strips' outputs are this thread's; the panels were quantized before the last barrier.

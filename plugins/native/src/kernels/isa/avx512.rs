@@ -3,8 +3,8 @@
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;
 
-use super::Isa;
 use super::avx2::pairs;
+use super::{Isa, LANES};
 
 /// AVX-512 F, BW, DQ, VL, VNNI.
 #[derive(Clone, Copy)]
@@ -13,6 +13,16 @@ pub(crate) struct Avx512;
 #[inline(always)]
 fn first(n: usize) -> u16 {
     ((1u32 << n.min(16)) - 1) as u16
+}
+
+/// Integers up to 127 as bytes.
+#[inline(always)]
+unsafe fn signed_bytes([low, high]: [__m512; 2]) -> __m256i {
+    // SAFETY: the caller promises the instruction set.
+    unsafe {
+        let [low, high] = [low, high].map(|x| _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+        _mm256_set_m128i(high, low)
+    }
 }
 
 // SAFETY of every block below: the caller promises the instruction set and the elements that are loaded or stored.
@@ -144,15 +154,32 @@ impl Isa for Avx512 {
         unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
+    unsafe fn above(x: Self::F, limit: f32) -> u16 {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(limit)) }
+    }
+    #[inline(always)]
+    unsafe fn replaced(x: Self::F, bits: u16, value: f32) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_mask_mov_ps(x, bits, _mm512_set1_ps(value)) }
+    }
+    #[inline(always)]
+    unsafe fn sums(x: [Self::F; 2]) -> [i32; 2] {
+        // SAFETY: see the head of this block.
+        unsafe {
+            // Bytes are summed by eights as unsigned ones: 128 too much each.
+            let unsigned = _mm256_xor_si256(signed_bytes(x), _mm256_set1_epi8(i8::MIN));
+            let eights = _mm256_sad_epu8(unsigned, _mm256_setzero_si256());
+            let sums = _mm256_add_epi64(eights, _mm256_shuffle_epi32::<0b01_00_11_10>(eights));
+            let too_much = 128 * LANES as i32;
+            [_mm256_extract_epi32::<0>(sums) - too_much, _mm256_extract_epi32::<4>(sums) - too_much]
+        }
+    }
+    #[inline(always)]
     unsafe fn activations(x: [Self::F; 2]) -> [u32; 16] {
         let mut words = [0; 16];
-        for (i, x) in x.into_iter().enumerate() {
-            // SAFETY: see the head of this block; 16 bytes are 4 words.
-            unsafe {
-                let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
-                _mm_storeu_si128(words.as_mut_ptr().add(4 * i).cast(), bytes);
-            }
-        }
+        // SAFETY: see the head of this block; 32 bytes are 8 words.
+        unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), signed_bytes(x)) };
         words
     }
     #[inline(always)]

@@ -86,7 +86,7 @@ impl Path {
         all
     }
 
-    /// Whether activations have codes of 8 bits, and some of them residuals.
+    /// Whether activations have codes of 8 bits, and some are set apart.
     #[cfg(test)]
     pub(crate) fn takes_bytes(self) -> bool {
         match self {
@@ -248,6 +248,33 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn sum(a: Self::F) -> f32;
     /// Largest lane.
     unsafe fn largest(a: Self::F) -> f32;
+    /// A bit for each lane whose magnitude is above `limit`.
+    #[inline(always)]
+    unsafe fn above(x: Self::F, limit: f32) -> u16 {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: the caller's promise.
+        unsafe { Self::store(lanes.as_mut_ptr(), x) };
+        lanes.iter().enumerate().fold(0, |bits, (i, x)| bits | u16::from(x.abs() > limit) << i)
+    }
+    /// `value` in the lanes of the bits.
+    #[inline(always)]
+    unsafe fn replaced(x: Self::F, bits: u16, value: f32) -> Self::F {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), x);
+            for (i, x) in lanes.iter_mut().enumerate() {
+                *x = if bits >> i & 1 == 1 { value } else { *x };
+            }
+            Self::load(lanes.as_ptr())
+        }
+    }
+    /// Sums of the lanes of each, which are integers up to [`Isa::LIMIT`].
+    #[inline(always)]
+    unsafe fn sums(x: [Self::F; 2]) -> [i32; 2] {
+        // SAFETY: the caller's promise. (Sixteen numbers of sixteen bits: floats hold their sum exactly.)
+        x.map(|x| unsafe { Self::sum(x) } as i32)
+    }
     /// Integers, up to [`Isa::LIMIT`], as the words that the steps of a block multiply by; as many as there are steps.
     unsafe fn activations(x: [Self::F; 2]) -> [u32; 16];
     /// Integers of sixteen bits in pairs: of every four columns the first and the third, then the second and the fourth.

@@ -30,6 +30,16 @@ pub(crate) trait Bits {
         // SAFETY: the caller's promise.
         unsafe { I::codes(Self::unpack::<I>(p)) }
     }
+
+    /// One of those vectors alone, where products take codes as bytes.
+    ///
+    /// # Safety
+    /// As for [`Bits::unpack`]; there are eight.
+    #[inline(always)]
+    unsafe fn step<I: Isa>(p: *const u8, step: usize) -> I::B {
+        // SAFETY: the caller's promise.
+        unsafe { *Self::codes::<I>(p).as_ref().get_unchecked(step) }
+    }
 }
 
 pub(crate) struct Two;
@@ -197,6 +207,16 @@ impl Bits for Four {
                 I::load_b(p.add(128)),
                 I::load_b(p.add(192)),
             ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step<I: Isa>(p: *const u8, step: usize) -> I::B {
+        // SAFETY: the caller promises four vectors, and that products take codes as bytes, in eight.
+        unsafe {
+            let packed = I::load_b(p.add(step % 4 * 64));
+            let packed = if step < 4 { packed } else { I::shift_right::<4>(packed) };
+            I::and(packed, I::splat_b(0x0f))
         }
     }
 }

@@ -15,7 +15,7 @@ use drophammer_formats::DType;
 
 use super::{BLOCK, Tiles};
 use crate::kernels::LANES;
-use crate::kernels::activation::{Panels, with_panel};
+use crate::kernels::activation::{Panels, strides, with_panel};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::rows::{self, nearest};
@@ -112,14 +112,15 @@ impl Fixed<'_> {
         let (tile, x) = (self.tiles.strip(strip).as_ptr(), self.x.at(index));
         // SAFETY: the strip holds `columns` columns, the panel `M` tokens of as many; `out` has room for the panel's tokens.
         unsafe {
+            let (to_token, to_step) = strides::<I>(STEPS, M);
             let mut sums = [I::splat(0.0); M];
             for block in 0..x.columns / BLOCK {
                 let mut acc = [I::zero_i(); M];
                 for step in block * STEPS..(block + 1) * STEPS {
                     let w = I::load_b(tile.add(SCALES + step * LANES * 4));
-                    let x = x.codes.cast::<i32>().add(step * M);
+                    let x = x.codes.cast::<i32>().add(block * M * STEPS + step % STEPS * to_step);
                     for (m, acc) in acc.iter_mut().enumerate() {
-                        *acc = I::dot_words(*acc, w, *x.add(m));
+                        *acc = I::dot_words(*acc, w, *x.add(m * to_token));
                     }
                 }
                 for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {

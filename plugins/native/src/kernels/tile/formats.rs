@@ -73,6 +73,21 @@ pub(crate) trait Format {
         }
     }
 
+    /// One of those vectors alone, where products take codes as bytes.
+    ///
+    /// # Safety
+    /// As for [`Format::unpack`]; there are eight.
+    #[inline(always)]
+    unsafe fn unpack_step<I: Isa>(p: *const u8, step: usize) -> I::B {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if Self::ZERO == 128 {
+                return *Self::unpack::<I>(p).as_ref().get_unchecked(step);
+            }
+            Self::Bits::step::<I>(p, step)
+        }
+    }
+
     /// Scales of a group of columns.
     ///
     /// # Safety

@@ -13,16 +13,16 @@
 //! comes in two to three times as fast as codes and scales apart. Codes and scales keep their width: a tile takes as many bytes
 //! as the file, give or take a few percent.
 //!
-//! [`formats`] says how each quantized type becomes tiles, [`multiply`] multiplies activations by them and [`residual`] what
-//! rounding left of those; [`fixed`] does both for halves and [`plain`] for plain floats, whose strips have numbers where quantized
+//! [`formats`] says how each quantized type becomes tiles, [`multiply`] multiplies activations by them and [`outliers`] those
+//! that are set apart; [`fixed`] does both for halves and [`plain`] for plain floats, whose strips have numbers where quantized
 //! ones have codes.
 
 pub(crate) mod bits;
 pub(crate) mod fixed;
 pub(crate) mod formats;
 pub(crate) mod multiply;
+mod outliers;
 pub(crate) mod plain;
-mod residual;
 
 use drophammer_formats::DType;
 

@@ -1,39 +1,53 @@
 //! Products of quantized activations with tiles.
 //!
-//! One token: codes are unpacked in registers and used at once, so that reading weights is all the work. More tokens: a
-//! strip is unpacked once, to codes and float scales that stay in the nearest cache, then multiplied panel by panel; before
-//! that, block by block, by those residuals that there are. Integers are summed over a scale's columns, floats over all, and
-//! those of residuals by themselves, in the same order in both forms: a batch gives bit for bit what its tokens give one by
-//! one.
+//! One token: codes are unpacked in registers and used at once, so that reading weights is all the work. More tokens: a few
+//! strips are unpacked once, to codes and float scales that stay in near caches, then multiplied by their outliers, and panel by
+//! panel by their codes. Integers are summed over a scale's columns, floats over all, and those of outliers by themselves, in the
+//! same order in both forms: a batch gives bit for bit what its tokens give one by one.
 
 use super::formats::{Format, with_format};
-use super::residual::{Products, Residuals};
+use super::outliers::{Outliers, Products, weight};
 use super::{BLOCK, Place, Tiles, fetch_scales};
 use crate::kernels::LANES;
-use crate::kernels::activation::{Panels, RESIDUAL, WIDEST_PANEL, with_panel};
+use crate::kernels::activation::{Outlier, Panels, WIDEST_PANEL, strides, with_panel};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 
-/// One thread's room for an unpacked strip and what belongs to it.
+/// Strips that are unpacked together: so many lines of a token's output are written one after another, each of which alone would
+/// be a page away from the next token's.
+const TOGETHER: usize = 2;
+
+/// One thread's room for unpacked strips and what belongs to them.
 pub(crate) struct Unpacked {
+    pub(super) strips: [UnpackedStrip; TOGETHER],
+    /// For every 16 or 32 columns of every token: what the zero code or the minimum multiplies.
+    offsets: Vec<i32>,
+    pub(super) outliers: Outliers,
+}
+
+/// A strip, unpacked.
+pub(super) struct UnpackedStrip {
     pub(super) codes: Vec<u8>,
     pub(super) scales: Vec<f32>,
     pub(super) minimums: Vec<f32>,
-    /// For every 16 or 32 columns of every token: what the zero code or the minimum multiplies.
-    offsets: Vec<i32>,
-    pub(super) residuals: Residuals,
+    /// What it gave with outliers, `[tokens][16]`.
+    pub(super) sums: Vec<f32>,
 }
 
 impl Unpacked {
     /// For matrices of up to `columns` columns and up to `tokens` tokens.
     pub(crate) fn new(columns: usize, tokens: usize) -> Self {
         let (blocks, tokens) = (columns.div_ceil(BLOCK), tokens.next_multiple_of(WIDEST_PANEL));
-        Self {
+        let strip = || UnpackedStrip {
             codes: vec![0; blocks * BLOCK * LANES * 2 + 64],
             scales: vec![0.0; blocks * 2 * LANES],
             minimums: vec![0.0; blocks * 2 * LANES],
+            sums: vec![0.0; tokens * LANES],
+        };
+        Self {
+            strips: std::array::from_fn(|_| strip()),
             offsets: vec![0; blocks * 2 * tokens],
-            residuals: Residuals::new(blocks, tokens),
+            outliers: Outliers::new(columns, tokens),
         }
     }
 }
@@ -72,16 +86,19 @@ unsafe fn multiply_as<F: Format>(
     // SAFETY: the caller's promise.
     unsafe {
         let zero = F::zero(path);
-        if x.tokens == 1 {
+        if x.panel == 1 {
             let format = std::marker::PhantomData;
             return isa::run(path, One::<F> { tiles, x, strips, out, room, zero, format });
         }
         offsets::<F>(x, zero, room);
-        room.residuals.find(x);
-        for strip in strips {
-            isa::run(path, Unpack::<F> { tiles, strip, room, format: std::marker::PhantomData });
-            let rows = LANES.min(tiles.rows() - strip * LANES);
-            let out = Output { begin: out.begin.add(strip * LANES), ..out };
+        room.outliers.find(x);
+        for first in strips.clone().step_by(TOGETHER) {
+            let count = TOGETHER.min(strips.end - first);
+            for (strip, room) in (first..first + count).zip(&mut room.strips) {
+                isa::run(path, Unpack::<F> { tiles, strip, room, format: std::marker::PhantomData });
+            }
+            let rows = (count * LANES).min(tiles.rows() - first * LANES);
+            let out = Output { begin: out.begin.add(first * LANES), ..out };
             match (F::GROUPS, F::MINIMUMS) {
                 (1, false) => unpacked::<Shape<1, false>>(path, room, x, zero, rows, out),
                 (1, true) => unpacked::<Shape<1, true>>(path, room, x, zero, rows, out),
@@ -92,17 +109,19 @@ unsafe fn multiply_as<F: Format>(
     }
 }
 
-/// Multiplies the unpacked strip.
+/// Multiplies the unpacked strips: `rows` rows in all.
 unsafe fn unpacked<S>(path: Path, room: &mut Unpacked, x: Panels, zero: i32, rows: usize, out: Output)
 where
-    for<'a> Strip<'a, S>: Kernel<Output = ()>,
+    for<'a> Strips<'a, S>: Kernel<Output = ()>,
     for<'a> Products<'a, S>: Kernel<Output = ()>,
 {
     let shape = std::marker::PhantomData;
     // SAFETY: the caller's promise.
     unsafe {
-        isa::run(path, Products::<S> { room, tokens: x.tokens, zero, shape });
-        isa::run(path, Strip::<S> { room, x, rows, out, shape });
+        for strip in &mut room.strips[..rows.div_ceil(LANES)] {
+            isa::run(path, Products::<S> { strip, outliers: &room.outliers, tokens: x.tokens, zero, shape });
+        }
+        isa::run(path, Strips::<S> { room, x, rows, out, shape });
     }
 }
 
@@ -180,11 +199,12 @@ impl<F: Format> One<'_, F> {
     unsafe fn strip<I: Isa>(&self, strip: usize, rows: usize, out: Output) {
         let tile = self.tiles.strip(strip).as_ptr();
         let parts = F::COLUMNS / BLOCK;
-        let (steps, blocks) = (I::STEPS / F::GROUPS, self.x.columns / BLOCK);
+        let steps = I::STEPS / F::GROUPS;
         // SAFETY: the strip holds `columns` columns of codes and scales, the panel as many of activations.
         unsafe {
-            let (mut sum, mut residual) = (I::splat(0.0), I::splat(0.0));
+            let (mut sum, mut apart) = (I::splat(0.0), I::splat(0.0));
             let x = self.x.codes.cast::<i32>();
+            let mut outlier = self.x.outliers(0).cast_const();
             for unit in 0..self.x.columns / F::COLUMNS {
                 let place = Place::of::<F>(unit);
                 let scales = tile.add(place.scales);
@@ -201,18 +221,31 @@ impl<F: Format> One<'_, F> {
                         let offset = *self.room.offsets.as_ptr().add(at);
                         let x = x.add(at * steps);
                         sum = Self::add::<I>(sum, w, x, offset, I::mul(scale, I::splat(factor)), minimum);
-                        if *self.x.refined.add(block) {
-                            let factor = factor / RESIDUAL;
-                            let codes = self::sum(self.x.sums, 1, blocks * F::GROUPS + at, F::GROUPS);
-                            let offset = self::offset(F::MINIMUMS, self.zero, codes, factor);
-                            let x = x.add(blocks * I::STEPS);
-                            let scale = I::mul(scale, I::splat(factor));
-                            residual = Self::add::<I>(residual, w, x, offset, scale, minimum);
+                    }
+                    if I::BYTES {
+                        while (*outlier).block() == block {
+                            // Again, rather than have all blocks' codes in memory because some are looked at one by one.
+                            let codes = tile.add(place.codes + part * F::code_bytes());
+                            let codes = F::unpack_step::<I>(codes, (*outlier).step());
+                            let w = self.weight::<I>(codes, scales, part, *outlier);
+                            apart = I::fma(I::splat((*outlier).value), w, apart);
+                            outlier = outlier.add(1);
                         }
                     }
                 }
             }
-            out.put::<I>(0, rows, I::add(sum, residual));
+            out.put::<I>(0, rows, I::add(sum, apart));
+        }
+    }
+
+    /// What an outlier of the unit's block `part` is multiplied by.
+    #[inline(always)]
+    unsafe fn weight<I: Isa>(&self, codes: I::B, scales: *const u8, part: usize, outlier: Outlier) -> I::F {
+        let group = outlier.group(F::GROUPS);
+        // SAFETY: the caller promises the block's codes and scales.
+        unsafe {
+            let minimum = F::MINIMUMS.then(|| F::minimum::<I>(scales, part, group));
+            weight::<I>(codes, outlier, self.zero, F::scale::<I>(scales, part, group), minimum)
         }
     }
 
@@ -243,7 +276,7 @@ impl<F: Format> One<'_, F> {
 struct Unpack<'a, F> {
     tiles: &'a Tiles,
     strip: usize,
-    room: &'a mut Unpacked,
+    room: &'a mut UnpackedStrip,
     format: std::marker::PhantomData<F>,
 }
 
@@ -283,16 +316,17 @@ impl<F: Format> Kernel for Unpack<'_, F> {
 /// What a product needs to know of a format: formats that agree in it share their code.
 pub(super) struct Shape<const GROUPS: usize, const MINIMUMS: bool>;
 
-/// An unpacked strip times all panels.
-struct Strip<'a, S> {
+/// Unpacked strips times all panels.
+struct Strips<'a, S> {
     room: &'a Unpacked,
     x: Panels,
+    /// Of all strips.
     rows: usize,
     out: Output,
     shape: std::marker::PhantomData<S>,
 }
 
-impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Strip<'_, Shape<GROUPS, MINIMUMS>> {
+impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Strips<'_, Shape<GROUPS, MINIMUMS>> {
     type Output = ();
 
     #[inline(always)]
@@ -300,22 +334,25 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Strip<'_, Shape<GROUP
         // SAFETY: the caller's promise; the panel's width is what `panel_of` gives on this path.
         unsafe {
             for index in 0..self.x.count() {
-                with_panel!(I, self.x.panel, M => self.panel::<I, M>(index));
+                with_panel!(I, self.x.panel, M => for strip in 0..self.rows.div_ceil(LANES) {
+                    self.panel::<I, M>(index, strip);
+                });
             }
         }
     }
 }
 
-impl<const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<GROUPS, MINIMUMS>> {
-    /// A panel of `M` tokens.
+impl<const GROUPS: usize, const MINIMUMS: bool> Strips<'_, Shape<GROUPS, MINIMUMS>> {
+    /// A panel of `M` tokens times a strip.
     #[inline(always)]
-    unsafe fn panel<I: Isa, const M: usize>(&self, index: usize) {
+    unsafe fn panel<I: Isa, const M: usize>(&self, index: usize, strip: usize) {
         let (x, steps) = (self.x.at(index), I::STEPS / GROUPS);
         // SAFETY: the room holds the strip, the panel `M` tokens; `out` has room for the panel's tokens.
         unsafe {
-            let (codes, scales) = (self.room.codes.as_ptr(), self.room.scales.as_ptr());
-            let minimums = self.room.minimums.as_ptr();
+            let UnpackedStrip { codes, scales, minimums, sums: apart } = &self.room.strips[strip];
+            let (codes, scales, minimums) = (codes.as_ptr(), scales.as_ptr(), minimums.as_ptr());
             let offsets = self.room.offsets.as_ptr().add(index * M * x.columns / BLOCK * GROUPS);
+            let (to_token, to_step) = strides::<I>(I::STEPS, M);
             let mut sums = [I::splat(0.0); M];
             for block in 0..x.columns / BLOCK {
                 for group in 0..GROUPS {
@@ -326,11 +363,11 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<GROUPS, MINIMUMS
                             *acc = I::splat_i(*offsets.add(at * M + m));
                         }
                     }
-                    for step in at * steps..(at + 1) * steps {
-                        let w = I::load_b(codes.add(step * 64));
-                        let x = x.codes.cast::<i32>().add(step * M);
+                    let x_codes = x.codes.cast::<i32>().add(block * M * I::STEPS + group * steps * to_step);
+                    for step in 0..steps {
+                        let w = I::load_b(codes.add((at * steps + step) * 64));
                         for (m, acc) in acc.iter_mut().enumerate() {
-                            *acc = I::dot(*acc, w, *x.add(m));
+                            *acc = I::dot(*acc, w, *x_codes.add(m * to_token + step * to_step));
                         }
                     }
                     let scale = I::load(scales.add(at * LANES));
@@ -347,12 +384,11 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strip<'_, Shape<GROUPS, MINIMUMS
                     }
                 }
             }
-            for (m, mut sum) in sums.into_iter().enumerate().take(x.tokens) {
+            let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
+            let rows = LANES.min(self.rows - strip * LANES);
+            for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
                 let token = index * M + m;
-                if !self.room.residuals.is_empty() {
-                    sum = I::add(sum, I::load(self.room.residuals.of_token(token).as_ptr()));
-                }
-                self.out.put::<I>(token, self.rows, sum);
+                out.put::<I>(token, rows, I::add(sum, I::load(apart.as_ptr().add(token * LANES))));
             }
         }
     }
@@ -437,26 +473,35 @@ mod tests {
                         floats
                     })
                     .collect();
-                // Some blocks stand out.
+                // Some numbers stand out; in every fourth token more than are set apart, since most blocks are empty.
                 let x: Vec<f32> = (0..tokens * columns)
                     .map(|i| {
-                        ((i * 7919 % 2003) as f32 / 1001.0 - 1.0).powi(3)
-                            * if i % 311 < 5 { 9.0 } else { 1.0 }
+                        let empty = i / columns % 4 == 3 && i / 32 % 3 > 0;
+                        let x = ((i * 7919 % 2003) as f32 / 1001.0 - 1.0).powi(3);
+                        if empty { 0.0 } else { x * if i % 311 < 5 { 9.0 } else { 1.0 } }
                     })
                     .collect();
                 let tiles = tiles_of(dtype, columns, &stored);
                 for path in Path::all() {
-                    let mut quantized = Quantized::new(tokens, columns);
-                    let panels = quantized.room().panels(path, tokens, columns);
-                    for row in 0..panels.rows() {
-                        // SAFETY: one thread.
-                        unsafe { panels.quantize(path, row, x.get(row * columns..(row + 1) * columns)) };
-                    }
-                    let mut out = vec![f32::NAN; tokens * rows];
-                    let to = Output { begin: out.as_mut_ptr(), stride: rows, accumulate: false };
-                    let mut room = Unpacked::new(columns, tokens);
-                    // SAFETY: the sizes above.
-                    unsafe { multiply(path, &tiles, panels, 0..rows.div_ceil(16), to, &mut room) };
+                    let product = |x: &[f32]| {
+                        let tokens = x.len() / columns;
+                        let mut quantized = Quantized::new(tokens, columns);
+                        let panels = quantized.room().panels(path, tokens, columns);
+                        let mut out = vec![f32::NAN; tokens * rows];
+                        let to = Output { begin: out.as_mut_ptr(), stride: rows, accumulate: false };
+                        let mut room = Unpacked::new(columns, tokens);
+                        // SAFETY: one thread; the sizes above.
+                        unsafe {
+                            for row in 0..panels.rows() {
+                                panels.quantize(path, row, x.get(row * columns..(row + 1) * columns));
+                            }
+                            multiply(path, &tiles, panels, 0..rows.div_ceil(16), to, &mut room);
+                        }
+                        out
+                    };
+                    let out = product(&x);
+                    let single: Vec<f32> = x.chunks(columns).flat_map(product).collect();
+                    assert_eq!(out, single, "{dtype} {path:?}");
                     for t in 0..tokens {
                         let x = &x[t * columns..][..columns];
                         // The product of these is exact up to float sums.

@@ -13,7 +13,9 @@ use crate::plain;
 /// The file that says it.
 pub(crate) const FILE: &str = "qnn_model.json";
 /// The version of its form.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
+/// The oldest that is read: one whose logits have nothing in common that is told apart.
+const OLDEST: u32 = 2;
 /// The largest such file that is read.
 const LARGEST: u64 = 16 << 20;
 /// The most of anything that it counts.
@@ -135,8 +137,8 @@ impl Artifact {
 
     /// Sizes that make sense together.
     fn check(&self) -> Result<(), String> {
-        if self.version != VERSION {
-            return Err(format!("is of version {}; {VERSION} is read", self.version));
+        if !(OLDEST..=VERSION).contains(&self.version) {
+            return Err(format!("is of version {}; {OLDEST} to {VERSION} are read", self.version));
         }
         let plain = |name: &str| Path::new(name).file_name().is_some_and(|file| file == name);
         for step in &self.steps {

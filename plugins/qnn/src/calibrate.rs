@@ -1,17 +1,19 @@
 //! What is known of activations: the float graph runs on the processor over sample text, and tells the least and the largest of every
-//! value, and how the numbers go together that matrices are multiplied with.
+//! value, how large its numbers are, and how those go together that matrices are multiplied with.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use drophammer_forge::{Recipe, failure};
+use drophammer_formats::layout::Layout;
 use drophammer_infer::Tokenizer;
 use drophammer_infer::measure::CALIBRATION_TEXT;
 use drophammer_models::Checkpoint;
 use drophammer_models::description::ModelKind;
 use drophammer_models::export::onnx::{
-    FixedExport, Importances, Inputs, Range, Ranges, Step, WATCH_HIGH, WATCH_LOW, Watched, Weights,
+    FixedExport, Halves, Importances, Inputs, Range, Ranges, Step, WATCH_HIGH, WATCH_LOW, WATCH_SQUARE,
+    Watched, Weights,
 };
 use drophammer_ort::{failed, graph};
 use drophammer_quant::compensate::Products;
@@ -29,6 +31,13 @@ const SAMPLES: usize = 32;
 const CHUNK: u32 = 64;
 /// Tokens of a sample.
 const SAMPLE: usize = 2 * CHUNK as usize;
+/// Half precision is finer than 16-bit codes where the root mean square spans fewer: its step at 2048 times the codes' is theirs. So sums,
+/// which cost nothing else, are halves below.
+const CODES_OF_SUMS: f64 = 2048.0;
+/// What a matrix is multiplied with is a half below so many codes only: the matrix is then stored in 16 bits.
+const CODES_OF_FACTORS: f64 = 256.0;
+/// The largest number that half precision is trusted with: sample text may not hold the largest of all.
+const LARGEST_HALF: f32 = 32_768.0;
 
 /// Token ids to run, and where they are from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,10 +81,7 @@ impl Samples {
             ))
             .with_help("Name a longer text."));
         }
-        let told = format!(
-            "activation ranges are those of {} samples of {SAMPLE} tokens from {source}",
-            tokens.len()
-        );
+        let told = format!("{} samples of {SAMPLE} tokens from {source}", tokens.len());
         Ok(Self { tokens, told })
     }
 
@@ -89,8 +95,16 @@ impl Samples {
             (state >> 33) as u32 % vocabulary.max(1)
         };
         let tokens = (0..SAMPLES).map(|_| (0..SAMPLE).map(|_| next()).collect()).collect();
-        let told = "activation ranges are those of random tokens, since the model has no tokenizer: real text may need others";
+        let told = "random tokens, since the model has no tokenizer: real text may need others";
         Self { tokens, told: told.into() }
+    }
+
+    /// At most so many of them.
+    pub(crate) fn some(mut self, count: usize) -> Self {
+        let every = self.tokens.len().div_ceil(count).max(1);
+        self.tokens = self.tokens.into_iter().step_by(every).collect();
+        self.told = format!("{} of {}", self.tokens.len(), self.told);
+        self
     }
 }
 
@@ -105,6 +119,8 @@ fn spread(ids: &[u32]) -> Vec<Vec<u32>> {
 #[derive(Debug, Default)]
 pub(crate) struct Calibration {
     pub(crate) ranges: Ranges,
+    /// Values that are finer in half precision than in codes.
+    pub(crate) halves: Halves,
     /// Products of what matrices are multiplied with.
     pub(crate) inputs: Inputs,
 }
@@ -114,17 +130,18 @@ pub(crate) struct Calibration {
 struct Ends {
     outermost: Range,
     sums: [f64; 2],
+    squares: f64,
     chunks: u32,
 }
 
 impl Ends {
-    fn add(known: Option<Self>, range: Range) -> Self {
-        let Some(mut ends) = known else {
-            return Self { outermost: range, sums: [range.low.into(), range.high.into()], chunks: 1 };
-        };
+    fn add(known: Option<Self>, range: Range, square: f32) -> Self {
+        let (sums, squares) = ([range.low.into(), range.high.into()], square.into());
+        let Some(mut ends) = known else { return Self { outermost: range, sums, squares, chunks: 1 } };
         ends.outermost = ends.outermost.with(range);
         ends.sums[0] += f64::from(range.low);
         ends.sums[1] += f64::from(range.high);
+        ends.squares += f64::from(square);
         ends.chunks += 1;
         ends
     }
@@ -135,6 +152,14 @@ impl Ends {
             Reach::Outermost => self.outermost,
             Reach::Usual => Range { low, high },
         }
+    }
+
+    /// How many 16-bit codes the root mean square spans, where half precision holds all numbers.
+    fn codes(self) -> Option<f64> {
+        let Range { low, high } = self.outermost;
+        let held = high.max(-low) <= LARGEST_HALF;
+        let scale = self.outermost.encoding(16).scale;
+        held.then(|| (self.squares / f64::from(self.chunks)).sqrt() / f64::from(scale))
     }
 }
 
@@ -162,7 +187,8 @@ impl Seen {
                 low: end(format!("{value}{WATCH_LOW}"))?,
                 high: end(format!("{value}{WATCH_HIGH}"))?,
             };
-            let ends = Ends::add(self.ends.get(value).copied(), range);
+            let square = end(format!("{value}{WATCH_SQUARE}"))?;
+            let ends = Ends::add(self.ends.get(value).copied(), range, square);
             self.ends.insert(value.clone(), ends);
         }
         for multiplied in &watched.multiplied {
@@ -179,14 +205,26 @@ impl Seen {
         Ok(())
     }
 
-    fn done(self, watched: &Watched, reach: Reach) -> Result<Calibration> {
+    fn done(self, watched: &Watched, scheme: &Scheme) -> Result<Calibration> {
+        let halves = if scheme.mixes() { self.halves(watched) } else { Halves::new() };
+        let reach = scheme.reach;
         let ranges = self.ends.into_iter().map(|(value, ends)| (value, ends.range(reach))).collect();
         let columns = |value: &str| watched.multiplied.iter().find(|m| m.value == value).map(|m| m.columns);
         let products = self.sums.into_iter().map(|(value, sums)| {
             let products = columns(&value).and_then(|columns| Products::new(columns, sums));
             Ok((value.clone(), Arc::new(products.ok_or_else(|| untold(&value))?)))
         });
-        Ok(Calibration { ranges, inputs: products.collect::<Result<_>>()? })
+        Ok(Calibration { ranges, halves, inputs: products.collect::<Result<_>>()? })
+    }
+
+    /// Values of which the codes would leave too little.
+    fn halves(&self, watched: &Watched) -> Halves {
+        let below = |value: &&String, least: f64| {
+            self.ends.get(*value).and_then(|ends| ends.codes()).is_some_and(|codes| codes < least)
+        };
+        let sums = watched.sums.iter().filter(|value| below(value, CODES_OF_SUMS));
+        let factors = watched.factors.iter().filter(|value| below(value, CODES_OF_FACTORS));
+        sums.chain(factors).cloned().collect()
     }
 }
 
@@ -202,55 +240,99 @@ pub(crate) fn calibrate(
     place: &Path,
     job: &dyn JobContext,
 ) -> Result<Calibration> {
-    let in_model = |error: &drophammer_models::Error| failure::of_model(checkpoint.source().root(), error);
-    let stem = "calibration";
-    let description = checkpoint.description();
-    let encoder = description.kind == ModelKind::Encoder;
-    // An encoder's samples are pieces of text that its positions reach, each for itself.
-    let chunk = if encoder { CHUNK.min(description.context) } else { CHUNK };
-    let steps = [Step { stem, tokens: chunk }];
-    let export =
-        FixedExport::new(checkpoint, &steps, CHUNK, Weights::Floats).map_err(|error| in_model(&error))?;
-    let too_large = |fault: drophammer_formats::Fault| {
-        BackendError::new(ErrorCode::UnsupportedInput, fault.to_string()).with_help(fault.help())
-    };
-    let watched = export.watched(scheme.weights).map_err(too_large)?;
-    let none = (Importances::new(), Inputs::new());
-    let items = export.items(&none.0, &none.1).map_err(|error| failure::of_pass(&error))?;
-    let recipe =
-        Recipe::new("qnn calibration", env!("CARGO_PKG_VERSION"), "fp32").with_source(checkpoint.source())?;
-    let io =
-        |error: std::io::Error| BackendError::new(ErrorCode::Failed, format!("{}: {error}", place.display()));
-    std::fs::create_dir_all(place).map_err(io)?;
-    drophammer_forge::run(place, &watched.layout, &items, &recipe, job)?;
-    drop(items);
-    let environment = provider::open(host)?;
-    let threads = job.budgets().threads.max(1) as usize;
-    let mut session = graph::open(environment, &place.join(format!("{stem}.onnx")), threads)?;
-    let interface = export.interface();
-    let past = if encoder { 0 } else { CHUNK as usize };
-    let shape = Shape { tokens: chunk as usize, past, unseen: scheme.unseen };
-    // An encoder's are cut shorter by one than the graph, which then shows what its mask adds where nothing is to be seen.
-    let piece = if encoder { shape.tokens.saturating_sub(1).max(1) } else { shape.tokens };
+    let export = float_graph(checkpoint)?;
+    let watched = export.watched(scheme.weights).map_err(|fault| too_large(&fault))?;
     let mut seen = Seen::default();
-    let count = samples.tokens.len();
-    for (number, sample) in samples.tokens.iter().enumerate() {
-        job.check()?;
-        job.progress("calibrating", "", number as u64, count as u64);
-        let mut cache = Cache::new(&interface, shape.past);
-        for chunk in sample.chunks_exact(piece) {
-            let take = |outputs: &SessionOutputs<'_>| seen.take(&watched, outputs);
-            if cache.length < shape.past {
-                step::run(&mut session, &interface, &shape, &mut cache, chunk, take)?;
-            } else {
-                // The cache is full, or there is none: these tokens' own keys need not be kept.
-                step::look(&mut session, &interface, &shape, &cache, chunk, take)?;
+    let floats = Floats { host, checkpoint, export: &export, unseen: scheme.unseen, place };
+    floats.run(&watched.layout, &samples.tokens, job, |outputs| seen.take(&watched, outputs))?;
+    seen.done(&watched, scheme)
+}
+
+/// The file of the float graph, without `.onnx`.
+const STEM: &str = "calibration";
+
+/// The graph that tells about a model.
+///
+/// # Errors
+/// For models that the form does not express.
+pub(crate) fn float_graph(checkpoint: &Checkpoint) -> Result<FixedExport<'_>> {
+    let description = checkpoint.description();
+    let steps = [Step { stem: STEM, tokens: CHUNK.min(description.context) }];
+    FixedExport::new(checkpoint, &steps, CHUNK, Weights::Floats, &Halves::new())
+        .map_err(|error| failure::of_model(checkpoint.source().root(), &error))
+}
+
+/// A graph that no file holds.
+pub(crate) fn too_large(fault: &drophammer_formats::Fault) -> BackendError {
+    BackendError::new(ErrorCode::UnsupportedInput, fault.to_string()).with_help(fault.help())
+}
+
+/// A float graph that is to be run over samples.
+pub(crate) struct Floats<'a> {
+    pub(crate) host: &'a HostInfo,
+    pub(crate) checkpoint: &'a Checkpoint,
+    /// [`float_graph`]'s.
+    pub(crate) export: &'a FixedExport<'a>,
+    /// See [`Scheme::unseen`].
+    pub(crate) unseen: f32,
+    /// A directory for the graph and its weights; it is removed in the end.
+    pub(crate) place: &'a Path,
+}
+
+impl Floats<'_> {
+    /// Writes the graph as `layout` has it, runs it, and gives every chunk's outputs to `take`.
+    ///
+    /// # Errors
+    /// When it cannot be written or run, and those of `take`.
+    pub(crate) fn run(
+        &self,
+        layout: &Layout,
+        samples: &[Vec<u32>],
+        job: &dyn JobContext,
+        mut take: impl FnMut(&SessionOutputs<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let Self { host, checkpoint, export, unseen, place } = self;
+        let description = checkpoint.description();
+        let encoder = description.kind == ModelKind::Encoder;
+        let chunk = CHUNK.min(description.context);
+        let none = (Importances::new(), Inputs::new());
+        let items = export.items(&none.0, &none.1).map_err(|error| failure::of_pass(&error))?;
+        let recipe = Recipe::new("qnn calibration", env!("CARGO_PKG_VERSION"), "fp32")
+            .with_source(checkpoint.source())?;
+        let io = |error: std::io::Error| {
+            BackendError::new(ErrorCode::Failed, format!("{}: {error}", place.display()))
+        };
+        std::fs::create_dir_all(place).map_err(io)?;
+        drophammer_forge::run(place, layout, &items, &recipe, job)?;
+        drop(items);
+        let environment = provider::open(host)?;
+        let threads = job.budgets().threads.max(1) as usize;
+        let mut session = graph::open(environment, &place.join(format!("{STEM}.onnx")), threads)?;
+        let interface = export.interface();
+        let past = if encoder { 0 } else { CHUNK as usize };
+        let shape = Shape { tokens: chunk as usize, past, unseen: *unseen };
+        // Samples are no longer than positions reach. An encoder's are pieces of text, each for itself, shorter by one than the graph,
+        // which then shows what its mask adds where nothing is to be seen.
+        let piece = if encoder { shape.tokens.saturating_sub(1).max(1) } else { shape.tokens };
+        let count = samples.len();
+        for (number, sample) in samples.iter().enumerate() {
+            job.check()?;
+            job.progress("calibrating", "", number as u64, count as u64);
+            let mut cache = Cache::new(&interface, shape.past);
+            let sample =
+                if encoder { sample } else { &sample[..sample.len().min(description.context as usize)] };
+            for chunk in sample.chunks_exact(piece) {
+                if cache.length < shape.past {
+                    step::run(&mut session, &interface, &shape, &mut cache, chunk, &mut take)?;
+                } else {
+                    // The cache is full, or there is none: these tokens' own keys need not be kept.
+                    step::look(&mut session, &interface, &shape, &cache, chunk, &mut take)?;
+                }
             }
         }
+        drop(session);
+        std::fs::remove_dir_all(place).map_err(io)
     }
-    drop(session);
-    std::fs::remove_dir_all(place).map_err(io)?;
-    seen.done(&watched, scheme.reach)
 }
 
 fn untold(name: &str) -> BackendError {
@@ -276,9 +358,17 @@ mod tests {
     #[test]
     fn usual_ends_are_the_mean_of_chunks_and_outermost_ones_the_widest() {
         let ranges = [(-1.0, 2.0), (-3.0, 2.0), (-2.0, 8.0)].map(|(low, high)| Range { low, high });
-        let ends = ranges.iter().fold(None, |ends, range| Some(Ends::add(ends, *range))).unwrap();
+        let ends = ranges.iter().fold(None, |ends, range| Some(Ends::add(ends, *range, 1.0))).unwrap();
         assert_eq!(ends.range(Reach::Outermost), Range { low: -3.0, high: 8.0 });
         assert_eq!(ends.range(Reach::Usual), Range { low: -2.0, high: 4.0 });
+    }
+
+    #[test]
+    fn halves_are_what_spans_few_codes_and_half_precision_holds() {
+        let codes = |high: f32, square: f32| Ends::add(None, Range { low: 0.0, high }, square).codes();
+        // A root mean square of 1 under a largest of 655.35 is a hundred codes.
+        assert!(codes(655.35, 1.0).is_some_and(|codes| (codes - 100.0).abs() < 0.1));
+        assert_eq!(codes(70_000.0, 1.0), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use drophammer_formats::digest::Digest;
 use drophammer_formats::layout::Layout;
 use drophammer_models::Checkpoint;
 use drophammer_models::description::ModelKind;
-use drophammer_models::export::onnx::{FixedExport, Importances, Question, Ranges, Step, Weights};
+use drophammer_models::export::onnx::{FixedExport, Halves, Importances, Question, Ranges, Step, Weights};
 use drophammer_ort::placement::{self, Placement};
 use drophammer_sdk::{
     BackendError, ErrorCode, Estimate, ForgeReport, ForgeRequest, Goal, HostInfo, JobContext, LogLevel,
@@ -20,7 +20,7 @@ use crate::artifact::{self, Artifact, Target};
 use crate::calibrate::{self, Calibration, Samples};
 use crate::scheme::{self, Scheme};
 use crate::soc::{self, Soc};
-use crate::{compile, provider};
+use crate::{common, compile, provider};
 
 /// Tokens of a decoder's prompt that go through a graph together, and of an encoder's short texts.
 const CHUNK: u32 = 64;
@@ -70,8 +70,8 @@ impl Plan {
         Ok(Self { checkpoint, scheme, soc, context, steps })
     }
 
-    fn export(&self) -> Result<FixedExport<'_>> {
-        FixedExport::new(&self.checkpoint, &self.steps, self.context, self.scheme.weights)
+    fn export(&self, halves: &Halves) -> Result<FixedExport<'_>> {
+        FixedExport::new(&self.checkpoint, &self.steps, self.context, self.scheme.weights, halves)
             .map_err(|error| failure::of_model(self.checkpoint.source().root(), &error))
     }
 
@@ -115,7 +115,7 @@ fn layout(export: &FixedExport<'_>, ranges: Option<&Ranges>) -> Result<Layout> {
 /// For unknown goals, sources that cannot be read or expressed, a missing runtime, and graphs that the compiler refuses.
 pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContext) -> Result<ForgeReport> {
     job.check()?;
-    let plan = Plan::of(request)?;
+    let mut plan = Plan::of(request)?;
     let compiler = provider::look(host).map_err(first)?;
     let importances = match &request.imatrix {
         Some(path) => drophammer_forge::gguf::read_importance(path)?,
@@ -126,17 +126,36 @@ pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContex
         .with_source(plan.checkpoint.source())?
         .with_files(request.adapters.iter().chain(&request.imatrix))?
         .with_option("context", &plan.context.to_string());
-    let export = plan.export()?;
     let mut calibration = Calibration::default();
-    if plan.scheme.calibrated() {
-        let samples = Samples::of(&plan.checkpoint, &request.goal)?;
+    let told_apart = common::is_told_apart(&plan.checkpoint, &plan.scheme);
+    if plan.scheme.calibrated() || told_apart {
+        let mut samples = Samples::of(&plan.checkpoint, &request.goal)?;
+        if told_apart {
+            samples = samples.some(common::SAMPLES);
+        }
         let bytes: Vec<u8> = samples.tokens.iter().flatten().flat_map(|token| token.to_le_bytes()).collect();
         recipe = recipe.with_option("samples", &Digest::of(&bytes).to_string());
-        notes.push(samples.told.clone());
         let place = request.staging.join("calibration");
-        calibration = calibrate::calibrate(host, &plan.checkpoint, &samples, &plan.scheme, &place, job)?;
+        if told_apart {
+            let (common, told) =
+                common::of_logits(host, &plan.checkpoint, &samples, &plan.scheme, &place, job)?;
+            notes.push(told);
+            let source = Arc::clone(plan.checkpoint.source());
+            let apart = plan.checkpoint.without_common(common);
+            plan.checkpoint = apart.map_err(|error| failure::of_model(source.root(), &error))?;
+        } else {
+            notes.push(format!("activation ranges are those of {}", samples.told));
+            calibration = calibrate::calibrate(host, &plan.checkpoint, &samples, &plan.scheme, &place, job)?;
+        }
     }
-    let Calibration { ranges, inputs } = calibration;
+    let Calibration { ranges, halves, inputs } = calibration;
+    if !halves.is_empty() {
+        notes.push(format!(
+            "{} values stay in half precision, and matrices they are multiplied with: their codes would be coarser",
+            halves.len()
+        ));
+    }
+    let export = plan.export(&halves)?;
     let ranges = plan.scheme.calibrated().then_some(ranges);
     let layout = layout(&export, ranges.as_ref())?;
     let graphs = request.staging.join("graphs");
@@ -275,6 +294,9 @@ fn fill(estimate: &mut Estimate, plan: &Plan, placed: &[String]) {
     estimate.reason = Some([&told_of(plan.soc)[..], placed].concat().join("; "));
     if plan.scheme.calibrated() {
         estimate.steps.push("run the float graph over sample text for the ranges of activations".into());
+    }
+    if common::is_told_apart(&plan.checkpoint, &plan.scheme) {
+        estimate.steps.push("run the float graph over sample text for what logits have in common".into());
     }
     estimate.steps.push(format!(
         "write the weights as {} and {} graphs over them",

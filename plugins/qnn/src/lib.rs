@@ -3,6 +3,7 @@
 //!
 //! - [`forge`] makes a folder: fixed graphs of [`drophammer_models::export::onnx`], ranges of activations from [`calibrate`], contexts
 //!   from [`compile`] for a chip of [`soc`]'s table; [`artifact`] is the folder's own description;
+//! - [`common`] finds what all logits of a token have in common, which half precision need not hold;
 //! - [`plain`] does the same for graphs that are no language models, and compares them with their originals;
 //! - [`provider`] is the runtime, [`session`] runs contexts through it [`step`] by step.
 //!
@@ -10,6 +11,7 @@
 
 mod artifact;
 mod calibrate;
+mod common;
 mod compile;
 mod convert;
 mod forge;

@@ -31,6 +31,11 @@ impl Scheme {
     pub(crate) fn calibrated(&self) -> bool {
         self.weights != Weights::Floats
     }
+
+    /// Whether values are left in half precision where their codes would be the coarser ones.
+    pub(crate) fn mixes(&self) -> bool {
+        matches!(self.weights, Weights::Whole { activations: 16, .. })
+    }
 }
 
 /// All schemes, largest first.

@@ -1,5 +1,6 @@
 //! A loaded model: its contexts, and one cache per sequence.
 
+use drophammer_models::export::onnx::COMMON;
 use drophammer_ort::{failed, provider as device};
 use drophammer_sdk::{
     BackendError, Batch, ErrorCode, HostInfo, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result,
@@ -106,7 +107,18 @@ impl QnnSession {
                     return Err(lost());
                 }
                 let rows = rows.chunks_exact(width).take(part.len()).enumerate();
-                rows.for_each(|(token, row)| take(done + token, row));
+                if !self.artifact.interface.common {
+                    rows.for_each(|(token, row)| take(done + token, row));
+                    return Ok(());
+                }
+                let common = outputs.get(COMMON).ok_or_else(lost)?;
+                let (_, common) = common
+                    .try_extract_tensor::<f32>()
+                    .map_err(|error| failed("the output cannot be read", &error))?;
+                for ((token, row), common) in rows.zip(common) {
+                    let whole: Vec<f32> = row.iter().map(|x| x + common).collect();
+                    take(done + token, &whole);
+                }
                 Ok(())
             };
             let interface = &self.artifact.interface;

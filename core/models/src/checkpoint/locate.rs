@@ -40,6 +40,8 @@ pub(super) struct Located {
     pub(super) mixed_rows: usize,
     /// The same for columns.
     pub(super) mixed_columns: usize,
+    /// Subtracted from every row, last of all.
+    pub(super) common: Option<Arc<[f32]>>,
     /// The source's names for it, one per piece where pieces have their own; for adapters and messages.
     pub(super) modules: Vec<String>,
     /// Which part of the tensor it is.
@@ -184,6 +186,7 @@ impl<'a> Locator<'a> {
             column_factors: None,
             mixed_rows: 1,
             mixed_columns: 1,
+            common: None,
             modules,
             place: *place,
         })

@@ -44,6 +44,8 @@ pub struct Checkpoint {
     published_layout: Option<RopeLayout>,
     weights: Vec<WeightShape>,
     located: HashMap<WeightId, Located>,
+    /// What is subtracted from every row of the head.
+    common: Option<Arc<[f32]>>,
     config: Json,
 }
 
@@ -108,7 +110,16 @@ impl Checkpoint {
             }
             located.insert(weight.id, locator.locate(id, &weight.shape, &description)?);
         }
-        Ok(Self { source, family, description, published_layout, weights, located, config: document })
+        Ok(Self {
+            source,
+            family,
+            description,
+            published_layout,
+            weights,
+            located,
+            common: None,
+            config: document,
+        })
     }
 
     /// The source.
@@ -275,6 +286,32 @@ impl Checkpoint {
         self.weights = inventory(&stream.description);
         self.description = stream.description;
         Ok(self)
+    }
+
+    /// The same model with a head from whose every row `common` is subtracted. For a hidden state `h` all logits are less by `h·common`
+    /// then, which changes no probability: a common part of them takes no bits of what tells them apart.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] for a model without a head, one whose logits are bounded, and a vector of another length.
+    pub fn without_common(mut self, common: Vec<f32>) -> Result<Self> {
+        let id = Role::Head.global();
+        let problem = |problem: &str| Error::Weight { id, problem: problem.into() };
+        let hidden = self.description.hidden as usize;
+        let head = self.description.head.as_mut().ok_or_else(|| problem("this model has none"))?;
+        if head.softcap.is_some() || common.len() != hidden {
+            return Err(problem("its rows have nothing in common that could be added later"));
+        }
+        head.tied = false;
+        let common: Arc<[f32]> = common.into();
+        self.located_mut(id)?.common = Some(Arc::clone(&common));
+        self.weights = inventory(&self.description);
+        self.common = Some(common);
+        Ok(self)
+    }
+
+    /// What [`Checkpoint::without_common`] subtracts.
+    pub fn common(&self) -> Option<&[f32]> {
+        self.common.as_deref()
     }
 
     fn located_mut(&mut self, id: WeightId) -> Result<&mut Located> {

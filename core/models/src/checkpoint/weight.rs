@@ -66,7 +66,7 @@ impl Located {
         }
     }
 
-    /// Multiplies rows and columns by their factors, and mixes columns.
+    /// Multiplies rows and columns by their factors, mixes columns, and takes away what rows have in common.
     fn scale(&self, rows: Range<u64>, out: &mut [f32]) {
         let columns = self.columns as usize;
         if let Some(factors) = &self.column_factors {
@@ -85,12 +85,18 @@ impl Located {
                 }
             }
         }
+        if let Some(common) = &self.common {
+            for row in out.chunks_exact_mut(columns) {
+                row.iter_mut().zip(common.iter()).for_each(|(value, common)| *value -= common);
+            }
+        }
     }
 
     /// Whether its numbers are no longer the source's.
     fn is_changed(&self) -> bool {
         self.row_factors.is_some()
             || self.column_factors.is_some()
+            || self.common.is_some()
             || self.mixed_rows.max(self.mixed_columns) > 1
     }
 

@@ -19,7 +19,7 @@ use crate::checkpoint::Checkpoint;
 use crate::description::{Description, ModelKind};
 use crate::error::{Error, Result};
 use crate::graph::Scope;
-use crate::weight::WeightId;
+use crate::weight::{Role, WeightId};
 
 /// Operators of ONNX Runtime's own.
 pub(super) const MICROSOFT: &str = "com.microsoft";
@@ -55,7 +55,7 @@ pub(super) struct Emitter<'a> {
     /// weights are stored.
     pub(super) decoders: Vec<Node>,
     /// What the fixed-shape form adds; `None` in the open one.
-    pub(super) fixed: Option<Fixed>,
+    pub(super) fixed: Option<Fixed<'a>>,
     pub(super) encoder: bool,
     /// Values made once: shapes, masks, tables of rotations.
     pub(super) once: HashMap<String, String>,
@@ -77,6 +77,15 @@ pub(super) struct Emitted {
     pub(super) interface: Interface,
     pub(super) hints: Hints,
     pub(super) reads: HashMap<(WeightId, Part), String>,
+}
+
+impl Emitted {
+    /// What a matrix is multiplied with; a tied one is the head's.
+    pub(super) fn read_by(&self, matrix: &Matrix) -> Option<&String> {
+        let head = (Role::Head.global(), Part::Whole);
+        let tied = || self.reads.get(&head).filter(|_| matrix.id == Role::TokenEmbedding.global());
+        self.reads.get(&(matrix.id, matrix.part)).or_else(tied)
+    }
 }
 
 impl<'a> Emitter<'a> {

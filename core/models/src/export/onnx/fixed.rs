@@ -6,7 +6,7 @@
 //! width]`; matrices lie as `[outputs, inputs]` like in the open form. An encoder has no past: its tokens see each other, and all are of
 //! the first type.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use drophammer_formats::DType;
 use drophammer_formats::onnx::{Attribute, Node};
@@ -80,7 +80,17 @@ pub struct Interface {
     pub positions: Option<u32>,
     /// Whether tokens see each other on both sides, and nothing is kept.
     pub encoder: bool,
+    /// Whether there is an output [`COMMON`], `[tokens, 1]`: to be added to all logits of its token.
+    #[serde(default)]
+    pub common: bool,
 }
+
+/// The output with what all logits of a token have in common.
+pub const COMMON: &str = "common";
+
+/// Names of values that stay floats where activations have 16 bits: numbers so far below the largest that half precision is the finer
+/// one.
+pub type Halves = BTreeSet<String>;
 
 /// Inputs `cosines.{n}` and `sines.{n}`, `[1, tokens, 1, width]`: 1 and 0 where nothing turns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -162,12 +172,13 @@ pub struct Cache {
 
 /// The form and what was emitted of it so far.
 #[derive(Debug)]
-pub(super) struct Fixed {
+pub(super) struct Fixed<'a> {
     pub(super) tokens: u32,
     pub(super) past: u32,
     pub(super) weights: Weights,
     /// The range of every table, where nobody shall look at them.
     pub(super) assumed: Option<Range>,
+    pub(super) halves: &'a Halves,
     pub(super) interface: Interface,
     /// What becomes of values when activations are whole numbers.
     pub(super) hints: Hints,
@@ -175,10 +186,11 @@ pub(super) struct Fixed {
     pub(super) reads: HashMap<(WeightId, Part), String>,
 }
 
-impl Fixed {
-    pub(super) fn new(tokens: u32, past: u32, weights: Weights) -> Self {
-        let (interface, hints, reads) = Default::default();
-        Self { tokens, past, weights, assumed: None, interface, hints, reads }
+impl<'a> Fixed<'a> {
+    pub(super) fn new(tokens: u32, past: u32, weights: Weights, halves: &'a Halves) -> Self {
+        let (interface, mut hints, reads): (_, Hints, _) = Default::default();
+        hints.floats.extend(halves.iter().cloned());
+        Self { tokens, past, weights, assumed: None, halves, interface, hints, reads }
     }
 }
 
@@ -186,9 +198,9 @@ fn int(value: impl Into<i64>) -> Attribute {
     Attribute::Int(value.into())
 }
 
-impl Emitter<'_> {
+impl<'a> Emitter<'a> {
     /// Turns a fresh emitter into one of the fixed form.
-    pub(super) fn fix(mut self, mut fixed: Fixed) -> Self {
+    pub(super) fn fix(mut self, mut fixed: Fixed<'a>) -> Self {
         fixed.interface.encoder = self.encoder;
         self.graph.inputs = vec![info("input_ids", INT32, &["1", &fixed.tokens.to_string()])];
         self.shares_buffers = false;
@@ -324,6 +336,20 @@ impl Emitter<'_> {
         let turned = self.op("Mul", &[&partners, &format!("sines.{number}")], Vec::new());
         let sum = self.op("Add", &[&kept, &turned], Vec::new());
         Value(self.reshape(&sum, &[1, tokens, heads * width]))
+    }
+
+    /// What was taken from all logits of these hidden states, `[tokens, inputs]`, is another output.
+    pub(super) fn fixed_common(&mut self, x: &str) {
+        let checkpoint = self.checkpoint;
+        let (Some(common), Some(head)) = (checkpoint.common(), checkpoint.description().head) else { return };
+        let row: Vec<f32> = common.iter().map(|x| x * head.scale).collect();
+        let row = self.numbers(COMMON, &[1, row.len() as u64], &row);
+        self.node("Gemm", "", &[x, &row], &[COMMON], vec![("transB", int(1))]);
+        let [tokens, _] = self.sizes();
+        self.graph.outputs.push(info(COMMON, FLOAT, &[&tokens.to_string(), "1"]));
+        if let Some(fixed) = &mut self.fixed {
+            fixed.interface.common = true;
+        }
     }
 
     fn fixed_mask(&mut self, window: Option<u32>) -> String {

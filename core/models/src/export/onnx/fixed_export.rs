@@ -6,15 +6,16 @@ use drophammer_formats::onnx::{self, InitializerData, Model};
 use drophammer_quant::pass::{Item, PassError};
 
 use super::emit::{Emitted, Emitter};
-use super::fixed::{Fixed, Interface, Weights};
+use super::fixed::{Fixed, Halves, Interface, Weights};
 use super::qdq::{self, Range, Ranges};
 use super::scheme::{Scheme, Storage};
 use super::watch::{self, Multiplied};
-use super::weights::{Importances, Inputs, Matrix};
+use super::weights::{Importances, Inputs, Matrix, Part};
 use crate::builder::{build_decoder, build_encoder};
 use crate::checkpoint::Checkpoint;
 use crate::description::{Description, ModelKind};
 use crate::error::{Error, Result};
+use crate::weight::Role;
 
 /// A vocabulary that is enough to ask about.
 const FEW_TOKENS: u32 = 256;
@@ -36,8 +37,12 @@ pub struct Step {
 pub struct Watched {
     /// Its file and that of its weights.
     pub layout: Layout,
-    /// Values whose ranges it tells.
+    /// Values whose ranges and mean squares it tells.
     pub values: Vec<String>,
+    /// Those of them that are sums and only computed with: neither moved nor given away.
+    pub sums: Vec<String>,
+    /// What whole matrices, and none of a stack, are multiplied with.
+    pub factors: Vec<String>,
     /// Values whose products it tells.
     pub multiplied: Vec<Multiplied>,
 }
@@ -62,13 +67,19 @@ pub struct FixedExport<'a> {
 }
 
 impl<'a> FixedExport<'a> {
-    /// Emits one graph for each step, a decoder's each with `past` places of cache. Reads headers, norms and biases; where tables become whole
-    /// numbers, tables.
+    /// Emits one graph for each step, a decoder's each with `past` places of cache. `halves` stay floats, and so do matrices that they are
+    /// multiplied with. Reads headers, norms and biases; where tables become whole numbers, tables.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for what the form does not express; those of reading weights.
-    pub fn new(checkpoint: &'a Checkpoint, steps: &[Step], past: u32, weights: Weights) -> Result<Self> {
-        Self::of(checkpoint, checkpoint.description(), steps, past, weights, None)
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        steps: &[Step],
+        past: u32,
+        weights: Weights,
+        halves: &Halves,
+    ) -> Result<Self> {
+        Self::of(checkpoint, checkpoint.description(), steps, past, (weights, halves), None)
     }
 
     fn of(
@@ -76,7 +87,7 @@ impl<'a> FixedExport<'a> {
         description: &Description,
         steps: &[Step],
         past: u32,
-        weights: Weights,
+        (weights, halves): (Weights, &Halves),
         assumed: Option<Range>,
     ) -> Result<Self> {
         let unsupported = |what: &str| {
@@ -98,7 +109,7 @@ impl<'a> FixedExport<'a> {
         }
         let scheme = Scheme { storage: Storage::Float(drophammer_formats::DType::F32) };
         let emit = |step: &Step| -> Result<(Step, Emitted)> {
-            let fixed = Fixed { assumed, ..Fixed::new(step.tokens, past, weights) };
+            let fixed = Fixed { assumed, ..Fixed::new(step.tokens, past, weights, halves) };
             let mut emitter = Emitter::new(checkpoint, description, scheme).fix(fixed);
             let output = if encoder {
                 build_encoder(&mut emitter, description)?
@@ -132,7 +143,7 @@ impl<'a> FixedExport<'a> {
         description.layers.truncate(layers);
         description.vocabulary = description.vocabulary.min(FEW_TOKENS);
         let range = Range { low: -1.0, high: 1.0 };
-        let export = Self::of(checkpoint, &description, steps, past, weights, Some(range))?;
+        let export = Self::of(checkpoint, &description, steps, past, (weights, &Halves::new()), Some(range))?;
         let values = export
             .graphs
             .iter()
@@ -158,9 +169,10 @@ impl<'a> FixedExport<'a> {
     pub fn watched(&self, weights: Weights) -> Result<Watched, drophammer_formats::Fault> {
         let Some((step, emitted)) = self.graphs.first() else { return Ok(Watched::default()) };
         let (mut model, values) = watch::watched(emitted.model.clone(), &emitted.hints.floats);
+        let sums = watch::sums(&emitted.model.graph);
         let mut multiplied: Vec<Multiplied> = Vec::new();
         for matrix in emitted.matrices.iter().filter(|matrix| weights.rounds(matrix.id.role)) {
-            let Some(value) = emitted.reads.get(&(matrix.id, matrix.part)) else { continue };
+            let Some(value) = emitted.read_by(matrix) else { continue };
             if multiplied.iter().all(|known| known.value != *value) {
                 let read = Multiplied { value: value.clone(), columns: matrix.columns as usize };
                 read.watch(&mut model.graph);
@@ -169,7 +181,25 @@ impl<'a> FixedExport<'a> {
         }
         let mut layout = onnx::plan(DATA, &model, &emitted.external)?;
         name(&mut layout, step.stem);
-        Ok(Watched { layout, values, multiplied })
+        let elsewhere = emitted.matrices.iter().filter(|matrix| !matches!(matrix.part, Part::Whole));
+        let elsewhere: Vec<&String> = elsewhere.filter_map(|matrix| emitted.read_by(matrix)).collect();
+        let factors = multiplied.iter().map(|read| &read.value).filter(|value| !elsewhere.contains(value));
+        let factors = factors.cloned().collect();
+        Ok(Watched { layout, values, sums, factors, multiplied })
+    }
+
+    /// The first graph with the last hidden states as an output beside the logits, in a layout with the weights; and that output's name.
+    ///
+    /// # Errors
+    /// Sizes that no file holds.
+    pub fn with_last_hidden(&self) -> Result<Option<(Layout, String)>, drophammer_formats::Fault> {
+        let Some((step, emitted)) = self.graphs.first() else { return Ok(None) };
+        let Some(hidden) = emitted.reads.get(&(Role::Head.global(), Part::Whole)) else { return Ok(None) };
+        let mut model = emitted.model.clone();
+        watch::tell(&mut model.graph, hidden.clone(), None);
+        let mut layout = onnx::plan(DATA, &model, &emitted.external)?;
+        name(&mut layout, step.stem);
+        Ok(Some((layout, hidden.clone())))
     }
 
     /// Every byte's place: a file of weights, and a graph for each step. With `ranges` activations become whole numbers as well.
@@ -211,7 +241,7 @@ impl<'a> FixedExport<'a> {
         let Some((_, emitted)) = self.graphs.first() else { return Ok(Vec::new()) };
         let products = |matrix: &Matrix| {
             let rounded = self.weights.rounds(matrix.id.role);
-            inputs.get(emitted.reads.get(&(matrix.id, matrix.part)).filter(|_| rounded)?).cloned()
+            inputs.get(emitted.read_by(matrix).filter(|_| rounded)?).cloned()
         };
         let matrices = emitted.matrices.iter();
         matrices.map(|matrix| matrix.item(self.checkpoint, importances, products(matrix))).collect()

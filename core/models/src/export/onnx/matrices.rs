@@ -4,6 +4,7 @@ use drophammer_formats::DType;
 use drophammer_formats::onnx::{Attribute, ElementType, Initializer, InitializerData};
 
 use super::emit::{Emitter, FLOAT, INT8, MICROSOFT, UINT8};
+use super::fixed::Weights;
 use super::scheme::Storage;
 use super::weights::{Alias, Matrix, Part, element_type};
 use crate::error::Result;
@@ -46,7 +47,8 @@ impl Emitter<'_> {
     /// How a matrix is stored.
     fn storage_of(&mut self, id: WeightId, columns: u64, table: bool) -> Storage {
         if let Some(fixed) = &self.fixed {
-            return fixed.weights.storage(id.role, table);
+            let half = fixed.reads.get(&(id, Part::Whole)).is_some_and(|x| fixed.halves.contains(x));
+            return if half { Storage::Float(DType::F32) } else { fixed.weights.storage(id.role, table) };
         }
         match id.role {
             // Few rows, looked up or decisive.
@@ -187,6 +189,9 @@ impl Emitter<'_> {
     /// `x · Wᵀ + b`, of one expert of a stack where one is named.
     pub(super) fn product(&mut self, x: &str, linear: &Linear, expert: Option<(u32, u32)>) -> Result<String> {
         let (rows, columns) = (u64::from(linear.outputs), u64::from(linear.inputs));
+        if let Some(fixed) = &mut self.fixed {
+            fixed.reads.insert((linear.weight, part_of(expert)), x.to_owned());
+        }
         let stored = self.matrix(linear.weight, expert, [rows, columns], false)?;
         let bias = linear.bias.map(|bias| self.vector(bias, expert)).transpose()?;
         if let Storage::Blocks { bits, block, .. } = stored.key.2 {
@@ -208,16 +213,22 @@ impl Emitter<'_> {
         }
         let weight = self.floats(&stored);
         let transposed = vec![("transB", Attribute::Int(1))];
-        let y = if let Some(tokens) = self.fixed.as_ref().map(|fixed| i64::from(fixed.tokens)) {
-            if let Some(fixed) = &mut self.fixed {
-                fixed.reads.insert((stored.key.0, part_of(expert)), x.to_owned());
-            }
-            let x = self.reshape(x, &[tokens, linear.inputs.into()]);
-            let y = self.op("Gemm", &[&x, &weight], transposed);
-            self.reshape(&y, &[1, tokens, linear.outputs.into()])
-        } else {
-            self.op_of(MICROSOFT, "FusedMatMul", &[x, &weight], transposed)
-        };
+        let y =
+            if let Some(tokens) = self.fixed.as_ref().map(|fixed| i64::from(fixed.tokens)) {
+                let x = self.reshape(x, &[tokens, linear.inputs.into()]);
+                let y = self.op("Gemm", &[&x, &weight], transposed);
+                if linear.weight == Role::Head.global() {
+                    self.fixed_common(&x);
+                }
+                if let Some(fixed) = self.fixed.as_mut().filter(|fixed| {
+                    fixed.weights != Weights::Floats && matches!(stored.key.2, Storage::Float(_))
+                }) {
+                    fixed.hints.floats.insert(y.clone());
+                }
+                self.reshape(&y, &[1, tokens, linear.outputs.into()])
+            } else {
+                self.op_of(MICROSOFT, "FusedMatMul", &[x, &weight], transposed)
+            };
         Ok(match bias {
             Some(bias) => self.op("Add", &[&y, &bias], Vec::new()),
             None => y,

@@ -28,11 +28,11 @@ use crate::checkpoint::Checkpoint;
 use crate::description::ModelKind;
 use crate::error::Result;
 use emit::Emitter;
-pub use fixed::{Cache, Interface, Mask, Rotation, Weights};
+pub use fixed::{COMMON, Cache, Halves, Interface, Mask, Rotation, Weights};
 pub use fixed_export::{FixedExport, Question, Step, Watched};
 pub use qdq::{Encoding, Range, Ranges};
 pub use scheme::{SCHEMES, Scheme, Storage, scheme};
-pub use watch::{Multiplied, WATCH_HIGH, WATCH_LOW, watch};
+pub use watch::{Multiplied, WATCH_HIGH, WATCH_LOW, WATCH_SQUARE, watch};
 use weights::{Alias, Matrix};
 pub use weights::{Importances, Inputs};
 

@@ -118,7 +118,7 @@ pub(super) fn integers(graph: &Graph) -> HashSet<String> {
 pub(super) struct Hints {
     /// Values that have another's encoding.
     pub(super) ties: HashMap<String, String>,
-    /// Values that stay floats.
+    /// Values that stay floats, whatever moves them.
     pub(super) floats: HashSet<String>,
 }
 
@@ -128,6 +128,7 @@ struct Pass<'a> {
     bits: u8,
     ranges: &'a Ranges,
     hints: &'a Hints,
+    floats: HashSet<String>,
     producers: HashMap<&'a str, &'a Node>,
     constants: HashMap<&'a str, &'a Initializer>,
     integers: HashSet<String>,
@@ -151,6 +152,7 @@ pub(super) fn quantized(model: &Model, bits: u8, ranges: &Ranges, hints: &Hints)
         bits,
         ranges,
         hints,
+        floats: hints.floats.clone(),
         producers: producers.collect(),
         constants: graph.initializers.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
         integers: integers(graph),
@@ -193,15 +195,19 @@ impl<'a> Pass<'a> {
             self.nodes.push(node.clone());
             return Ok(());
         }
+        let first_is_float = node.inputs.first().is_some_and(|first| self.floats.contains(first));
+        if first_is_float && MOVES.contains(&node.op_type.as_str()) {
+            self.floats.extend(node.outputs.iter().cloned());
+        }
+        // What computes in floats takes its constants as such.
+        let in_floats = first_is_float || node.outputs.iter().any(|output| self.floats.contains(output));
         let mut inputs = Vec::with_capacity(node.inputs.len());
-        // Constants of what stays in floats stay so too.
-        let stays = node.outputs.iter().all(|output| self.hints.floats.contains(output));
         for (place, input) in node.inputs.iter().enumerate() {
             let plain = input.is_empty()
                 || self.decoded.contains(input)
                 || self.integers.contains(input.as_str())
-                || self.hints.floats.contains(input)
-                || stays && self.constants.contains_key(input.as_str());
+                || self.floats.contains(input)
+                || (in_floats && self.constants.contains_key(input.as_str()));
             if plain {
                 inputs.push(input.clone());
                 continue;
@@ -415,5 +421,45 @@ mod tests {
         assert_eq!(sum.inputs[0], "turned", "a value that stays a float is read as it is");
         let error = super::quantized(&model, 16, &Ranges::new(), &Hints::default()).unwrap_err();
         assert_eq!(error, "x");
+    }
+
+    #[test]
+    fn a_sum_that_stays_float_is_read_as_such_with_its_constants() {
+        let node = |op: &str, inputs: &[&str], output: &str| Node {
+            op_type: op.into(),
+            inputs: inputs.iter().map(|&name| name.to_owned()).collect(),
+            outputs: vec![output.to_owned()],
+            ..Node::default()
+        };
+        let info = |name: &str| ValueInfo { name: name.into(), element_type: Some(FLOAT), shape: None };
+        let gain = Initializer {
+            name: "gain".into(),
+            element_type: FLOAT,
+            shape: vec![1],
+            data: InitializerData::Inline(1.0f32.to_le_bytes().to_vec()),
+        };
+        let graph = Graph {
+            nodes: vec![
+                node("Add", &["x", "y"], "sum"),
+                node("RMSNormalization", &["sum", "gain"], "scaled"),
+                node("Add", &["x", "x"], "moved"),
+                node("Transpose", &["moved"], "turned"),
+                node("Mul", &["scaled", "turned"], "all"),
+            ],
+            inputs: vec![info("x"), info("y")],
+            outputs: vec![info("all")],
+            initializers: vec![gain],
+            ..Graph::default()
+        };
+        assert_eq!(super::super::watch::sums(&graph), ["sum"]);
+        let range = Range { low: -1.0, high: 1.0 };
+        let ranges = ["x", "y", "scaled", "moved", "all"].map(|name| (name.to_owned(), range)).into();
+        let hints = Hints { floats: ["sum".to_owned()].into(), ..Hints::default() };
+        let model = quantized(&Model { graph, ..Model::default() }, 16, &ranges, &hints).unwrap();
+        let reads =
+            |op: &str| model.graph.nodes.iter().find(|node| node.op_type == op).unwrap().inputs.clone();
+        assert_eq!(reads("RMSNormalization"), ["sum", "gain"]);
+        assert!(reads("Add").iter().chain(&reads("Mul")).all(|input| input.contains("/decoded")));
+        assert!(model.graph.initializers.iter().any(|tensor| tensor.name == "gain" && tensor.shape == [1]));
     }
 }

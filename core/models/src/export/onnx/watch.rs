@@ -13,8 +13,11 @@ pub const WATCH_LOW: &str = "/low";
 /// The same for its largest.
 pub const WATCH_HIGH: &str = "/high";
 
-/// The float graph with two more outputs for each value whose range has to be known: `{value}/low` and `{value}/high`. Those of `floats`
-/// stay floats whatever becomes of the others.
+/// And for the mean of its squares.
+pub const WATCH_SQUARE: &str = "/square";
+
+/// The float graph with three more outputs for each value whose range has to be known: `{value}/low`, `{value}/high` and
+/// `{value}/square`. Those of `floats` stay floats whatever becomes of the others.
 pub(super) fn watched(mut model: Model, floats: &HashSet<String>) -> (Model, Vec<String>) {
     let graph = &mut model.graph;
     let integers = integers(graph);
@@ -25,7 +28,22 @@ pub(super) fn watched(mut model: Model, floats: &HashSet<String>) -> (Model, Vec
     let known = |name: &&String| integers.contains(name.as_str()) || floats.contains(name.as_str());
     let values: Vec<String> = values.chain(inputs).filter(|name| !known(name)).cloned().collect();
     watch(graph, &values);
+    for value in &values {
+        let (squares, output) = (format!("{value}/squares"), format!("{value}{WATCH_SQUARE}"));
+        add(graph, "Mul", &[value, value], &squares, Vec::new());
+        add(graph, "ReduceMean", &[&squares], &output, vec![("keepdims", Attribute::Int(0))]);
+        tell(graph, output, Some(Vec::new()));
+    }
     (model, values)
+}
+
+/// Sums that are only computed with: what is moved becomes a matrix's input, or a cache's.
+pub(super) fn sums(graph: &Graph) -> Vec<String> {
+    let moves = graph.nodes.iter().filter(|node| MOVES.contains(&node.op_type.as_str()));
+    let moved: HashSet<&String> =
+        moves.flat_map(|node| &node.inputs).chain(graph.outputs.iter().map(|output| &output.name)).collect();
+    let sums = graph.nodes.iter().filter(|node| node.op_type == "Add").flat_map(|node| &node.outputs);
+    sums.filter(|sum| !moved.contains(sum)).cloned().collect()
 }
 
 /// Adds outputs that tell the least and the largest number of values.
@@ -94,6 +112,6 @@ fn add(graph: &mut Graph, op: &str, inputs: &[&str], output: &str, attributes: V
     });
 }
 
-fn tell(graph: &mut Graph, name: String, shape: Option<Vec<drophammer_formats::onnx::Dimension>>) {
+pub(super) fn tell(graph: &mut Graph, name: String, shape: Option<Vec<drophammer_formats::onnx::Dimension>>) {
     graph.outputs.push(ValueInfo { name, element_type: Some(FLOAT), shape });
 }

@@ -44,8 +44,6 @@ pub struct Checkpoint {
     published_layout: Option<RopeLayout>,
     weights: Vec<WeightShape>,
     located: HashMap<WeightId, Located>,
-    /// What is subtracted from every row of the head.
-    common: Option<Arc<[f32]>>,
     config: Json,
 }
 
@@ -110,16 +108,7 @@ impl Checkpoint {
             }
             located.insert(weight.id, locator.locate(id, &weight.shape, &description)?);
         }
-        Ok(Self {
-            source,
-            family,
-            description,
-            published_layout,
-            weights,
-            located,
-            common: None,
-            config: document,
-        })
+        Ok(Self { source, family, description, published_layout, weights, located, config: document })
     }
 
     /// The source.
@@ -302,16 +291,14 @@ impl Checkpoint {
             return Err(problem("its rows have nothing in common that could be added later"));
         }
         head.tied = false;
-        let common: Arc<[f32]> = common.into();
-        self.located_mut(id)?.common = Some(Arc::clone(&common));
+        self.located_mut(id)?.common = Some(common.into());
         self.weights = inventory(&self.description);
-        self.common = Some(common);
         Ok(self)
     }
 
     /// What [`Checkpoint::without_common`] subtracts.
     pub fn common(&self) -> Option<&[f32]> {
-        self.common.as_deref()
+        self.located.get(&Role::Head.global())?.common.as_deref()
     }
 
     fn located_mut(&mut self, id: WeightId) -> Result<&mut Located> {

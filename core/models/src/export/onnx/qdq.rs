@@ -351,6 +351,19 @@ mod tests {
     use super::super::watch::watched;
     use super::*;
 
+    fn node(op: &str, inputs: &[&str], output: &str) -> Node {
+        Node {
+            op_type: op.into(),
+            inputs: inputs.iter().map(|&name| name.to_owned()).collect(),
+            outputs: vec![output.to_owned()],
+            ..Node::default()
+        }
+    }
+
+    fn info(name: &str) -> ValueInfo {
+        ValueInfo { name: name.into(), element_type: Some(FLOAT), shape: None }
+    }
+
     #[test]
     fn encodings_meet_zero_and_the_ends_of_their_range() {
         for bits in [8, 16] {
@@ -372,13 +385,6 @@ mod tests {
 
     #[test]
     fn every_value_has_codes_and_moved_ones_those_of_their_source() {
-        let node = |op: &str, inputs: &[&str], output: &str| Node {
-            op_type: op.into(),
-            inputs: inputs.iter().map(|&name| name.to_owned()).collect(),
-            outputs: vec![output.to_owned()],
-            ..Node::default()
-        };
-        let info = |name: &str| ValueInfo { name: name.into(), element_type: Some(FLOAT), shape: None };
         let graph = Graph {
             nodes: vec![
                 node("Transpose", &["x"], "turned"),
@@ -425,13 +431,6 @@ mod tests {
 
     #[test]
     fn a_sum_that_stays_float_is_read_as_such_with_its_constants() {
-        let node = |op: &str, inputs: &[&str], output: &str| Node {
-            op_type: op.into(),
-            inputs: inputs.iter().map(|&name| name.to_owned()).collect(),
-            outputs: vec![output.to_owned()],
-            ..Node::default()
-        };
-        let info = |name: &str| ValueInfo { name: name.into(), element_type: Some(FLOAT), shape: None };
         let gain = Initializer {
             name: "gain".into(),
             element_type: FLOAT,

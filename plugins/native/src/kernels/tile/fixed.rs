@@ -140,9 +140,8 @@ impl Fixed<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{stored_plainly, tiles_of};
+    use super::super::{product, stored_plainly, tiles_of};
     use super::*;
-    use crate::kernels::activation::Quantized;
 
     #[test]
     fn products_on_every_path_are_those_of_the_rounded_numbers_and_a_batch_gives_what_its_tokens_give() {
@@ -161,19 +160,14 @@ mod tests {
                 let tiles = tiles_of(dtype, columns, &stored_plainly(dtype, columns, &w));
                 for path in Path::all() {
                     let product = |x: &[f32]| {
-                        let tokens = x.len() / columns;
-                        let mut quantized = Quantized::new(tokens, columns);
-                        let panels = quantized.room().panels(path, tokens, columns);
-                        let mut out = vec![f32::NAN; tokens * rows];
-                        let to = Output { begin: out.as_mut_ptr(), stride: rows, accumulate: false };
-                        // SAFETY: one thread; the sizes above.
-                        unsafe {
-                            for row in 0..panels.rows() {
-                                panels.quantize_words(path, row, x.get(row * columns..(row + 1) * columns));
-                            }
-                            multiply(path, &tiles, panels, 0..rows.div_ceil(LANES), to);
-                        }
-                        out
+                        // SAFETY (of both): one thread; `product` has the sizes.
+                        product(
+                            path,
+                            &tiles,
+                            x,
+                            |panels, row, x| unsafe { panels.quantize_words(path, row, x) },
+                            |panels, strips, to| unsafe { multiply(path, &tiles, panels, strips, to) },
+                        )
                     };
                     let out = product(&x);
                     let single: Vec<f32> = x.chunks(columns).flat_map(product).collect();

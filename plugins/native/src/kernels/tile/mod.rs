@@ -27,6 +27,12 @@ pub(crate) mod plain;
 use drophammer_formats::DType;
 
 use super::LANES;
+#[cfg(test)]
+use super::activation::{Panels, Quantized};
+#[cfg(test)]
+use super::float::Output;
+#[cfg(test)]
+use super::isa::Path;
 use crate::memory::{Arena, Region};
 use formats::{Format, with_format};
 
@@ -219,6 +225,28 @@ pub(crate) fn tiles_of(dtype: DType, columns: usize, rows: &[Vec<u8>]) -> Tiles 
         lay_strip(dtype, columns, rows.iter().map(Vec::as_slice), strip);
     }
     tiles
+}
+
+/// All rows of tiles times the rows of `x`, `[tokens][columns]`: those that `quantize` makes of them, as `multiply` takes them.
+#[cfg(test)]
+pub(crate) fn product(
+    path: Path,
+    tiles: &Tiles,
+    x: &[f32],
+    quantize: impl Fn(Panels, usize, Option<&[f32]>),
+    multiply: impl FnOnce(Panels, std::ops::Range<usize>, Output),
+) -> Vec<f32> {
+    let (rows, columns) = (tiles.rows(), tiles.columns());
+    let tokens = x.len() / columns;
+    let mut quantized = Quantized::new(tokens, columns);
+    let panels = quantized.room().panels(path, tokens, columns);
+    for row in 0..panels.rows() {
+        quantize(panels, row, x.get(row * columns..(row + 1) * columns));
+    }
+    let mut out = vec![f32::NAN; tokens * rows];
+    let to = Output { begin: out.as_mut_ptr(), stride: rows, accumulate: false };
+    multiply(panels, 0..rows.div_ceil(LANES), to);
+    out
 }
 
 /// Rows of plain numbers as a file stores them.

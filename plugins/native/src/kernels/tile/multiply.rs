@@ -396,9 +396,9 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strips<'_, Shape<GROUPS, MINIMUM
 
 #[cfg(test)]
 mod tests {
-    use super::super::tiles_of;
+    use super::super::{product, tiles_of};
     use super::*;
-    use crate::kernels::activation::{Quantized, rounded};
+    use crate::kernels::activation::rounded;
     use drophammer_formats::DType;
 
     const TYPES: &[DType] = &[
@@ -484,20 +484,17 @@ mod tests {
                 let tiles = tiles_of(dtype, columns, &stored);
                 for path in Path::all() {
                     let product = |x: &[f32]| {
-                        let tokens = x.len() / columns;
-                        let mut quantized = Quantized::new(tokens, columns);
-                        let panels = quantized.room().panels(path, tokens, columns);
-                        let mut out = vec![f32::NAN; tokens * rows];
-                        let to = Output { begin: out.as_mut_ptr(), stride: rows, accumulate: false };
-                        let mut room = Unpacked::new(columns, tokens);
-                        // SAFETY: one thread; the sizes above.
-                        unsafe {
-                            for row in 0..panels.rows() {
-                                panels.quantize(path, row, x.get(row * columns..(row + 1) * columns));
-                            }
-                            multiply(path, &tiles, panels, 0..rows.div_ceil(16), to, &mut room);
-                        }
-                        out
+                        let mut room = Unpacked::new(columns, x.len() / columns);
+                        // SAFETY (of both): one thread; `product` has the sizes.
+                        product(
+                            path,
+                            &tiles,
+                            x,
+                            |panels, row, x| unsafe { panels.quantize(path, row, x) },
+                            |panels, strips, to| unsafe {
+                                multiply(path, &tiles, panels, strips, to, &mut room);
+                            },
+                        )
                     };
                     let out = product(&x);
                     let single: Vec<f32> = x.chunks(columns).flat_map(product).collect();

@@ -372,7 +372,8 @@ impl<const WORDS: bool> Row<'_, WORDS> {
                 }
                 *scales.add(at) = most / I::LIMIT;
                 let inverse = I::splat(if most > NOTHING { I::LIMIT / most } else { 0.0 });
-                let x = x.map(|x| I::round(I::mul(x, inverse)));
+                // (Closures that arrays are mapped by are not compiled for the instruction set: they are called, through memory.)
+                let x = [I::round(I::mul(x[0], inverse)), I::round(I::mul(x[1], inverse))];
                 for (half, sum) in I::sums(x).into_iter().enumerate() {
                     *sums.add((2 * block + half) * panel + self.token) = sum;
                 }

@@ -20,8 +20,8 @@ fn first(n: usize) -> u16 {
 unsafe fn signed_bytes([low, high]: [__m512; 2]) -> __m256i {
     // SAFETY: the caller promises the instruction set.
     unsafe {
-        let [low, high] = [low, high].map(|x| _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
-        _mm256_set_m128i(high, low)
+        let low = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(low));
+        _mm256_set_m128i(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(high)), low)
     }
 }
 

@@ -273,7 +273,7 @@ pub(crate) trait Isa: Copy + 'static {
     #[inline(always)]
     unsafe fn sums(x: [Self::F; 2]) -> [i32; 2] {
         // SAFETY: the caller's promise. (Sixteen numbers of sixteen bits: floats hold their sum exactly.)
-        x.map(|x| unsafe { Self::sum(x) } as i32)
+        unsafe { [Self::sum(x[0]) as i32, Self::sum(x[1]) as i32] }
     }
     /// Integers, up to [`Isa::LIMIT`], as the words that the steps of a block multiply by; as many as there are steps.
     unsafe fn activations(x: [Self::F; 2]) -> [u32; 16];

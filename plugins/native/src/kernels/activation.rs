@@ -26,6 +26,9 @@ const ONE_OUTLIER_IN: usize = 16;
 /// Largest magnitude of a code of thirteen bits.
 const WORD_LIMIT: f32 = 4095.0;
 
+/// Blocks that have one scale for all their codes of thirteen bits.
+pub(crate) const WORD_BLOCKS: usize = 2;
+
 /// Blocks without a larger magnitude count as zeros: the inverse of their scale would overflow.
 const NOTHING: f32 = 1e-30;
 
@@ -223,7 +226,7 @@ impl Panels {
         unsafe { isa::run(path, row) }
     }
 
-    /// The same to thirteen bits, which products with words of sixteen take: every 32 columns have a scale, and nothing is set apart.
+    /// The same to thirteen bits, which products with words of sixteen take: every 64 columns have a scale, and nothing is set apart.
     ///
     /// # Safety
     /// As for [`Panels::quantize`].
@@ -251,14 +254,20 @@ impl Kernel for Row<'_, true> {
         let Panels { scales, panel, columns, .. } = self.panel;
         // SAFETY: this token's places inside the panel; `x` holds `columns` floats, a multiple of 32.
         unsafe {
-            for block in 0..columns / BLOCK {
-                let at = block * panel + self.token;
-                let [low, high] = self.block::<I>(block);
-                let largest = largest::<I>([low, high]);
-                *scales.add(at) = largest / WORD_LIMIT;
-                let inverse = I::splat(if largest > NOTHING { WORD_LIMIT / largest } else { 0.0 });
-                let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
-                self.put::<I>(block, &words);
+            let blocks = columns / BLOCK;
+            for first in (0..blocks).step_by(WORD_BLOCKS) {
+                let together = first..(first + WORD_BLOCKS).min(blocks);
+                let mut most = 0f32;
+                for block in together.clone() {
+                    most = most.max(largest::<I>(self.block::<I>(block)));
+                }
+                let inverse = I::splat(if most > NOTHING { WORD_LIMIT / most } else { 0.0 });
+                for block in together {
+                    *scales.add(block * panel + self.token) = most / WORD_LIMIT;
+                    let [low, high] = self.block::<I>(block);
+                    let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
+                    self.put::<I>(block, &words);
+                }
             }
         }
     }

@@ -23,6 +23,19 @@ pub(crate) struct Output {
 }
 
 impl Output {
+    /// Has the caches fetch where the outputs of some tokens go, while these are being computed: what comes before is seldom near.
+    #[inline(always)]
+    pub(crate) fn fetch(self, tokens: std::ops::Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        for token in tokens {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            // SAFETY: a hint, which may name any address.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(self.begin.wrapping_add(token * self.stride).cast()) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = tokens;
+    }
+
     /// Writes the first `rows` ≤ 16 outputs of a token.
     ///
     /// # Safety

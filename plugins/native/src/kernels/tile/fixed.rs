@@ -3,7 +3,7 @@
 //!
 //! Each row has one scale, its largest magnitude / 8191, so that a weight keeps fourteen bits of the largest of its row: where
 //! rows have no extreme outliers that is finer than the eleven (eight) bits of the stored number for all that matter in a sum.
-//! Activations have thirteen bits per 32 columns ([`Panels::quantize_words`]); 32 products of both still fit into 32 bits.
+//! Activations have thirteen bits per 64 columns ([`Panels::quantize_words`]); 64 products of both still fit into 32 bits.
 //!
 //! ```text
 //! strip:  scales of row 0 … row 15 | step 0: row 0: k=0 2 | row 1: k=0 2 | … | step 1: row 0: k=1 3 | … | step 2: row 0: k=4 6 …
@@ -15,7 +15,7 @@ use drophammer_formats::DType;
 
 use super::{BLOCK, Tiles};
 use crate::kernels::LANES;
-use crate::kernels::activation::{Panels, strides, with_panel};
+use crate::kernels::activation::{Panels, WORD_BLOCKS, strides, with_panel};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::rows::{self, nearest};
@@ -113,24 +113,28 @@ impl Fixed<'_> {
         // SAFETY: the strip holds `columns` columns, the panel `M` tokens of as many; `out` has room for the panel's tokens.
         unsafe {
             let (to_token, to_step) = strides::<I>(STEPS, M);
+            let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
+            out.fetch(index * M..index * M + x.tokens);
             let mut sums = [I::splat(0.0); M];
-            for block in 0..x.columns / BLOCK {
+            let blocks = x.columns / BLOCK;
+            for first in (0..blocks).step_by(WORD_BLOCKS) {
                 let mut acc = [I::zero_i(); M];
-                for step in block * STEPS..(block + 1) * STEPS {
-                    let w = I::load_b(tile.add(SCALES + step * LANES * 4));
-                    let x = x.codes.cast::<i32>().add(block * M * STEPS + step % STEPS * to_step);
-                    for (m, acc) in acc.iter_mut().enumerate() {
-                        *acc = I::dot_words(*acc, w, *x.add(m * to_token));
+                for block in first..(first + WORD_BLOCKS).min(blocks) {
+                    let x = x.codes.cast::<i32>().add(block * M * STEPS);
+                    for step in 0..STEPS {
+                        let w = I::load_b(tile.add(SCALES + (block * STEPS + step) * LANES * 4));
+                        for (m, acc) in acc.iter_mut().enumerate() {
+                            *acc = I::dot_words(*acc, w, *x.add(m * to_token + step * to_step));
+                        }
                     }
                 }
                 for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
-                    let factor = I::splat(*x.scales.add(block * M + m));
+                    let factor = I::splat(*x.scales.add(first * M + m));
                     *sum = I::fma(I::to_float(acc), factor, *sum);
                 }
             }
             let scales = I::load(tile.cast());
             let rows = LANES.min(self.tiles.rows() - strip * LANES);
-            let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
             for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
                 out.put::<I>(index * M + m, rows, I::mul(sum, scales));
             }

@@ -353,6 +353,8 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strips<'_, Shape<GROUPS, MINIMUM
             let (codes, scales, minimums) = (codes.as_ptr(), scales.as_ptr(), minimums.as_ptr());
             let offsets = self.room.offsets.as_ptr().add(index * M * x.columns / BLOCK * GROUPS);
             let (to_token, to_step) = strides::<I>(I::STEPS, M);
+            let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
+            out.fetch(index * M..index * M + x.tokens);
             let mut sums = [I::splat(0.0); M];
             for block in 0..x.columns / BLOCK {
                 for group in 0..GROUPS {
@@ -384,7 +386,6 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strips<'_, Shape<GROUPS, MINIMUM
                     }
                 }
             }
-            let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
             let rows = LANES.min(self.rows - strip * LANES);
             for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
                 let token = index * M + m;

@@ -8,7 +8,7 @@
 #![allow(clippy::cast_ptr_alignment)] // pages begin at cache lines, layers at multiples of a page of numbers
 #![allow(unsafe_code)] // threads write disjoint parts of one memory; every block says why that is sound
 
-use crate::kernels::attention::{PAGE, PageOfHead, Stored};
+use crate::kernels::attention::{PAGE, PageOfHead, Stored, put_key, put_value};
 use crate::kernels::{LANES, Path, rows};
 use crate::memory::Memory;
 
@@ -255,6 +255,10 @@ impl Cache {
                 Stored::Half => {
                     rows::scatter_half(path, key, keys.cast::<u16>().add(slot), PAGE);
                     rows::scatter_half(path, value, values.cast::<u16>().add(along), 1);
+                }
+                Stored::Word => {
+                    put_key(key, keys, slot);
+                    put_value(value, values, slot, shape.value_stride());
                 }
                 Stored::Byte => {
                     let scales = |begin: *mut u8, width: usize| begin.add(width * PAGE).cast::<f32>();

@@ -121,13 +121,15 @@ fn context_of(description: &Description, wish: Option<u32>) -> u32 {
     context.min(most).max(1)
 }
 
-/// How keys and values are kept: as option `kv_type` says, otherwise as halves, in reference mode exactly.
+/// How keys and values are kept: as option `kv_type` says, otherwise in sixteen bits, in reference mode exactly. Fast mode makes
+/// fixed-point numbers of halves, here as in weights.
 fn stored_of(request: &LoadRequest) -> Result<Stored> {
-    let usual = if request.reference { Stored::Float } else { Stored::Half };
+    let half = if request.reference { Stored::Half } else { Stored::Word };
+    let usual = if request.reference { Stored::Float } else { half };
     let Some(wish) = request.options.get("kv_type") else { return Ok(usual) };
     match wish.as_str() {
         Some("f32") => Ok(Stored::Float),
-        Some("f16") => Ok(Stored::Half),
+        Some("f16") => Ok(half),
         Some("q8_0") => Ok(Stored::Byte),
         _ => {
             let message = format!("option `kv_type` is {wish}");

@@ -131,7 +131,9 @@ impl Engine {
             program.matrices.iter().filter(|m| m.takes() == form).map(|m| m.columns).max().unwrap_or(0)
         };
         let (coded, worded) = (widest(Takes::Codes), widest(Takes::Words));
-        let values = (0..cache.layers()).map(|layer| cache.layer(layer).value_width).max().unwrap_or(0);
+        let layers = || (0..cache.layers()).map(|layer| cache.layer(layer));
+        let keys = layers().map(|layer| layer.key_width).max().unwrap_or(0);
+        let values = layers().map(|layer| layer.value_width).max().unwrap_or(0);
         let external =
             |buffer: usize| buffer == program.result.index && program.result.domain == Domain::Outputs;
         Self {
@@ -146,7 +148,7 @@ impl Engine {
                     row: vec![0.0; columns],
                     rows: vec![0.0; columns * LANES],
                     strip: vec![0.0; columns * LANES],
-                    attention: attention::Scratch::new(values),
+                    attention: attention::Scratch::new(keys, values),
                     codes: Quantized::new(1, coded),
                     words: Quantized::new(1, worded),
                     unpacked: Unpacked::new(coded, chunk),

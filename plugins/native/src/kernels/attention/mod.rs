@@ -4,7 +4,10 @@
 //! one component of sixteen keys and scores need no horizontal sums; values lie along, `[PAGE][value stride]`.
 //! (Running softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.)
 
+mod words;
+
 use super::isa::{self, Isa, Kernel, LANES, Path};
+pub(crate) use words::{put_key, put_value};
 
 /// Positions per page: as many as a validity mask has bits.
 pub(crate) const PAGE: usize = 64;
@@ -19,6 +22,8 @@ pub(crate) enum Stored {
     Float,
     /// binary16.
     Half,
+    /// Fourteen bits, with scales as those of bytes: see [`words`].
+    Word,
     /// Eight bits, with a float32 scale for every position: behind all keys of a page that of each, and likewise behind its
     /// values.
     Byte,
@@ -30,18 +35,20 @@ impl Stored {
         match self {
             Stored::Float => PAGE * width * 4,
             Stored::Half => PAGE * width * 2,
+            Stored::Word => PAGE * (width.next_multiple_of(4) * 2 + SCALE_BYTES),
             Stored::Byte => PAGE * (width + SCALE_BYTES),
         }
     }
 }
 
-/// Bytes of the scale of [`Stored::Byte`].
+/// Bytes of a scale of [`Stored::Word`] and [`Stored::Byte`].
 pub(crate) const SCALE_BYTES: usize = 4;
 
 // The same as constants: what kernels are compiled for.
 const FLOAT: u8 = 0;
 const HALF: u8 = 1;
 const BYTE: u8 = 2;
+const WORD: u8 = 3;
 
 /// One page of one head, as attention reads it.
 #[derive(Clone, Copy)]
@@ -107,13 +114,19 @@ pub(crate) struct Scratch {
     scores: Vec<f32>,
     sums: Vec<f32>,
     stride: usize,
+    codes: words::Codes,
 }
 
 impl Scratch {
-    /// For values of up to `value_width` numbers.
-    pub(crate) fn new(value_width: usize) -> Self {
+    /// For keys and values of up to so many numbers.
+    pub(crate) fn new(key_width: usize, value_width: usize) -> Self {
         let stride = value_width.next_multiple_of(LANES);
-        Self { scores: vec![0.0; QUERIES * PAGE], sums: vec![0.0; QUERIES * stride], stride }
+        Self {
+            scores: vec![0.0; QUERIES * PAGE],
+            sums: vec![0.0; QUERIES * stride],
+            stride,
+            codes: words::Codes::new(key_width),
+        }
     }
 }
 
@@ -147,12 +160,41 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         let task = &self.task;
         // SAFETY: rows below the number of queries, vectors below a page's.
         unsafe {
+            let acc = if STORED == WORD {
+                self.word_scores::<I, Q, V>(page, row, vector)
+            } else {
+                self.float_scores::<I, STORED, Q, V>(page, row, vector)
+            };
+            for (r, acc) in acc.into_iter().enumerate() {
+                for (v, mut s) in acc.into_iter().enumerate() {
+                    if let Some(cap) = task.softcap {
+                        s = I::mul(I::splat(cap), I::tanh(I::div(s, I::splat(cap))));
+                    }
+                    I::store(
+                        self.scratch.scores.as_mut_ptr().add((row + r) * PAGE + (vector + v) * LANES),
+                        s,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Products of queries and keys.
+    #[inline(always)]
+    unsafe fn float_scores<I: Isa, const STORED: u8, const Q: usize, const V: usize>(
+        &self,
+        page: &PageOfHead,
+        row: usize,
+        vector: usize,
+    ) -> [[I::F; V]; Q] {
+        // SAFETY: the caller's promise.
+        unsafe {
             let mut queries = [std::ptr::null(); Q];
-            for (q, query) in queries.iter_mut().zip(&task.queries[row..]) {
+            for (q, query) in queries.iter_mut().zip(&self.task.queries[row..]) {
                 *q = query.q;
             }
             let mut acc = [[I::splat(0.0); V]; Q];
-            for d in 0..task.key_width {
+            for d in 0..self.task.key_width {
                 let mut keys = [I::splat(0.0); V];
                 for (v, key) in keys.iter_mut().enumerate() {
                     *key = load::<I, STORED>(page.keys, d * PAGE + (vector + v) * LANES);
@@ -164,25 +206,19 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                     }
                 }
             }
-            let mut scales = [I::splat(task.scale); V];
+            let mut scales = [I::splat(self.task.scale); V];
             if STORED == BYTE {
-                let own = page.keys.add(task.key_width * PAGE).cast::<f32>();
+                let own = page.keys.add(self.task.key_width * PAGE).cast::<f32>();
                 for (v, scale) in scales.iter_mut().enumerate() {
                     *scale = I::mul(*scale, I::load(own.add((vector + v) * LANES)));
                 }
             }
-            for (r, acc) in acc.into_iter().enumerate() {
-                for (v, mut s) in acc.into_iter().enumerate() {
-                    s = I::mul(s, scales[v]);
-                    if let Some(cap) = task.softcap {
-                        s = I::mul(I::splat(cap), I::tanh(I::div(s, I::splat(cap))));
-                    }
-                    I::store(
-                        self.scratch.scores.as_mut_ptr().add((row + r) * PAGE + (vector + v) * LANES),
-                        s,
-                    );
+            for acc in &mut acc {
+                for (acc, scale) in acc.iter_mut().zip(scales) {
+                    *acc = I::mul(*acc, scale);
                 }
             }
+            acc
         }
     }
 
@@ -206,16 +242,27 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                     *acc = I::load(sums.add(r * stride + v * LANES));
                 }
             }
-            for slot in slots {
-                let mut values = [I::splat(0.0); V];
-                for (v, value) in values.iter_mut().enumerate() {
-                    *value =
-                        load::<I, STORED>(page.values, slot * self.task.value_stride + (vector + v) * LANES);
+            if STORED == WORD {
+                let own = self.word_values::<I, Q, V>(page, slots, row, vector);
+                for (acc, own) in acc.iter_mut().zip(own) {
+                    for (acc, own) in acc.iter_mut().zip(own) {
+                        *acc = I::add(*acc, own);
+                    }
                 }
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let p = I::splat(*weights.add((row + r) * PAGE + slot));
-                    for (acc, value) in acc.iter_mut().zip(values) {
-                        *acc = I::fma(p, value, *acc);
+            } else {
+                for slot in slots {
+                    let mut values = [I::splat(0.0); V];
+                    for (v, value) in values.iter_mut().enumerate() {
+                        *value = load::<I, STORED>(
+                            page.values,
+                            slot * self.task.value_stride + (vector + v) * LANES,
+                        );
+                    }
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let p = I::splat(*weights.add((row + r) * PAGE + slot));
+                        for (acc, value) in acc.iter_mut().zip(values) {
+                            *acc = I::fma(p, value, *acc);
+                        }
                     }
                 }
             }
@@ -227,37 +274,55 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         }
     }
 
-    /// Turns a row of scores into weights; returns the factor that earlier sums are to be multiplied by.
+    /// Hides what a row does not see of its scores, and multiplies its sums by what a new largest score makes of them.
     #[inline(always)]
-    unsafe fn soften<I: Isa>(&mut self, row: usize, visible: u64, largest: &mut f32, total: &mut f32) -> f32 {
+    unsafe fn hide<I: Isa>(&mut self, row: usize, visible: u64, largest: &mut f32, total: &mut f32) {
         // SAFETY: a row of the scratch.
         unsafe {
             let scores = self.scratch.scores.as_mut_ptr().add(row * PAGE);
-            let hidden = |v: usize| (!visible >> (v * LANES)) as u16;
             let mut top = I::splat(f32::NEG_INFINITY);
             for v in 0..VECTORS {
                 let mut score = I::load(scores.add(v * LANES));
-                if hidden(v) != 0 {
-                    score = I::replaced(score, hidden(v), f32::NEG_INFINITY);
+                let hidden = (!visible >> (v * LANES)) as u16;
+                if hidden != 0 {
+                    score = I::replaced(score, hidden, f32::NEG_INFINITY);
                     I::store(scores.add(v * LANES), score);
                 }
                 top = I::max(top, score);
             }
             let top = I::largest(top).max(*largest);
-            let factor = if *largest == top { 1.0 } else { (*largest - top).exp() };
-            *largest = top;
+            if *largest != top {
+                let factor = (*largest - top).exp();
+                *largest = top;
+                *total *= factor;
+                let stride = self.scratch.stride;
+                let sums = self.scratch.sums.as_mut_ptr().add(row * stride);
+                for v in 0..stride / LANES {
+                    let p = sums.add(v * LANES);
+                    I::store(p, I::mul(I::load(p), I::splat(factor)));
+                }
+            }
+        }
+    }
+
+    /// Turns a row of scores, the largest so far of which is `top`, into weights; returns their sum.
+    #[inline(always)]
+    unsafe fn soften<I: Isa>(&mut self, row: usize, visible: u64, top: f32) -> f32 {
+        // SAFETY: a row of the scratch.
+        unsafe {
+            let scores = self.scratch.scores.as_mut_ptr().add(row * PAGE);
             let mut sum = I::splat(0.0);
             for v in 0..VECTORS {
                 let mut weight = I::exp(I::sub(I::load(scores.add(v * LANES)), I::splat(top)));
-                if hidden(v) != 0 {
+                let hidden = (!visible >> (v * LANES)) as u16;
+                if hidden != 0 {
                     // `exp` of −∞ is clamped to a tiny number: what is hidden weighs nothing at all.
-                    weight = I::replaced(weight, hidden(v), 0.0);
+                    weight = I::replaced(weight, hidden, 0.0);
                 }
                 I::store(scores.add(v * LANES), weight);
                 sum = I::add(sum, weight);
             }
-            *total = *total * factor + I::sum(sum);
-            factor
+            I::sum(sum)
         }
     }
 
@@ -295,19 +360,19 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                 }
                 row += block;
             }
-            let stride = self.scratch.stride;
-            for row in 0..queries {
-                if visible[row] == 0 {
-                    // Nothing new for this query: its weights of this page are zero.
-                    self.scratch.scores[row * PAGE..(row + 1) * PAGE].fill(0.0);
-                    continue;
-                }
-                let factor = self.soften::<I>(row, visible[row], &mut largest[row], &mut totals[row]);
-                if factor != 1.0 {
-                    let sums = self.scratch.sums.as_mut_ptr().add(row * stride);
-                    for v in 0..stride / LANES {
-                        let p = sums.add(v * LANES);
-                        I::store(p, I::mul(I::load(p), I::splat(factor)));
+            // One thing after another for all rows, which wait for nothing of each other.
+            for row in (0..queries).filter(|row| visible[*row] != 0) {
+                self.hide::<I>(row, visible[row], &mut largest[row], &mut totals[row]);
+            }
+            if STORED == WORD {
+                self.word_soften::<I>(&page, &visible[..queries], largest, totals);
+            } else {
+                for row in 0..queries {
+                    if visible[row] == 0 {
+                        // Nothing new for this query: its weights of this page are zero.
+                        self.scratch.scores[row * PAGE..(row + 1) * PAGE].fill(0.0);
+                    } else {
+                        totals[row] += self.soften::<I>(row, visible[row], largest[row]);
                     }
                 }
             }
@@ -365,6 +430,9 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         self.scratch.sums[..queries * stride].fill(0.0);
         // SAFETY: the caller's promise.
         unsafe {
+            if STORED == WORD {
+                self.fix_queries::<I>();
+            }
             while let Some(page) = self.pages.next() {
                 self.page::<I, STORED, Q, V>(page, &mut largest, &mut totals);
             }
@@ -406,6 +474,8 @@ impl<P: Iterator<Item = PageOfHead>> Kernel for Attend<'_, P> {
                 (Stored::Float, false) => self.all::<I, FLOAT, 2, 2>(),
                 (Stored::Half, true) => self.all::<I, HALF, 4, 4>(),
                 (Stored::Half, false) => self.all::<I, HALF, 2, 2>(),
+                (Stored::Word, true) => self.all::<I, WORD, 4, 4>(),
+                (Stored::Word, false) => self.all::<I, WORD, 2, 2>(),
                 (Stored::Byte, true) => self.all::<I, BYTE, 4, 4>(),
                 (Stored::Byte, false) => self.all::<I, BYTE, 2, 2>(),
             }
@@ -420,7 +490,7 @@ impl<P: Iterator<Item = PageOfHead>> Kernel for Attend<'_, P> {
 /// hold what theirs says.
 ///
 /// # Panics
-/// If there are more queries than [`QUERIES`] or values are wider than the scratch.
+/// If there are more queries than [`QUERIES`] or keys or values are wider than the scratch.
 pub(crate) unsafe fn attend(
     path: Path,
     task: HeadTask<'_>,
@@ -429,6 +499,7 @@ pub(crate) unsafe fn attend(
 ) {
     assert!(
         task.queries.len() <= QUERIES
+            && task.key_width <= scratch.codes.key_width()
             && task.value_width <= scratch.stride
             && task.value_stride <= scratch.stride
     );
@@ -491,16 +562,27 @@ mod tests {
             let q: Vec<f32> = (0..queries * width).map(|_| next()).collect();
             let hole = 3usize; // a position that was removed
             let stride = usize::next_multiple_of(value_width, LANES);
-            let pages: Vec<(Vec<f32>, Vec<f32>, u64)> = (0..length.div_ceil(PAGE))
+            // A page's keys and values, as floats and as words, and what of it is valid.
+            let pages: Vec<([[Vec<f32>; 2]; 2], u64)> = (0..length.div_ceil(PAGE))
                 .map(|p| {
-                    let (mut k, mut v, mut valid) = (vec![0.0; width * PAGE], vec![0.0; PAGE * stride], 0u64);
+                    let room = |stored: Stored| {
+                        [width, stride].map(|width| vec![0f32; stored.page_bytes(width) / size_of::<f32>()])
+                    };
+                    let mut forms = [room(Stored::Float), room(Stored::Word)];
+                    let mut valid = 0u64;
                     for slot in 0..PAGE.min(length - p * PAGE) {
                         let i = p * PAGE + slot;
+                        let [[k, v], [word_keys, word_values]] = &mut forms;
                         (0..width).for_each(|d| k[d * PAGE + slot] = keys[i][d]);
                         v[slot * stride..][..value_width].copy_from_slice(&values[i]);
+                        // SAFETY: the rooms are pages.
+                        unsafe {
+                            put_key(&keys[i], word_keys.as_mut_ptr().cast(), slot);
+                            put_value(&values[i], word_values.as_mut_ptr().cast(), slot, stride);
+                        }
                         valid |= u64::from(i != hole) << slot;
                     }
-                    (k, v, valid)
+                    (forms, valid)
                 })
                 .collect();
             for (softcap, sink, window) in
@@ -512,7 +594,9 @@ mod tests {
                         Sight { from: window.map_or(0, |w| (to + 1u32).saturating_sub(w)), to }
                     })
                     .collect();
-                for path in Path::all() {
+                let kinds = [(0, Stored::Float, 2e-5), (1, Stored::Word, 6e-4)];
+                let all = Path::all().into_iter().flat_map(|path| kinds.map(|kind| (path, kind)));
+                for (path, (form, stored, tolerance)) in all {
                     let mut out = vec![f32::NAN; queries * value_width];
                     let asked: Vec<Query> = (sights.iter().enumerate())
                         .map(|(i, &sight)| Query {
@@ -523,7 +607,7 @@ mod tests {
                         })
                         .collect();
                     let task = HeadTask {
-                        stored: Stored::Float,
+                        stored,
                         key_width: width,
                         value_width,
                         value_stride: stride,
@@ -531,14 +615,14 @@ mod tests {
                         softcap,
                         queries: &asked,
                     };
-                    let views = pages.iter().enumerate().map(|(p, (k, v, valid))| PageOfHead {
-                        keys: k.as_ptr().cast(),
-                        values: v.as_ptr().cast(),
+                    let views = pages.iter().enumerate().map(|(p, (forms, valid))| PageOfHead {
+                        keys: forms[form][0].as_ptr().cast(),
+                        values: forms[form][1].as_ptr().cast(),
                         first: (p * PAGE) as u32,
                         valid: *valid,
                     });
                     // SAFETY: the sizes above.
-                    unsafe { attend(path, task, views, &mut Scratch::new(value_width)) };
+                    unsafe { attend(path, task, views, &mut Scratch::new(width, value_width)) };
                     for (i, sight) in sights.iter().enumerate() {
                         let seen: Vec<usize> =
                             (sight.from as usize..=sight.to as usize).filter(|&p| p != hole).collect();
@@ -552,7 +636,8 @@ mod tests {
                             sink.map(f64::from),
                         );
                         for (a, b) in out[i * value_width..].iter().zip(expected) {
-                            assert!((f64::from(*a) - b).abs() < 2e-5, "{path:?}: {a} and {b}");
+                            let error = (f64::from(*a) - b).abs();
+                            assert!(error < tolerance, "{stored:?} {path:?}: {a} and {b}");
                         }
                     }
                 }

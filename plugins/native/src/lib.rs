@@ -7,7 +7,8 @@
 //!
 //! Weights stay in the mapped file. *Reference mode* multiplies by them in float32, row by row. *Fast mode* lays weights out in
 //! tiles and multiplies in integers: quantized ones by activations in sixteen bits, or with AVX-512 in eight, those that stand out
-//! of their row by themselves; halves, as fixed-point numbers of sixteen bits, by activations in thirteen. Only float32 stays float32.
+//! of their row by themselves; halves, as fixed-point numbers of sixteen bits, by activations in thirteen. Only float32 stays float32. Keys and values are
+//! fixed-point numbers too.
 //!
 //! Besides logits a session tells how its weights are used ([`calibration`]) and where its time goes ([`profile`]).
 

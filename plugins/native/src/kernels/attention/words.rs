@@ -149,7 +149,7 @@ unsafe fn power<I: Isa>(x: I::F) -> I::F {
         let r = I::sub(x, n);
         // Of the polynomials of its degree the one that is off least on −½ ..= ½.
         let mut p = I::splat(9.570_102e-3);
-        for c in [5.591_786e-2, 0.240_247_45, 0.693_121_8, 0.999_999_26] {
+        for c in [5.591_786e-2, 0.240_247_45, 0.693_121_8, 0.999_999_3] {
             p = I::fma(p, r, I::splat(c));
         }
         I::mul(p, I::power_of_two(n))
@@ -268,7 +268,7 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         }
     }
 
-    /// [`Attend::values`] in words: what the slots of a page give, not yet added to the sums.
+    /// [`Attend::values`] in words: adds what the slots of a page give to `sums`.
     ///
     /// # Safety
     /// As there.
@@ -279,7 +279,8 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         slots: std::ops::Range<usize>,
         row: usize,
         vector: usize,
-    ) -> [[I::F; V]; Q] {
+        sums: &mut [[I::F; V]; Q],
+    ) {
         let codes = &self.scratch.codes;
         // SAFETY: the caller's promise.
         unsafe {
@@ -298,14 +299,12 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                     }
                 }
             }
-            let mut out = [[I::splat(0.0); V]; Q];
-            for (q, (out, acc)) in out.iter_mut().zip(acc).enumerate() {
+            for (q, (sums, acc)) in sums.iter_mut().zip(acc).enumerate() {
                 let scale = I::splat(codes.weight_scales[row + q]);
-                for (out, acc) in out.iter_mut().zip(acc) {
-                    *out = I::mul(I::to_float(acc), scale);
+                for (sum, acc) in sums.iter_mut().zip(acc) {
+                    *sum = I::fma(I::to_float(acc), scale, *sum);
                 }
             }
-            out
         }
     }
 }

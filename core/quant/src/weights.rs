@@ -1,6 +1,7 @@
 //! How much each weight's error matters, and blocks laid out one per lane.
 
 use crate::lanes::{LANES, Lanes, transpose};
+use crate::simd::{self, Kernel, Level};
 
 /// Importance of the columns, brought to a mean of one.
 #[derive(Debug, Clone, Copy)]
@@ -8,28 +9,28 @@ pub(crate) struct Weights<'a> {
     columns: Option<&'a [f32]>,
     gain: f32,
     /// How large weights count more where no column's importance is known.
-    by_size: Option<Size>,
+    by_size: Option<Worth>,
 }
 
-/// How much a weight of `u²` times its block's mean square counts, where nothing else is known: large weights meet strong activations
-/// more often than not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Size {
-    /// `√(1 + u²)`.
-    Root,
-    /// `1 + u²`.
-    Whole,
+/// How much more than others a weight counts by its size: `1 + share · x²/σ²`, σ being its block's root mean square, or the root of that.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Worth {
+    share: f32,
+    root: bool,
+}
+
+impl Worth {
+    /// Where nothing else is known: large weights meet strong activations more often than not.
+    pub(crate) const WHOLE: Self = Self { share: 1.0, root: false };
+    /// The same, less so.
+    pub(crate) const ROOT: Self = Self { share: 1.0, root: true };
+    /// Where a column's importance is known: what is large in a matrix was made so by training, and its error is worth a little more
+    /// than its column tells. (ggml multiplies by `sqrt(2σ² + x²)`.)
+    const BESIDE_IMPORTANCE: Self = Self { share: 0.25, root: true };
 }
 
 /// What even an unimportant column counts, so that a block met by no activation is still encoded sensibly.
 const FLOOR: f32 = 1e-4;
-
-/// How much more than others a weight of so many times its block's mean square counts, where its column's importance is known: what
-/// is large in a matrix was made so by training, and its error is worth a little more than its column tells. (ggml multiplies by
-/// `sqrt(2σ² + x²)`.)
-fn beside_importance(squares: f32) -> f32 {
-    (1.0 + squares / 4.0).sqrt()
-}
 
 impl<'a> Weights<'a> {
     /// `None`, or importance that is zero everywhere, weighs all columns alike.
@@ -42,7 +43,7 @@ impl<'a> Weights<'a> {
     }
 
     /// The same; where it weighs all columns alike, weights count by their size.
-    pub(crate) fn or_by_size(self, size: Size) -> Self {
+    pub(crate) fn or_by_size(self, size: Worth) -> Self {
         Self { by_size: self.columns.is_none().then_some(size), ..self }
     }
 
@@ -54,6 +55,44 @@ impl<'a> Weights<'a> {
     /// Whether `elements` are rows of this width.
     pub(crate) fn fit(&self, elements: usize) -> bool {
         self.columns.is_none_or(|columns| elements.is_multiple_of(columns.len()))
+    }
+}
+
+/// Multiplies every block's weights by what its elements' sizes are worth.
+struct FavourLarge<'a> {
+    x: &'a [Row],
+    w: &'a mut [Row],
+    worth: Worth,
+}
+
+impl Kernel for FavourLarge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { x, w, worth } = self;
+        // Relative to the block's largest, so that no square overflows; then to the block's own sum, so that no block counts more
+        // than by its columns.
+        let mut largest = L::zero();
+        for x in x {
+            largest = largest.max(L::load(x).abs());
+        }
+        let negligible = largest.lt(L::splat(f32::MIN_POSITIVE));
+        let unit = L::select(negligible, L::zero(), L::splat(1.0) / largest);
+        let mut squares = L::zero();
+        for x in x {
+            let u = L::load(x) * unit;
+            squares = squares + u * u;
+        }
+        let nonzero = L::zero().lt(squares);
+        let gain = L::select(nonzero, L::splat(x.len() as f32) / squares, L::zero()) * L::splat(worth.share);
+        let one = L::splat(1.0);
+        for (w, x) in w.iter_mut().zip(x) {
+            let u = L::load(x) * unit;
+            let counts = one + u * u * gain;
+            let counts = if worth.root { counts.sqrt() } else { counts };
+            (L::load(w) * counts).store(w);
+        }
     }
 }
 
@@ -74,11 +113,12 @@ pub(crate) struct Tile {
     pub(crate) codes: Vec<[u8; LANES]>,
     /// Room for [`Tile::lines`].
     lines: Vec<u8>,
+    level: Level,
 }
 
 impl Tile {
-    /// Room for blocks of `length` elements.
-    pub(crate) fn new(length: usize) -> Self {
+    /// Room for blocks of `length` elements, laid out with the instructions of `level`.
+    pub(crate) fn new(level: Level, length: usize) -> Self {
         Self {
             x: vec![[0.0; LANES]; length],
             w: vec![[1.0; LANES]; length],
@@ -86,6 +126,7 @@ impl Tile {
             by_column: false,
             codes: vec![[0; LANES]; length],
             lines: Vec::new(),
+            level,
         }
     }
 
@@ -109,43 +150,18 @@ impl Tile {
                 *line = &columns[first..first + length];
             }
             side_by_side(&lines[..count], &mut self.w, |w| w * weights.gain + FLOOR);
-            self.favour_large(beside_importance);
+            self.favour_large(Worth::BESIDE_IMPORTANCE);
         } else if let Some(size) = weights.by_size {
             self.w.fill([1.0; LANES]);
-            match size {
-                Size::Root => self.favour_large(|squares| (1.0 + squares).sqrt()),
-                Size::Whole => self.favour_large(|squares| 1.0 + squares),
-            }
+            self.favour_large(size);
         }
         self.by_column = weights.columns.is_some();
         self.weighted = self.by_column || weights.by_size.is_some();
     }
 
-    /// Multiplies weights by `worth(x² / σ²)`, σ being the block's root mean square.
-    #[inline(always)]
-    fn favour_large(&mut self, worth: impl Fn(f32) -> f32) {
-        // Relative to the block's largest, so that no square overflows; then to the block's own sum, so that no block counts more
-        // than by its columns.
-        let mut largest = [0.0f32; LANES];
-        for row in &self.x {
-            largest.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
-        }
-        let unit = largest.map(|largest| if largest < f32::MIN_POSITIVE { 0.0 } else { 1.0 / largest });
-        let mut squares = [0.0; LANES];
-        for row in &self.x {
-            for lane in 0..LANES {
-                let u = row[lane] * unit[lane];
-                squares[lane] += u * u;
-            }
-        }
-        let share = self.x.len() as f32;
-        let gain = squares.map(|sum| if sum > 0.0 { share / sum } else { 0.0 });
-        for (weights, row) in self.w.iter_mut().zip(&self.x) {
-            for lane in 0..LANES {
-                let u = row[lane] * unit[lane];
-                weights[lane] *= worth(u * u * gain[lane]);
-            }
-        }
+    /// Multiplies weights by what their size is worth.
+    fn favour_large(&mut self, worth: Worth) {
+        simd::run(self.level, FavourLarge { x: &self.x, w: &mut self.w, worth });
     }
 
     /// The codes block after block, each block's in order.

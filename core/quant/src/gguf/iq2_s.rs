@@ -56,7 +56,7 @@ impl BlockFormat for Iq2S {
     type Block = BlockIq2S;
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockIq2S]) {
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let coded = codebook::code(level, &SHAPE, &tile.x, &tile.w, SUBS);

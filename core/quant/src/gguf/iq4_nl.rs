@@ -39,7 +39,7 @@ impl BlockFormat for Iq4Nl {
     type Block = BlockIq4Nl;
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockIq4Nl]) {
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let d = simd::run(level, OwnScale { tile: &mut tile, grid: NonLinear, stored: ScaleType::F16 });

@@ -54,7 +54,7 @@ impl BlockFormat for Iq4Xs {
     type Block = BlockIq4Xs;
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockIq4Xs]) {
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let search = WithoutOffsets { tile: &mut tile, grid: NonLinear, levels: 32.0, subs: SUBS };

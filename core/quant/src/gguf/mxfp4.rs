@@ -81,7 +81,7 @@ impl BlockFormat for Mxfp4 {
     /// The exponent that keeps the largest magnitude between 4 and 8 is the plain choice; one step to either side often
     /// loses less.
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockMxfp4]) {
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             // Below 2^-100 everything rounds to zero; no scale or its inverse leaves the range of normal numbers.

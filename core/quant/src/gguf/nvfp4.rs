@@ -55,7 +55,7 @@ impl BlockFormat for Nvfp4 {
 
     /// The scale that puts the largest magnitude on 6 is the plain choice; neighbouring scales often lose less.
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockNvfp4]) {
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let plain = largest_magnitudes(&tile.x).map(|x| i32::from(f32_to_f8_e4m3(x / 6.0)));

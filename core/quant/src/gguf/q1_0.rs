@@ -33,8 +33,8 @@ impl BlockFormat for Q1_0 {
     type Block = BlockQ1_0;
 
     /// With signs alone to choose, least squares gives the weighted mean magnitude.
-    fn encode(_: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ1_0]) {
-        let mut tile = Tile::new(N);
+    fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ1_0]) {
+        let mut tile = Tile::new(level, N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             let start = i * LANES * N;
             tile.load(rows, weights, start);

@@ -67,7 +67,7 @@ impl BlockFormat for Q2K {
     }
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ2K]) {
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, block) in out.iter_mut().enumerate() {
             tile.load(rows, weights, i * N * SUBS);
             let found = simd::run(level, WithOffsets { tile: &mut tile, n: 3.0, levels: 15.0, subs: SUBS });

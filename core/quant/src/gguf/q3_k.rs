@@ -70,7 +70,7 @@ impl BlockFormat for Q3K {
     }
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ3K]) {
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, block) in out.iter_mut().enumerate() {
             tile.load(rows, weights, i * N * SUBS);
             let search = WithoutOffsets { tile: &mut tile, grid: Centred(4.0), levels: 32.0, subs: SUBS };

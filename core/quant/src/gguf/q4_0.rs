@@ -56,7 +56,7 @@ impl BlockFormat for Q4_0 {
         if weights.are_even() {
             return even::scaled(level, rows, 8.0, out, BlockQ4_0::fill);
         }
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let d =

@@ -57,7 +57,7 @@ impl BlockFormat for Q4_1 {
         if weights.are_even() {
             return even::offset(level, rows, 15.0, out, BlockQ4_1::fill);
         }
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, blocks) in out.chunks_mut(LANES).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let line = simd::run(level, OwnLine { tile: &mut tile, top: 15.0, stored: ScaleType::F16 });

@@ -82,7 +82,7 @@ impl BlockFormat for Q4K {
     }
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ4K]) {
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let search = WithOffsets { tile: &mut tile, n: 15.0, levels: 63.0, subs: SUBS };

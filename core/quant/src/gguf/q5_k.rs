@@ -59,7 +59,7 @@ impl BlockFormat for Q5K {
     }
 
     fn encode(level: Level, rows: &[f32], weights: Weights<'_>, out: &mut [BlockQ5K]) {
-        let mut tile = Tile::new(N);
+        let mut tile = Tile::new(level, N);
         for (i, blocks) in out.chunks_mut(LANES / SUBS).enumerate() {
             tile.load(rows, weights, i * LANES * N);
             let search = WithOffsets { tile: &mut tile, n: 31.0, levels: 63.0, subs: SUBS };

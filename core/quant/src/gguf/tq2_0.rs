@@ -40,7 +40,7 @@ pub(super) fn ternary(
     blocks: usize,
     mut put: impl FnMut(usize, Half, &[u8; N]),
 ) {
-    let mut tile = Tile::new(N);
+    let mut tile = Tile::new(level, N);
     for first in (0..blocks).step_by(LANES) {
         tile.load(rows, weights, first * N);
         let d = simd::run(level, OwnScale { tile: &mut tile, grid: Ternary, stored: ScaleType::F16 });

@@ -23,7 +23,7 @@ pub(super) fn encode(
         offsets: Vec::with_capacity(if format.levels.has_offset() { groups } else { 0 }),
     };
     let stored = format.scale;
-    let mut tile = Tile::new(group);
+    let mut tile = Tile::new(level, group);
     for first in (0..groups).step_by(LANES) {
         let lanes = LANES.min(groups - first);
         tile.load(rows, weights, first * group);

@@ -28,7 +28,7 @@ use thiserror::Error;
 
 use crate::codec::first_non_finite;
 use crate::simd::{self, Level};
-use crate::weights::{Size, Weights};
+use crate::weights::{Weights, Worth};
 
 /// What codes stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -227,7 +227,7 @@ pub fn encode_at(
         Fit::Owner => owner::encode(format, rows, group),
         Fit::LeastError => fit::encode(level, format, rows, group, Weights::new(importance)),
         Fit::LeastHarm => {
-            let size = if format.levels.has_offset() { Size::Whole } else { Size::Root };
+            let size = if format.levels.has_offset() { Worth::WHOLE } else { Worth::ROOT };
             fit::encode(level, format, rows, group, Weights::new(importance).or_by_size(size))
         }
     })

@@ -8,6 +8,9 @@ use crate::weights::{Row, Tile, vectors};
 
 const ABREAST: usize = 4;
 
+/// How often a scale beside a zero point is tried and fitted anew.
+const ROUNDS: usize = 2;
+
 /// How far the top of the range is placed beyond `n`, candidate by candidate; negative widens the grid. The first twelve
 /// come within a percent of what forty reach on even weights; where weights differ in importance, more clipping must be tried.
 const LADDER: [f32; 32] = [
@@ -24,9 +27,14 @@ pub(crate) struct Line<L> {
     pub(crate) m: L,
 }
 
+/// The rungs worth trying where weights differ, and where they do not.
+pub(crate) fn rungs(weighted: bool) -> &'static [f32] {
+    if weighted { &LADDER } else { &LADDER[..12] }
+}
+
 /// The line that makes `Σ w (x - d·q - m)²` smallest over the ladder. With `negative`, `m` is at most 0.
 #[inline(always)]
-pub(crate) fn fit<L: Lanes>(x: &[L], w: &[L], n: f32, weighted: bool, negative: bool) -> Line<L> {
+pub(crate) fn fit<L: Lanes>(x: &[L], w: &[L], n: f32, ladder: &[f32], negative: bool) -> Line<L> {
     let (mut low, mut high) = (x[0], x[0]);
     for &x in x {
         low = low.min(x);
@@ -49,7 +57,6 @@ pub(crate) fn fit<L: Lanes>(x: &[L], w: &[L], n: f32, weighted: bool, negative: 
     }
     let offset = low * unit;
     let (mut best_a, mut best_b, mut best) = (L::splat(1.0 / n), L::zero(), L::splat(f32::MAX));
-    let ladder = if weighted { &LADDER[..] } else { &LADDER[..12] };
     for rungs in ladder.chunks_exact(ABREAST) {
         let mut sq = [L::zero(); ABREAST];
         let mut sqq = [L::zero(); ABREAST];
@@ -163,7 +170,7 @@ impl Kernel for OwnLine<'_> {
         let (x, w) = (vectors::<L>(&tile.x), vectors::<L>(&tile.w));
         let (low, high) = range(&x);
         let plain = Line { d: (high - low) * L::splat(1.0 / top), m: low };
-        let candidates = [plain, anchored(low, high, top), fit(&x, &w, top, tile.weighted, false)];
+        let candidates = [plain, anchored(low, high, top), fit(&x, &w, top, rungs(tile.weighted), false)];
         let (mut best, mut least) = (plain, L::splat(f32::INFINITY));
         let mut refitted = plain;
         for round in 0..if tile.weighted { 6 } else { 4 } {
@@ -212,7 +219,8 @@ pub(crate) fn write_codes<L: Lanes>(x: &[L], top: f32, line: Line<L>, codes: &mu
     }
 }
 
-/// The search for `x ≈ scale · (code - zero)`; gives the scale and the zero point.
+/// The search for `x ≈ scale · (code - zero)`; gives the scale and the zero point. Scales are fitted anew beside each whole zero point,
+/// so that few rungs do where columns weigh alike.
 pub(crate) struct ZeroPoint<'a> {
     pub(crate) tile: &'a mut Tile,
     /// The largest code.
@@ -234,19 +242,19 @@ impl Kernel for ZeroPoint<'_> {
         let plain_zero = (L::zero() - low * plain.recip_or_zero()).round().clamp(0.0, top);
         let (mut best, mut best_zero) = (plain, plain_zero);
         let mut least = zero_point_trial(&x, &w, top, plain, plain_zero).0;
-        let fitted = fit(&x, &w, top, tile.by_column, false);
+        let rungs = if tile.by_column { &LADDER[..] } else { &LADDER[..ABREAST] };
+        let fitted = fit(&x, &w, top, rungs, false);
         let wish = (L::zero() - fitted.m * fitted.d.recip_or_zero()).clamp(-4e6, 4e6).round();
-        for step in [0.0, -1.0, 1.0] {
-            let zero = (wish + L::splat(step)).clamp(0.0, top);
-            let mut d = stored.round_lanes(fitted.d);
-            for _ in 0..3 {
-                let (error, refitted) = zero_point_trial(&x, &w, top, d, zero);
-                let better = error.lt(least);
-                least = L::select(better, error, least);
-                best = L::select(better, d, best);
-                best_zero = L::select(better, zero, best_zero);
-                d = stored.round_lanes(refitted);
-            }
+        let zeros = [0.0, -1.0, 1.0].map(|step| (wish + L::splat(step)).clamp(0.0, top));
+        let (zero, mut d) = preferred_zero(&x, &w, top, fitted.d, &zeros);
+        for _ in 0..ROUNDS {
+            d = stored.round_lanes(d);
+            let (error, refitted) = zero_point_trial(&x, &w, top, d, zero);
+            let better = error.lt(least);
+            least = L::select(better, error, least);
+            best = L::select(better, d, best);
+            best_zero = L::select(better, zero, best_zero);
+            d = refitted;
         }
         let inverse = best.recip_or_zero();
         for (codes, x) in tile.codes.iter_mut().zip(&x) {
@@ -256,13 +264,49 @@ impl Kernel for ZeroPoint<'_> {
     }
 }
 
+/// The zero point that loses least after its codes at scale `d` chose a scale, their codes another one; and that scale.
+#[inline(always)]
+fn preferred_zero<L: Lanes>(x: &[L], w: &[L], top: f32, d: L, zeros: &[L; 3]) -> (L, L) {
+    let mut scales = [d; 3];
+    let mut explained = [L::zero(); 3];
+    for _ in 0..2 {
+        let inverse = scales.map(L::recip_or_zero);
+        let (mut xq, mut qq) = ([L::zero(); 3], [L::zero(); 3]);
+        for j in 0..x.len() {
+            // Side by side, so that their sums hide each other's latency.
+            for k in 0..3 {
+                let rounded = (x[j] * inverse[k]).round();
+                let q = rounded.max(L::zero() - zeros[k]).min(L::splat(top) - zeros[k]);
+                let wq = w[j] * q;
+                xq[k] = xq[k] + wq * x[j];
+                qq[k] = qq[k] + wq * q;
+            }
+        }
+        for k in 0..3 {
+            scales[k] = xq[k] * qq[k].recip_or_zero();
+            explained[k] = xq[k] * scales[k];
+        }
+    }
+    let (mut zero, mut scale, mut most) = (zeros[0], scales[0], explained[0]);
+    for k in 1..3 {
+        // The error is Σwx² less what is explained.
+        let better = most.lt(explained[k]);
+        zero = L::select(better, zeros[k], zero);
+        scale = L::select(better, scales[k], scale);
+        most = L::select(better, explained[k], most);
+    }
+    (zero, scale)
+}
+
 /// The error of a scale and zero point, and the scale that the codes would prefer.
 #[inline(always)]
 fn zero_point_trial<L: Lanes>(x: &[L], w: &[L], top: f32, d: L, zero: L) -> (L, L) {
     let inverse = d.recip_or_zero();
+    // What codes of 0 and of `top` stand for, in steps.
+    let (low, high) = (L::zero() - zero, L::splat(top) - zero);
     let (mut error, mut xq, mut qq) = (L::zero(), L::zero(), L::zero());
     for j in 0..x.len() {
-        let q = ((x[j] * inverse).round() + zero).clamp(0.0, top) - zero;
+        let q = (x[j] * inverse).round().max(low).min(high);
         let miss = x[j] - d * q;
         let wq = w[j] * q;
         error = error + w[j] * miss * miss;

@@ -141,7 +141,7 @@ impl<G: Grid> Kernel for WithoutOffsets<'_, G> {
 /// Scales for `x ≈ d·scale·q - dmin·min` with `q` in `0..=n`, `scale` and `min` in `0..=levels`.
 #[inline(always)]
 fn affine<L: Lanes>(x: &[L], w: &[L], n: f32, levels: f32, subs: usize, weighted: bool) -> Affine<L> {
-    let wish = affine::fit(x, w, n, weighted, true);
+    let wish = affine::fit(x, w, n, affine::rungs(weighted), true);
     let top = L::splat(1.0 / levels);
     let d = (per_superblock(wish.d, subs, largest) * top).saturating_f16();
     let dmin = (per_superblock(L::zero() - wish.m, subs, largest) * top).saturating_f16();

@@ -16,7 +16,11 @@ pub fn pack(codes: &[u8], bits: u32) -> Vec<u8> {
         8 => out.extend_from_slice(codes),
         4 => {
             let (pairs, odd) = codes.as_chunks::<2>();
-            out.extend(pairs.iter().map(|[low, high]| low & 15 | high << 4));
+            // As numbers of two bytes, of which compilers make vectors.
+            out.extend(pairs.iter().map(|pair| {
+                let pair = u16::from_le_bytes(*pair);
+                (pair & 0x0f | pair >> 4 & 0xf0) as u8
+            }));
             out.extend(odd.iter().map(|low| low & 15));
         }
         _ => {

@@ -245,8 +245,7 @@ impl Kernel for ZeroPoint<'_> {
         let rungs = if tile.by_column { &LADDER[..] } else { &LADDER[..ABREAST] };
         let fitted = fit(&x, &w, top, rungs, false);
         let wish = (L::zero() - fitted.m * fitted.d.recip_or_zero()).clamp(-4e6, 4e6).round();
-        let zeros = [0.0, -1.0, 1.0].map(|step| (wish + L::splat(step)).clamp(0.0, top));
-        let (zero, mut d) = preferred_zero(&x, &w, top, fitted.d, &zeros);
+        let (zero, mut d) = preferred_zero(&x, &w, top, fitted.d, wish);
         for _ in 0..ROUNDS {
             d = stored.round_lanes(d);
             let (error, refitted) = zero_point_trial(&x, &w, top, d, zero);
@@ -264,13 +263,21 @@ impl Kernel for ZeroPoint<'_> {
     }
 }
 
-/// The zero point that loses least after its codes at scale `d` chose a scale, their codes another one; and that scale.
+/// Of `wish` and its neighbours, the zero point that loses least after its codes at scale `d` chose a scale, and their codes another one;
+/// and that scale.
 #[inline(always)]
-fn preferred_zero<L: Lanes>(x: &[L], w: &[L], top: f32, d: L, zeros: &[L; 3]) -> (L, L) {
+fn preferred_zero<L: Lanes>(x: &[L], w: &[L], top: f32, d: L, wish: L) -> (L, L) {
+    let mut zeros = [wish; 3];
+    for (zero, step) in zeros.iter_mut().zip([0.0, -1.0, 1.0]) {
+        *zero = (*zero + L::splat(step)).clamp(0.0, top);
+    }
     let mut scales = [d; 3];
     let mut explained = [L::zero(); 3];
     for _ in 0..2 {
-        let inverse = scales.map(L::recip_or_zero);
+        let mut inverse = scales;
+        for inverse in &mut inverse {
+            *inverse = inverse.recip_or_zero();
+        }
         let (mut xq, mut qq) = ([L::zero(); 3], [L::zero(); 3]);
         for j in 0..x.len() {
             // Side by side, so that their sums hide each other's latency.

@@ -249,7 +249,7 @@ impl Blocks {
 
 impl Encoder for Blocks {
     fn encode(&self, first_row: u64, rows: &[f32], outputs: &mut [&mut [u8]]) -> Result<(), BoxError> {
-        let mut made = [Vec::new(), Vec::new(), Vec::new()];
+        let mut made = [0, 1, 2].map(|i| Vec::with_capacity(outputs.get(i).map_or(0, |output| output.len())));
         let (mut row, mut rest) = (first_row as usize, rows);
         while !rest.is_empty() {
             let left = (self.rows - row % self.rows) * self.columns;

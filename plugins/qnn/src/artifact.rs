@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use drophammer_formats::digest::{self, Digest};
-use drophammer_models::export::onnx::Interface;
+use drophammer_models::export::onnx::{Halves, Interface};
 use drophammer_ort::placement::Placement;
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,9 @@ pub(crate) struct Artifact {
     pub(crate) context: u32,
     /// What a mask adds where a token may not be seen.
     pub(crate) unseen: f32,
+    /// Values that are halves where others are codes.
+    #[serde(default, skip_serializing_if = "Halves::is_empty")]
+    pub(crate) halves: Halves,
     /// The graphs' inputs and outputs.
     pub(crate) interface: Interface,
     /// One compiled graph for each number of tokens.

@@ -151,8 +151,9 @@ pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContex
     let Calibration { ranges, halves, inputs } = calibration;
     if !halves.is_empty() {
         notes.push(format!(
-            "{} values stay in half precision, and matrices they are multiplied with: their codes would be coarser",
-            halves.len()
+            "{} values stay in half precision, and matrices they are multiplied with: their codes would be coarser ({} names them)",
+            halves.len(),
+            artifact::FILE
         ));
     }
     let export = plan.export(&halves)?;
@@ -186,6 +187,7 @@ pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContex
         hidden: export.interface().encoder.then_some(plan.checkpoint.description().hidden),
         interface: export.interface(),
         steps: compiled_steps,
+        halves,
     };
     let compiled = artifact.steps.iter().flat_map(|step| &step.graph.files);
     let mut files = vec![PathBuf::from(artifact::FILE)];

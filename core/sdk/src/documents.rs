@@ -16,7 +16,7 @@ pub struct HostInfo {
     pub version: String,
     /// Where `drophammer runtime install` puts runtimes: one directory per runtime name.
     pub runtimes: PathBuf,
-    /// Where the plugin may cache files that can be made again (compiled kernels, repacked weights).
+    /// Where the plugin may cache files that can be made again (compiled kernels, repacked weights); see [`crate::Kept`].
     pub cache: PathBuf,
     /// The `[plugins.<id>]` table of the configuration.
     pub config: Options,

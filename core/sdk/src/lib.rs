@@ -15,6 +15,8 @@
 //!   goal and plugin version give the same bytes.
 //! * [`Backend::load`] gives a [`Session`]: mathematics only. Tokenizing, templates, sampling, batching and measuring are
 //!   the host's, above [`Session::forward`].
+//! * What was made for a session and could be made again may be kept where [`HostInfo::cache`] says, never more than the user
+//!   allows ([`Kept`]).
 //! * What only some backends can do is an [`Extension`], asked for by id: so far [`calibration`], by which a session tells how its
 //!   weights are used, and [`profile`], where its time goes.
 //! * Every error says what happened, to which file or tensor, and what the user can do next ([`BackendError`]).
@@ -58,6 +60,7 @@ mod documents;
 mod error;
 pub mod guest;
 pub mod host;
+mod kept;
 pub mod manifest;
 pub mod profile;
 
@@ -71,6 +74,7 @@ pub use documents::{
 };
 pub use drophammer_abi as abi;
 pub use error::{BackendError, ErrorCode, Result};
+pub use kept::Kept;
 pub use manifest::Manifest;
 
 /// Exports a backend from a dylib. Takes a function or closure `HostInfo -> Result<impl Backend>`; once per plugin.

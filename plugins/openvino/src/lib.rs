@@ -5,7 +5,7 @@
 //! - [`forge`] plans and makes a whole [`directory`], as OpenVINO GenAI and the Model Server take it, with the
 //!   [`tokenizer`]'s graphs;
 //! - [`plain`] makes IR of ONNX graphs that are no language models;
-//! - [`runtime`] is the C interface, opened while running; [`session`] runs models through it, with what was [`kept`] of them.
+//! - [`runtime`] is the C interface, opened while running; [`session`] runs models through it, with what was kept of them.
 //!
 //! Making needs nothing installed, but for plain graphs. Running needs the runtime, which [`probe`] looks for and reports on.
 
@@ -14,7 +14,6 @@ mod directory;
 mod encoder;
 mod forge;
 mod graph;
-mod kept;
 mod mixture;
 mod outline;
 mod plain;

@@ -13,12 +13,11 @@ use std::path::{Path, PathBuf};
 
 use drophammer_formats::digest::Digest;
 use drophammer_sdk::{
-    BackendError, Batch, ErrorCode, HostInfo, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result,
-    Session,
+    BackendError, Batch, ErrorCode, HostInfo, JobContext, Kept, Limits, LoadRequest, LogLevel, OutputKind,
+    Result, Session,
 };
 
 use crate::forge::MODEL;
-use crate::kept::Kept;
 use crate::outline::Outline;
 use crate::runtime::{Compiled, Numbers, Request, Runtime};
 use joint::{Joint, Next};
@@ -27,6 +26,9 @@ use joint::{Joint, Next};
 const USUAL_CONTEXT: u32 = 4096;
 /// Most tokens of one call.
 const MOST_BATCH: u32 = 2048;
+/// Bytes of compiled models, and of graphs changed for sessions, that are kept where the configuration says nothing: some models of
+/// the size that such machines run.
+const USUAL_KEPT: u64 = 16 << 30;
 /// Dead entries that are always tolerated in a request.
 const TOLERATED: usize = 256;
 
@@ -97,6 +99,10 @@ impl Sequence {
         };
         Ok(self.request.insert(request))
     }
+}
+
+fn kept(host: &HostInfo) -> Option<Kept> {
+    Kept::of(host, "compiled", USUAL_KEPT)
 }
 
 fn unsupported(message: String, help: &str) -> BackendError {
@@ -381,7 +387,7 @@ const WANTED: &str = "wanted";
 fn shortened(host: &HostInfo, graph: &Path, weights: &Path, outline: &Outline) -> Result<PathBuf> {
     let weights = std::fs::metadata(weights).map_or(0, |metadata| metadata.len());
     let Some(text) = outline.with_wanted_rows(WANTED, weights) else { return Ok(graph.to_path_buf()) };
-    let kept = Kept::of(host).map(|kept| kept.directory().to_path_buf());
+    let kept = kept(host).map(|kept| kept.directory().to_path_buf());
     let cache = kept.unwrap_or_else(std::env::temp_dir);
     let digest = Digest::of(text.as_bytes()).to_string();
     let name: String = digest.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
@@ -480,7 +486,7 @@ fn properties(
         properties.push(("DYNAMIC_QUANTIZATION_GROUP_SIZE", "0".to_owned()));
         properties.push(("KV_CACHE_PRECISION", "f32".to_owned()));
     } else if !request.reference
-        && let Some(kept) = Kept::of(host)
+        && let Some(kept) = kept(host)
         && let Some(directory) = kept.room_for(compiled_bytes)
     {
         properties.push(("CACHE_DIR", directory.to_string_lossy().into_owned()));

@@ -1,35 +1,34 @@
-//! What sessions keep between runs: compiled models, and graphs changed for them. Never more than a budget.
+//! What plugins keep between runs and could make again: compiled models, repacked weights. Never more than a budget.
 
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use drophammer_sdk::HostInfo;
+use crate::HostInfo;
 
-/// Bytes kept where the configuration says nothing: some models of the size that such machines run.
-const USUAL_BYTES: u64 = 16 << 30;
-
-/// The directory, and what it may hold.
-pub(crate) struct Kept {
+/// A directory, and what it may hold.
+#[derive(Debug, Clone)]
+pub struct Kept {
     directory: PathBuf,
     bytes: u64,
 }
 
 impl Kept {
-    /// Where the host lets things be kept; the plugin's setting `cache_bytes` says how much. `None` where nothing is kept.
-    pub(crate) fn of(host: &HostInfo) -> Option<Self> {
-        let bytes = host.config.get("cache_bytes").and_then(serde_json::Value::as_u64).unwrap_or(USUAL_BYTES);
-        let directory = host.cache.join("compiled");
+    /// A folder of the place where the host lets things be kept. The plugin's setting `cache_bytes` says how much, `usual` where
+    /// the configuration says nothing. `None` where nothing is kept.
+    pub fn of(host: &HostInfo, folder: &str, usual: u64) -> Option<Self> {
+        let bytes = host.config.get("cache_bytes").and_then(serde_json::Value::as_u64).unwrap_or(usual);
+        let directory = host.cache.join(folder);
         (!host.cache.as_os_str().is_empty() && bytes > 0).then_some(Self { directory, bytes })
     }
 
     /// Where things are kept.
-    pub(crate) fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Makes room for another model of so many bytes: those not used for longest go. `None` if it is too large to be kept.
-    pub(crate) fn room_for(&self, bytes: u64) -> Option<&Path> {
+    /// Makes room for another file of so many bytes: those not used for longest go. `None` if it is too large to be kept.
+    pub fn room_for(&self, bytes: u64) -> Option<&Path> {
         let left = self.bytes.checked_sub(bytes)?;
         let mut files: Vec<(SystemTime, u64, PathBuf)> = std::fs::read_dir(&self.directory)
             .into_iter()
@@ -73,7 +72,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let mut host = HostInfo { cache: place.path().to_owned(), ..HostInfo::default() };
         host.config.insert("cache_bytes".into(), 100.into());
-        let kept = Kept::of(&host).unwrap();
+        let kept = Kept::of(&host, "compiled", 0).unwrap();
         assert_eq!(
             kept.room_for(10),
             Some(place.path().join("compiled").as_path()),
@@ -97,6 +96,6 @@ mod tests {
         kept.room_for(100).unwrap();
         assert_eq!(left(), [false; 3]);
         host.config.insert("cache_bytes".into(), 0.into());
-        assert!(Kept::of(&host).is_none());
+        assert!(Kept::of(&host, "compiled", 0).is_none());
     }
 }

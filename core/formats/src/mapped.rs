@@ -8,7 +8,7 @@
 //! when it is read, and tensor data are plain bytes for which any value is valid.
 #![allow(unsafe_code)] // a memory map cannot be made without it; the reasons stand at each block
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ use crate::error::{Error, Fault, Result};
 pub struct MappedFile {
     path: PathBuf,
     content: Content,
-    len: u64,
+    metadata: Metadata,
 }
 
 #[derive(Debug)]
@@ -37,15 +37,15 @@ impl MappedFile {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened or mapped, or is not a regular file.
     pub fn open(path: &Path) -> Result<Self> {
-        let (file, len) = open_regular(path)?;
-        let content = if len == 0 {
+        let (file, metadata) = open_regular(path)?;
+        let content = if metadata.len() == 0 {
             Content::Prefix(Vec::new())
         } else {
             // SAFETY: the map is read-only and only ever seen as bytes. The remaining hazard, another process
             // shrinking the file, is a signal in this process; see the module's head.
             Content::Map(unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?)
         };
-        Ok(Self { path: path.to_owned(), content, len })
+        Ok(Self { path: path.to_owned(), content, metadata })
     }
 
     /// Reads at most `prefix` bytes of the file into memory and maps nothing: what lies behind them cannot be
@@ -54,10 +54,10 @@ impl MappedFile {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened or read, or is not a regular file.
     pub fn open_prefix(path: &Path, prefix: u64) -> Result<Self> {
-        let (file, len) = open_regular(path)?;
+        let (file, metadata) = open_regular(path)?;
         let mut bytes = Vec::new();
-        file.take(prefix.min(len)).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
-        Ok(Self { path: path.to_owned(), content: Content::Prefix(bytes), len })
+        file.take(prefix.min(metadata.len())).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+        Ok(Self { path: path.to_owned(), content: Content::Prefix(bytes), metadata })
     }
 
     /// The file's path.
@@ -67,12 +67,17 @@ impl MappedFile {
 
     /// The file's length in bytes when it was opened.
     pub fn len(&self) -> u64 {
-        self.len
+        self.metadata.len()
+    }
+
+    /// What the system said of the file when it was opened.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
     }
 
     /// Whether the file was empty.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// The whole file, or as much of it as was read.
@@ -97,6 +102,14 @@ impl MappedFile {
         }
     }
 
+    /// Asks the system to read and map the file in large pages: for what is read from end to end. A hint.
+    pub fn in_large_pages(&self) {
+        #[cfg(target_os = "linux")]
+        if let Content::Map(map) = &self.content {
+            let _ = map.advise(Advice::HugePage);
+        }
+    }
+
     /// Gives the memory of `len` bytes from `offset` back, so that resident memory does not grow with the file.
     /// Reading them again reads the file again; neighbours within 2 MiB may have to be mapped anew, too.
     pub fn release(&self, offset: u64, len: u64) {
@@ -116,18 +129,18 @@ impl MappedFile {
 }
 
 /// Opens a regular file. Others are told before they are opened: a pipe would wait for its writer.
-fn open_regular(path: &Path) -> Result<(File, u64)> {
+fn open_regular(path: &Path) -> Result<(File, Metadata)> {
     let metadata = std::fs::metadata(path).map_err(Error::io(path, "examine"))?;
     if !metadata.is_file() {
         return Err(Error::NotAModel { path: path.to_owned(), found: "not a regular file".into() });
     }
     let file = File::open(path).map_err(Error::io(path, "open"))?;
-    let len = file.metadata().map_err(Error::io(path, "examine"))?.len();
-    if usize::try_from(len).is_err() {
-        let fault = Fault::HeaderTooLarge { declared: len, limit: usize::MAX as u64 };
+    let metadata = file.metadata().map_err(Error::io(path, "examine"))?;
+    if usize::try_from(metadata.len()).is_err() {
+        let fault = Fault::HeaderTooLarge { declared: metadata.len(), limit: usize::MAX as u64 };
         return Err(Error::Malformed { path: path.to_owned(), fault });
     }
-    Ok((file, len))
+    Ok((file, metadata))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ fn load(path: &Path, sequences: u32, reference: bool) -> Box<dyn Session> {
         reference,
         ..LoadRequest::default()
     };
-    Native.load(&request, Box::new(JOB)).unwrap()
+    Native::default().load(&request, Box::new(JOB)).unwrap()
 }
 
 fn scheduler(session: Box<dyn Session>, tokenizer: &Arc<Tokenizer>) -> Scheduler {
@@ -88,7 +88,7 @@ fn fast_mode_has_the_perplexity_of_reference_mode_within_a_thousandth() {
             name: "shakespeare".into(),
             ..ForgeRequest::default()
         };
-        let report = Native.quantize(&request, &JOB).unwrap();
+        let report = Native::default().quantize(&request, &JOB).unwrap();
         let (fast, exact) = perplexities(&staging.path().join(&report.files[0]), &tokens, 2048);
         assert!((fast / exact - 1.0).abs() < 1e-3, "{scheme}: {fast} instead of {exact}");
     }

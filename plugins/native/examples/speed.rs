@@ -1,5 +1,5 @@
 //! Speed of reading a prompt and of generating from an empty cache, and resident memory of a model:
-//! `speed MODEL [THREADS] [PREFILL] [DECODE] [SEQUENCES]`.
+//! `speed MODEL [THREADS] [PREFILL] [DECODE] [SEQUENCES] [CACHE]`, where weights as they are laid out are kept in CACHE.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -9,10 +9,15 @@ use drophammer_sdk::{Backend, Batch, HostInfo, LoadRequest, Unwatched};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let path =
-        PathBuf::from(arguments.next().ok_or("usage: speed MODEL [THREADS] [PREFILL] [DECODE] [SEQUENCES]")?);
+    let usage = "usage: speed MODEL [THREADS] [PREFILL] [DECODE] [SEQUENCES] [CACHE]";
+    let path = PathBuf::from(arguments.next().ok_or(usage)?);
     let mut number = |usual: u32| arguments.next().map_or(Ok(usual), |word| word.parse());
     let (threads, prefill, decode, sequences) = (number(2)?, number(512)?, number(64)?, number(1)?);
+    let mut host = HostInfo::default();
+    if let Some(cache) = arguments.next() {
+        host.cache = PathBuf::from(cache);
+        host.config.insert("cache_bytes".into(), u64::MAX.into());
+    }
     let begun = Instant::now();
     let request = LoadRequest {
         path,
@@ -20,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         max_sequences: sequences,
         ..LoadRequest::default()
     };
-    let mut session = Native::open(HostInfo::default())?.load(&request, Box::new(Unwatched { threads }))?;
+    let mut session = Native::open(host)?.load(&request, Box::new(Unwatched { threads }))?;
     let width = session.limits().output_width as usize;
     println!("load {:.3} s, {}", begun.elapsed().as_secs_f64(), resident());
     let tokens: Vec<u32> = (0..prefill).map(|i| i * 31 % 1999 + 5).collect();

@@ -16,8 +16,9 @@ use drophammer_models::{Checkpoint, Error};
 use drophammer_sdk::calibration::{Calibrate, Usage};
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
+use crate::memory::Bytes;
 use crate::model::execute::Engine;
-use crate::model::matrix::{Bytes, Matrix};
+use crate::model::matrix::Matrix;
 use crate::model::record::MatrixRef;
 use crate::observer::Observer;
 

@@ -6,9 +6,9 @@
 //! - [`cache`] holds keys and values in pages that sequences share.
 //!
 //! Weights stay in the mapped file. *Reference mode* multiplies by them in float32, row by row. *Fast mode* lays weights out in
-//! tiles and multiplies in integers: quantized ones by activations in sixteen bits, or with AVX-512 in eight, those that stand out
-//! of their row by themselves; halves, as fixed-point numbers of sixteen bits, by activations in thirteen. Only float32 stays float32. Keys and values are
-//! fixed-point numbers too.
+//! tiles, which may be kept for the next load, and multiplies in integers: quantized ones by activations in sixteen bits, or with
+//! AVX-512 in eight, those that stand out of their row by themselves; halves, as fixed-point numbers of sixteen bits, by activations in
+//! thirteen. Only float32 stays float32. Keys and values are fixed-point numbers too.
 //!
 //! Besides logits a session tells how its weights are used ([`calibration`]) and where its time goes ([`profile`]).
 
@@ -32,15 +32,18 @@ use drophammer_sdk::{
 };
 
 /// The backend.
-pub struct Native;
+#[derive(Default)]
+pub struct Native {
+    host: HostInfo,
+}
 
 impl Native {
     /// Opens the backend; it needs nothing of the host.
     ///
     /// # Errors
     /// None today.
-    pub fn open(_host: HostInfo) -> Result<Self> {
-        Ok(Self)
+    pub fn open(host: HostInfo) -> Result<Self> {
+        Ok(Self { host })
     }
 }
 
@@ -58,7 +61,7 @@ impl Backend for Native {
     }
 
     fn load(&self, request: &LoadRequest, job: Box<dyn JobContext>) -> Result<Box<dyn Session>> {
-        Ok(Box::new(session::NativeSession::load(request, job.as_ref())?))
+        Ok(Box::new(session::NativeSession::load(&self.host, request, job.as_ref())?))
     }
 }
 

@@ -1,10 +1,12 @@
-//! Large zeroed memory that threads read, and write through shared references, in parts they keep apart.
+//! Large zeroed memory that threads read, and write through shared references, in parts they keep apart; and bytes that hold what
+//! they lie in.
 //!
 //! Weights are read from end to end for every token: with pages of 4 KiB the processor spends almost as long finding them as
 //! reading them. The system is asked for large pages where it has them.
-#![allow(unsafe_code)] // allocation and advice to the system
+#![allow(unsafe_code)] // allocation, advice to the system, and views that keep alive what they show
 
 use std::alloc::Layout;
+use std::any::Any;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -45,6 +47,18 @@ impl Memory {
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.begin
     }
+
+    /// Its bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: zeroed bytes of this allocation. Whoever writes through `as_ptr` while they are borrowed says why nobody reads them.
+        unsafe { std::slice::from_raw_parts(self.begin, self.len) }
+    }
+
+    /// Its bytes, to write.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above; `&mut self` excludes everybody else.
+        unsafe { std::slice::from_raw_parts_mut(self.begin, self.len) }
+    }
 }
 
 impl Drop for Memory {
@@ -54,43 +68,52 @@ impl Drop for Memory {
     }
 }
 
-/// Memory that is handed out from its begin to its end.
-pub(crate) struct Arena {
-    memory: Arc<Memory>,
-    used: usize,
-}
-
-impl Arena {
-    /// Room for `bytes`, `None` if there are not so many.
-    pub(crate) fn new(bytes: usize) -> Option<Self> {
-        Some(Self { memory: Arc::new(Memory::zeroed(bytes)?), used: 0 })
-    }
-
-    /// The next `bytes`, a multiple of a cache line; `None` where they are used up.
-    pub(crate) fn take(&mut self, bytes: usize) -> Option<Region> {
-        let begin = self.used;
-        self.used = begin.checked_add(bytes)?;
-        (self.used <= self.memory.len).then(|| Region { memory: Arc::clone(&self.memory), begin, len: bytes })
-    }
-}
-
-/// A part of an [`Arena`] that belongs to one owner.
-pub(crate) struct Region {
-    memory: Arc<Memory>,
-    begin: usize,
+/// Bytes that live as long as what they were borrowed from.
+#[derive(Clone)]
+pub(crate) struct Bytes {
+    begin: *const u8,
     len: usize,
+    #[allow(dead_code)] // held, not read
+    owner: Arc<dyn Any + Send + Sync>,
 }
 
-impl Region {
-    /// Its bytes.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: inside the memory, which is alive and zeroed; regions do not overlap and `&self` excludes writers.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(self.begin), self.len) }
+// SAFETY: read-only bytes whose owner, itself `Send` and `Sync`, is held.
+unsafe impl Send for Bytes {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes {}
+
+impl Bytes {
+    /// What `bytes` chooses from `owner`.
+    pub(crate) fn of<T: Any + Send + Sync>(owner: &Arc<T>, bytes: impl FnOnce(&T) -> &[u8]) -> Self {
+        let slice = bytes(owner);
+        Self {
+            begin: slice.as_ptr(),
+            len: slice.len(),
+            owner: Arc::clone(owner) as Arc<dyn Any + Send + Sync>,
+        }
     }
 
-    /// Its bytes, to write.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above; `&mut self` excludes everybody else.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr().add(self.begin), self.len) }
+    /// `len` bytes from `begin`, or `None` where there are not so many.
+    pub(crate) fn part(&self, begin: usize, len: usize) -> Option<Self> {
+        (begin <= self.len && len <= self.len - begin).then(|| Self {
+            begin: self.begin.wrapping_add(begin),
+            len,
+            owner: Arc::clone(&self.owner),
+        })
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::of(&Arc::new(bytes), |bytes| bytes)
+    }
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: made from a slice of the owner, which is alive and whose bytes do not move or change.
+        unsafe { std::slice::from_raw_parts(self.begin, self.len) }
     }
 }

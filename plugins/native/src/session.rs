@@ -5,8 +5,8 @@ use std::sync::Arc;
 use drophammer_forge::failure;
 use drophammer_models::description::{Description, ModelKind};
 use drophammer_sdk::{
-    BackendError, Batch, ErrorCode, Extension, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result,
-    Session, calibration, profile,
+    BackendError, Batch, ErrorCode, Extension, HostInfo, JobContext, Limits, LoadRequest, LogLevel,
+    OutputKind, Result, Session, calibration, profile,
 };
 
 use crate::cache::Cache;
@@ -14,7 +14,8 @@ use crate::calibration::{Asked, Calibration};
 use crate::kernels::Path;
 use crate::kernels::attention::Stored;
 use crate::model::execute::{Engine, Token};
-use crate::model::load::{Loaded, load};
+use crate::model::load::{Fast, Loaded, load};
+use crate::model::shelf::Shelf;
 use crate::profile::Profiler;
 use crate::threads::Pool;
 
@@ -41,16 +42,16 @@ pub(crate) struct NativeSession {
 
 impl NativeSession {
     /// Loads what lies at the request's path.
-    pub(crate) fn load(request: &LoadRequest, job: &dyn JobContext) -> Result<Self> {
+    pub(crate) fn load(host: &HostInfo, request: &LoadRequest, job: &dyn JobContext) -> Result<Self> {
         job.check()?;
         let checkpoint = Arc::new(drophammer_forge::open(&request.path, &request.adapters)?);
         let description = checkpoint.description();
         let budgets = job.budgets();
         let sequences = request.max_sequences.max(1);
         let threads = budgets.threads.max(1) as usize;
+        let fast = (!request.reference).then(|| Fast { threads, shelf: Shelf::of(host, job) });
         let Loaded { program, layers, references, inputs } =
-            load(&checkpoint, (!request.reference).then_some(threads))
-                .map_err(|error| failure::of_model(&request.path, &error))?;
+            load(&checkpoint, fast).map_err(|error| failure::of_model(&request.path, &error))?;
         let context = context_of(description, request.context);
         let stored = stored_of(request)?;
         let cache_bytes = Cache::bytes(&layers, stored, sequences.into(), context.into());

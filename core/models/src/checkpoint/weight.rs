@@ -347,6 +347,16 @@ impl<'a> Weight<'a> {
         }
     }
 
+    /// Tells the system that all of it will be read soon. What is small and lies here and there is read together so, without what
+    /// lies around it.
+    pub fn prefetch(&self) {
+        for piece in &self.located.pieces {
+            for tensor in piece.stored.tensors() {
+                self.source.prefetch(tensor, 0..tensor.byte_len());
+            }
+        }
+    }
+
     /// Gives the memory pages that reading the whole weight has mapped back to the system.
     pub fn release(&self) {
         for piece in &self.located.pieces {

@@ -1,7 +1,7 @@
 //! From a checkpoint to a program: record the architecture, then find its weights.
 //!
-//! Matrices that the source stores as plain rows are used where they are, in the mapped file; vectors (norms, biases) become
-//! floats.
+//! Matrices that the source stores as plain rows are used where they are, in the mapped file, or laid out in tiles; vectors (norms,
+//! biases) become floats.
 
 use std::sync::Arc;
 
@@ -10,11 +10,12 @@ use drophammer_models::{Checkpoint, Error, build_decoder, build_encoder};
 
 use super::execute::Program;
 use super::fuse::fuse;
-use super::matrix::{Bytes, Matrix};
+use super::matrix::Matrix;
 use super::record::{MatrixRef, Recorder, VectorRef};
+use super::shelf::{Name, Shelf};
 use super::step::{Step, assign_buffers};
 use crate::cache::LayerShape;
-use crate::memory::Arena;
+use crate::memory::{Bytes, Memory};
 
 /// A program and what its cache has to hold.
 pub(crate) struct Loaded {
@@ -26,11 +27,19 @@ pub(crate) struct Loaded {
     pub(crate) inputs: Vec<usize>,
 }
 
-/// Builds the program of a checkpoint. In fast mode quantized matrices become tiles, on so many threads.
+/// What fast mode does to matrices: it lays them out in tiles.
+pub(crate) struct Fast<'a> {
+    /// On so many threads.
+    pub(crate) threads: usize,
+    /// Where they are kept for the next load.
+    pub(crate) shelf: Option<Shelf<'a>>,
+}
+
+/// Builds the program of a checkpoint; without `fast` matrices are used as they are stored.
 ///
 /// # Errors
 /// Weights that cannot be read, and operations this backend does not have.
-pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<usize>) -> Result<Loaded, Error> {
+pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<Fast<'_>>) -> Result<Loaded, Error> {
     let description = checkpoint.description();
     let mut recorder = Recorder::default();
     let result = match description.kind {
@@ -46,11 +55,14 @@ pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<usize>) -> Result<
     let (buffers, result) = assign_buffers(&mut steps, result);
     let mut held: Vec<Matrix> =
         matrices.iter().map(|reference| matrix_of(checkpoint, reference)).collect::<Result<_, _>>()?;
-    if let Some(threads) = fast {
-        tile(checkpoint, &matrices, &mut held, threads)?;
+    if let Some(fast) = fast {
+        tile(checkpoint, &matrices, &mut held, &fast)?;
     }
     let (references, matrices) = (matrices, held);
     let inputs = inputs(&steps, references.len());
+    for vector in &vectors {
+        checkpoint.weight(vector.weight)?.prefetch();
+    }
     let vectors = vectors.iter().map(|vector| vector_of(checkpoint, vector)).collect::<Result<_, _>>()?;
     Ok(Loaded {
         program: Program { steps, buffers, result, matrices, vectors, ropes },
@@ -80,24 +92,49 @@ fn inputs(steps: &[Step], matrices: usize) -> Vec<usize> {
     inputs
 }
 
-/// Lays out in tiles what gains by it.
+/// Takes up as tiles what gains by it: those that an earlier load kept, or those that are laid now.
 fn tile(
     checkpoint: &Checkpoint,
     references: &[MatrixRef],
     matrices: &mut [Matrix],
-    threads: usize,
+    fast: &Fast<'_>,
 ) -> Result<(), Error> {
     // Tables are read row by row, experts sparsely: both stay in the file.
     let gains = |reference: &MatrixRef| !reference.table && reference.expert.is_none();
     let all = references.iter().zip(matrices).filter(|(reference, _)| gains(reference));
-    let mut all: Vec<_> = all.collect();
-    let bytes = all.iter().filter_map(|(_, matrix)| matrix.cut()).map(|cut| cut.bytes()).sum();
-    // Without the memory, weights are used as they are stored.
-    let Some(mut arena) = Arena::new(bytes) else { return Ok(()) };
-    for (reference, matrix) in &mut all {
-        if matrix.tile(&mut arena, threads) {
+    let all: Vec<_> =
+        all.filter_map(|(reference, matrix)| Some((reference, matrix.cut()?, matrix))).collect();
+    let bytes = all.iter().map(|(_, cut, _)| cut.bytes()).sum();
+    if bytes == 0 {
+        return Ok(());
+    }
+    let shelf = fast.shelf.as_ref().and_then(|shelf| {
+        Some((shelf, Name::of(checkpoint, all.iter().map(|(reference, cut, _)| (*reference, *cut)))?))
+    });
+    let kept = shelf.as_ref().and_then(|(shelf, name)| shelf.take(name, bytes, fast.threads));
+    let tiles = if let Some(kept) = kept {
+        kept
+    } else {
+        // Without the memory, weights are used as they are stored.
+        let Some(mut memory) = Memory::zeroed(bytes) else { return Ok(()) };
+        let mut rest = memory.bytes_mut();
+        for (reference, cut, matrix) in &all {
+            let (tiles, later) = rest.split_at_mut(cut.bytes());
+            matrix.lay(tiles, fast.threads);
             checkpoint.weight(reference.weight)?.release();
+            rest = later;
         }
+        if let Some((shelf, name)) = shelf {
+            shelf.put(&name, memory.bytes(), fast.threads);
+        }
+        Bytes::of(&Arc::new(memory), Memory::bytes)
+    };
+    let mut begin = 0;
+    for (_, cut, matrix) in all {
+        if let Some(part) = tiles.part(begin, cut.bytes()) {
+            matrix.take_up(part);
+        }
+        begin += cut.bytes();
     }
     Ok(())
 }

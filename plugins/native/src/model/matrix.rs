@@ -1,7 +1,5 @@
-//! Weights as the executor holds them: matrices in place in the mapped file, vectors as floats.
-#![allow(unsafe_code)] // views into a mapping that the view itself keeps alive
+//! Weights as the executor holds them: matrices in place in the mapped file, and beside it as tiles.
 
-use std::any::Any;
 use std::sync::Arc;
 
 use drophammer_formats::DType;
@@ -10,57 +8,7 @@ use drophammer_quant::Codec;
 
 use crate::kernels::tile::{self, Cut, Takes, Tiles};
 use crate::kernels::{LANES, Path, rows};
-use crate::memory::Arena;
-
-/// Bytes that live as long as what they were borrowed from.
-#[derive(Clone)]
-pub(crate) struct Bytes {
-    begin: *const u8,
-    len: usize,
-    #[allow(dead_code)] // held, not read
-    owner: Arc<dyn Any + Send + Sync>,
-}
-
-// SAFETY: read-only bytes whose owner, itself `Send` and `Sync`, is held.
-unsafe impl Send for Bytes {}
-// SAFETY: as above.
-unsafe impl Sync for Bytes {}
-
-impl Bytes {
-    /// What `bytes` chooses from `owner`.
-    pub(crate) fn of<T: Any + Send + Sync>(owner: &Arc<T>, bytes: impl FnOnce(&T) -> &[u8]) -> Self {
-        let slice = bytes(owner);
-        Self {
-            begin: slice.as_ptr(),
-            len: slice.len(),
-            owner: Arc::clone(owner) as Arc<dyn Any + Send + Sync>,
-        }
-    }
-
-    /// `len` bytes from `begin`, or `None` where there are not so many.
-    pub(crate) fn part(&self, begin: usize, len: usize) -> Option<Self> {
-        (begin <= self.len && len <= self.len - begin).then(|| Self {
-            begin: self.begin.wrapping_add(begin),
-            len,
-            owner: Arc::clone(&self.owner),
-        })
-    }
-}
-
-impl From<Vec<u8>> for Bytes {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self::of(&Arc::new(bytes), |bytes| bytes)
-    }
-}
-
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: made from a slice of the owner, which is alive and whose bytes do not move or change.
-        unsafe { std::slice::from_raw_parts(self.begin, self.len) }
-    }
-}
+use crate::memory::Bytes;
 
 /// A weight `[rows, columns]`.
 pub(crate) struct Matrix {
@@ -108,16 +56,19 @@ impl Matrix {
         }
     }
 
-    /// Lays the matrix out in tiles, on several threads; `false` where it cannot be.
-    pub(crate) fn tile(&mut self, arena: &mut Arena, threads: usize) -> bool {
-        let Some(cut) = self.cut() else { return false };
-        let Form::Stored { dtype, bytes, row_bytes, .. } = &self.form else { return false };
-        let Some(mut tiles) = Tiles::new(cut, arena) else { return false };
-        let (strip_bytes, columns) = (tiles.strip_bytes(), self.columns);
-        let strips = self.rows.div_ceil(LANES);
-        let each = strips.div_ceil(threads.max(1)).max(1);
+    /// Writes the matrix in tiles, on several threads, into zeros.
+    ///
+    /// # Panics
+    /// If `tiles` are not as long as [`Matrix::cut`] says.
+    pub(crate) fn lay(&self, tiles: &mut [u8], threads: usize) {
+        let (Form::Stored { dtype, bytes, row_bytes, .. }, Some(cut)) = (&self.form, self.cut()) else {
+            return;
+        };
+        assert_eq!(tiles.len(), cut.bytes());
+        let (strip_bytes, columns) = (cut.strip_bytes(), self.columns);
+        let each = self.rows.div_ceil(LANES).div_ceil(threads.max(1)).max(1);
         std::thread::scope(|scope| {
-            for (i, part) in tiles.bytes_mut().chunks_mut(each * strip_bytes).enumerate() {
+            for (i, part) in tiles.chunks_mut(each * strip_bytes).enumerate() {
                 let stored = &bytes[(i * each * LANES * row_bytes).min(bytes.len())..];
                 scope.spawn(move || {
                     let strips = part.chunks_exact_mut(strip_bytes).zip(stored.chunks(LANES * row_bytes));
@@ -127,8 +78,11 @@ impl Matrix {
                 });
             }
         });
-        self.tiles = Some(tiles);
-        true
+    }
+
+    /// Multiplies by what [`Matrix::lay`] wrote from now on.
+    pub(crate) fn take_up(&mut self, tiles: Bytes) {
+        self.tiles = self.cut().and_then(|cut| Tiles::new(cut, tiles));
     }
 
     /// The matrix as tiles, where it was laid out so.

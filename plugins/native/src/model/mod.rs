@@ -1,7 +1,7 @@
 //! A model ready to run.
 //!
 //! [`record`] turns an architecture into [`step`]s once and [`fuse`] joins them; [`load`] does that for a checkpoint, whose
-//! weights [`matrix`] holds. [`execute`] runs the steps on all threads; [`products`], [`attend`] and [`experts`] are the
+//! weights [`matrix`] holds and, laid out, [`shelf`] keeps. [`execute`] runs the steps on all threads; [`products`], [`attend`] and [`experts`] are the
 //! larger ones; [`cost`] says what each has to read and to
 //! compute.
 
@@ -14,4 +14,5 @@ pub(crate) mod load;
 pub(crate) mod matrix;
 mod products;
 pub(crate) mod record;
+pub(crate) mod shelf;
 pub(crate) mod step;

@@ -6,6 +6,7 @@ mod embeddings;
 mod fixture;
 mod fold;
 mod forge;
+mod kept;
 mod reference;
 mod sessions;
 mod simd;

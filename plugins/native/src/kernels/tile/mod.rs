@@ -24,6 +24,9 @@ pub(crate) mod multiply;
 mod outliers;
 pub(crate) mod plain;
 
+#[cfg(test)]
+use std::sync::Arc;
+
 use drophammer_formats::DType;
 
 use super::LANES;
@@ -33,14 +36,18 @@ use super::activation::{Panels, Quantized};
 use super::float::Output;
 #[cfg(test)]
 use super::isa::Path;
-use crate::memory::{Arena, Region};
+use crate::memory::Bytes;
+#[cfg(test)]
+use crate::memory::Memory;
 use formats::{Format, with_format};
 
 /// Columns of a block.
 pub(crate) const BLOCK: usize = 32;
+/// Bytes of a cache line, which strips and units of scales begin at.
+const LINE: usize = 64;
 
 /// How a matrix of some type and shape is cut into strips.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Cut {
     dtype: DType,
     rows: usize,
@@ -67,6 +74,11 @@ impl Cut {
         Some(Self { dtype, rows, columns, strip_bytes })
     }
 
+    /// Bytes of one strip.
+    pub(crate) fn strip_bytes(&self) -> usize {
+        self.strip_bytes
+    }
+
     /// Bytes of all strips.
     pub(crate) fn bytes(&self) -> usize {
         self.strip_bytes * self.rows.div_ceil(LANES)
@@ -87,13 +99,15 @@ pub(crate) enum Takes {
 /// A matrix as strips of tiles.
 pub(crate) struct Tiles {
     cut: Cut,
-    region: Region,
+    bytes: Bytes,
 }
 
 impl Tiles {
-    /// Empty tiles; `None` if the arena has no room.
-    pub(crate) fn new(cut: Cut, arena: &mut Arena) -> Option<Self> {
-        Some(Self { cut, region: arena.take(cut.bytes())? })
+    /// Tiles that were laid, now or by an earlier process. Whatever the bytes are, products read nothing else; `None` if they are
+    /// not as many as they should be, or do not begin at a cache line.
+    pub(crate) fn new(cut: Cut, bytes: Bytes) -> Option<Self> {
+        (bytes.len() == cut.bytes() && bytes.as_ptr().addr().is_multiple_of(LINE))
+            .then_some(Self { cut, bytes })
     }
 
     /// Bytes of all strips.
@@ -101,19 +115,9 @@ impl Tiles {
         self.cut.bytes()
     }
 
-    /// Bytes of one strip.
-    pub(crate) fn strip_bytes(&self) -> usize {
-        self.cut.strip_bytes
-    }
-
-    /// All strips, one after another.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        self.region.bytes_mut()
-    }
-
     /// A strip's bytes.
     pub(crate) fn strip(&self, strip: usize) -> &[u8] {
-        &self.region.bytes()[strip * self.cut.strip_bytes..][..self.cut.strip_bytes]
+        &self.bytes[strip * self.cut.strip_bytes..][..self.cut.strip_bytes]
     }
 
     /// How it was stored.
@@ -189,7 +193,6 @@ impl Place {
 /// `scales` are those of the `unit`th unit.
 #[inline(always)]
 pub(crate) unsafe fn fetch_scales<F: Format>(unit: usize, scales: *const u8) {
-    const LINE: usize = 64;
     if F::SCALE_BYTES > LINE && unit.is_multiple_of(F::TOGETHER) {
         for at in (0..F::SCALE_BYTES * F::TOGETHER).step_by(LINE) {
             // SAFETY: the caller's promise.
@@ -219,12 +222,11 @@ fn lay_strip_as<'a, F: Format>(columns: usize, rows: impl Iterator<Item = &'a [u
 #[cfg(test)]
 pub(crate) fn tiles_of(dtype: DType, columns: usize, rows: &[Vec<u8>]) -> Tiles {
     let cut = Cut::of(dtype, rows.len(), columns).unwrap();
-    let mut tiles = Tiles::new(cut, &mut Arena::new(cut.bytes()).unwrap()).unwrap();
-    let bytes = tiles.strip_bytes();
-    for (strip, rows) in tiles.bytes_mut().chunks_exact_mut(bytes).zip(rows.chunks(LANES)) {
+    let mut memory = Memory::zeroed(cut.bytes()).unwrap();
+    for (strip, rows) in memory.bytes_mut().chunks_exact_mut(cut.strip_bytes()).zip(rows.chunks(LANES)) {
         lay_strip(dtype, columns, rows.iter().map(Vec::as_slice), strip);
     }
-    tiles
+    Tiles::new(cut, Bytes::of(&Arc::new(memory), Memory::bytes)).unwrap()
 }
 
 /// All rows of tiles times the rows of `x`, `[tokens][columns]`: those that `quantize` makes of them, as `multiply` takes them.

@@ -118,39 +118,53 @@ impl Rope {
 
     /// Angles for sequences of `length` tokens. Only lengths beyond [`Rope::threshold`] matter.
     pub fn table(&self, length: u32) -> RopeTable {
-        let plain = self.frequencies(self.theta);
-        let (frequencies, magnitude) = match &self.scaling {
-            RopeScaling::None => (plain, 1.0),
-            RopeScaling::Linear { factor } => (plain.iter().map(|f| f / factor).collect(), 1.0),
-            RopeScaling::Dynamic { factor, original } => (self.dynamic(*factor, *original, length), 1.0),
-            RopeScaling::Yarn(yarn) => (self.yarn(yarn, &plain), yarn.magnitude),
-            RopeScaling::Llama3 { factor, low, high, original } => {
-                (plain.iter().map(|&f| llama3(f, *factor, *low, *high, f64::from(*original))).collect(), 1.0)
-            }
-            RopeScaling::Long { short, long, original, magnitude } => {
-                let factors = if length > *original { long } else { short };
-                (divide(&plain, factors), *magnitude)
-            }
-            RopeScaling::Factors(factors) => (divide(&plain, factors), 1.0),
+        let magnitude = match &self.scaling {
+            RopeScaling::Yarn(yarn) => yarn.magnitude,
+            RopeScaling::Long { magnitude, .. } => *magnitude,
+            _ => 1.0,
         };
-        RopeTable {
-            frequencies: frequencies.into_iter().map(|f| f as f32).collect(),
-            magnitude: magnitude as f32,
+        let frequencies = vec![0.0; self.width as usize / 2];
+        let mut table = RopeTable { frequencies, magnitude: magnitude as f32 };
+        self.stretch(&mut table, length);
+        table
+    }
+
+    /// Makes a table of this rotation one for sequences of another length, in the same memory.
+    pub fn stretch(&self, table: &mut RopeTable, length: u32) {
+        for (pair, frequency) in table.frequencies.iter_mut().enumerate() {
+            *frequency = self.frequency(pair, length) as f32;
         }
     }
 
-    fn frequencies(&self, theta: f64) -> Vec<f64> {
-        (0..self.width / 2).map(|i| theta.powf(-f64::from(2 * i) / f64::from(self.width))).collect()
+    fn frequency(&self, pair: usize, length: u32) -> f64 {
+        let of_base = |theta: f64| theta.powf(-((2 * pair) as f64) / f64::from(self.width));
+        let plain = of_base(self.theta);
+        let divided = |factors: &[f32]| factors.get(pair).map_or(plain, |factor| plain / f64::from(*factor));
+        match &self.scaling {
+            RopeScaling::None => plain,
+            RopeScaling::Linear { factor } => plain / factor,
+            RopeScaling::Dynamic { factor, original } => {
+                let stretch = f64::from(length.max(*original)) / f64::from((*original).max(1));
+                let width = f64::from(self.width);
+                let growth = (factor * stretch - (factor - 1.0)).powf(width / (width - 2.0).max(1.0));
+                of_base(self.theta * growth)
+            }
+            RopeScaling::Yarn(yarn) => {
+                let stretched = self.stretched(yarn, pair);
+                plain / yarn.factor * stretched + plain * (1.0 - stretched)
+            }
+            RopeScaling::Llama3 { factor, low, high, original } => {
+                llama3(plain, *factor, *low, *high, f64::from(*original))
+            }
+            RopeScaling::Long { short, long, original, .. } => {
+                divided(if length > *original { long } else { short })
+            }
+            RopeScaling::Factors(factors) => divided(factors),
+        }
     }
 
-    fn dynamic(&self, factor: f64, original: u32, length: u32) -> Vec<f64> {
-        let stretch = f64::from(length.max(original)) / f64::from(original.max(1));
-        let width = f64::from(self.width);
-        let growth = (factor * stretch - (factor - 1.0)).powf(width / (width - 2.0).max(1.0));
-        self.frequencies(self.theta * growth)
-    }
-
-    fn yarn(&self, yarn: &Yarn, plain: &[f64]) -> Vec<f64> {
+    /// How much of YaRN's stretch a pair gets, 0 to 1.
+    fn stretched(&self, yarn: &Yarn, pair: usize) -> f64 {
         let width = f64::from(self.width);
         let pair_turning = |rotations: f64| {
             width * (f64::from(yarn.original) / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
@@ -163,12 +177,7 @@ impl Rope {
         if low == high {
             high += 0.001; // the ramp may not be infinitely steep
         }
-        let stretched = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        plain
-            .iter()
-            .enumerate()
-            .map(|(i, f)| f / yarn.factor * stretched(i) + f * (1.0 - stretched(i)))
-            .collect()
+        ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0)
     }
 }
 
@@ -189,8 +198,4 @@ fn llama3(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f6
         let smooth = (original / wave - low) / (high - low);
         (1.0 - smooth) * frequency / factor + smooth * frequency
     }
-}
-
-fn divide(plain: &[f64], factors: &[f32]) -> Vec<f64> {
-    plain.iter().zip(factors).map(|(f, factor)| f / f64::from(*factor)).collect()
 }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use drophammer_forge::failure;
@@ -31,6 +32,8 @@ pub(crate) struct Calibration {
     /// For each matrix the one that is counted for it.
     inputs: Vec<usize>,
     threads: usize,
+    /// Whether the next forward pass has to look at the state: one that has not takes no lock.
+    asked: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -61,11 +64,15 @@ impl Calibration {
         threads: usize,
     ) -> Self {
         let (checkpoint, state) = (Arc::clone(checkpoint), Mutex::default());
-        Self { checkpoint, path, adapters, references, inputs, threads, state }
+        let asked = AtomicBool::new(false);
+        Self { checkpoint, path, adapters, references, inputs, threads, asked, state }
     }
 
     /// Takes up what was asked for since the last forward pass.
     pub(crate) fn prepare(&self, engine: &mut Engine) {
+        if !self.asked.swap(false, Ordering::Acquire) {
+            return;
+        }
         let mut state = lock(&self.state);
         engine.observer.clone_from(&state.observer);
         if std::mem::take(&mut state.restore) {
@@ -77,6 +84,12 @@ impl Calibration {
             let before = engine.exchange(number, matrix);
             state.originals.entry(number).or_insert(before);
         }
+    }
+
+    /// Leaves something for the next forward pass.
+    fn ask(&self, what: impl FnOnce(&mut State)) {
+        what(&mut lock(&self.state));
+        self.asked.store(true, Ordering::Release);
     }
 
     /// Counts from zero; for these matrices the products of columns besides.
@@ -165,7 +178,8 @@ pub(crate) struct Asked(pub(crate) Arc<Calibration>);
 
 impl Calibrate for Asked {
     fn observe(&self, on: bool) -> Result<()> {
-        lock(&self.0.state).observer = on.then(|| Arc::new(self.0.observer(&[])));
+        let observer = on.then(|| Arc::new(self.0.observer(&[])));
+        self.0.ask(|state| state.observer = observer);
         Ok(())
     }
 
@@ -175,7 +189,8 @@ impl Calibrate for Asked {
         for matrix in matrices {
             numbers.extend(self.0.input(&names, matrix)?);
         }
-        lock(&self.0.state).observer = Some(Arc::new(self.0.observer(&numbers)));
+        let observer = Some(Arc::new(self.0.observer(&numbers)));
+        self.0.ask(|state| state.observer = observer);
         Ok(())
     }
 
@@ -230,15 +245,16 @@ impl Calibrate for Asked {
                 return Err(invalid(format!("{given} weights for {columns} columns of {matrix}")));
             };
             let stored = self.0.stored(&reference, dtype, importance)?;
-            lock(&self.0.state).coming.insert(number, stored);
+            self.0.ask(|state| drop(state.coming.insert(number, stored)));
         }
         Ok(())
     }
 
     fn restore(&self) -> Result<()> {
-        let mut state = lock(&self.0.state);
-        state.coming.clear();
-        state.restore = true;
+        self.0.ask(|state| {
+            state.coming.clear();
+            state.restore = true;
+        });
         Ok(())
     }
 }

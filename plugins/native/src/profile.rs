@@ -3,7 +3,7 @@
 //! As with [`calibration`](crate::calibration) the extension answers from any thread, and the next forward pass takes up what it
 //! was told ([`Profiler::prepare`]).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -20,6 +20,8 @@ pub(crate) struct Profiler {
     /// What each step is.
     kinds: Vec<(String, Arithmetic)>,
     threads: usize,
+    /// Whether the next forward pass has to look at the clock: one that has not takes no lock.
+    asked: AtomicBool,
     clock: Mutex<Option<Arc<Clock>>>,
 }
 
@@ -52,12 +54,14 @@ impl Profiler {
     /// For a program on so many threads.
     pub(crate) fn new(program: &Program, references: &[MatrixRef], threads: usize) -> Self {
         let kinds = program.steps.iter().map(|step| kind(step, program, references)).collect();
-        Self { kinds, threads, clock: Mutex::default() }
+        Self { kinds, threads, asked: AtomicBool::new(false), clock: Mutex::default() }
     }
 
     /// Takes up what was asked for since the last forward pass.
     pub(crate) fn prepare(&self, engine: &mut Engine) {
-        engine.clock.clone_from(&self.clock.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.asked.swap(false, Ordering::Acquire) {
+            engine.clock.clone_from(&self.clock.lock().unwrap_or_else(PoisonError::into_inner));
+        }
     }
 }
 
@@ -68,6 +72,7 @@ impl Profile for Asked {
     fn record(&self, on: bool) -> Result<()> {
         let clock = on.then(|| Arc::new(Clock(self.0.kinds.iter().map(|_| Sums::default()).collect())));
         *self.0.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
+        self.0.asked.store(true, Ordering::Release);
         Ok(())
     }
 

@@ -37,7 +37,9 @@ pub(crate) struct NativeSession {
     /// Encoders: all tokens of a call see each other, and nothing is kept.
     encoder: bool,
     vocabulary: u32,
+    /// A batch as the engine takes it, and which of a chunk's tokens are wanted.
     tokens: Vec<Token>,
+    outputs: Vec<u32>,
 }
 
 impl NativeSession {
@@ -109,6 +111,7 @@ impl NativeSession {
             encoder,
             vocabulary,
             tokens: Vec::with_capacity(max_batch as usize),
+            outputs: Vec::with_capacity(chunk),
         })
     }
 }
@@ -171,13 +174,12 @@ impl Session for NativeSession {
                 .for_each(|sequence| self.engine.cache.remove(sequence, 0, u32::MAX));
         }
         let (mut done, mut wanted, mut output) = (0, batch.outputs, output);
-        let mut outputs = Vec::with_capacity(self.engine.chunk().min(wanted.len()));
         for chunk in self.tokens.chunks(self.engine.chunk()) {
             let here = wanted.partition_point(|&i| (i as usize) < done + chunk.len());
-            outputs.clear();
-            outputs.extend(wanted[..here].iter().map(|&i| i - done as u32));
+            self.outputs.clear();
+            self.outputs.extend(wanted[..here].iter().map(|&i| i - done as u32));
             let (now, rest) = output.split_at_mut(here * self.limits.output_width as usize);
-            self.engine.run(chunk, &outputs, now);
+            self.engine.run(chunk, &self.outputs, now);
             (done, wanted, output) = (done + chunk.len(), &wanted[here..], rest);
         }
         Ok(())

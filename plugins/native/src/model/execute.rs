@@ -64,7 +64,7 @@ impl Rotation {
         if self.rope.threshold().is_some_and(|threshold| length.max(self.length) > threshold)
             && length != self.length
         {
-            self.table = self.rope.table(length);
+            self.rope.stretch(&mut self.table, length);
             self.length = length;
         }
         let half = self.table.frequencies.len();
@@ -117,6 +117,7 @@ pub(crate) struct Engine {
     experts: Option<ExpertRoom>,
     places: Vec<Place>,
     runs: Vec<Run>,
+    pointers: Pointers,
     /// Whoever counts what matrices are multiplied with.
     pub(crate) observer: Option<Arc<Observer>>,
     /// Whoever times the steps.
@@ -175,6 +176,7 @@ impl Engine {
             experts: ExpertRoom::for_steps(&program.steps, chunk),
             places: Vec::with_capacity(chunk),
             runs: Vec::with_capacity(chunk),
+            pointers: Pointers(Vec::with_capacity(program.buffers.len())),
             observer: None,
             clock: None,
             program,
@@ -222,7 +224,8 @@ impl Engine {
             rotation.prepare(tokens);
         }
         let result = self.program.result;
-        let mut pointers: Vec<*mut f32> = Vec::with_capacity(self.buffers.len());
+        let Pointers(pointers) = &mut self.pointers;
+        pointers.clear();
         pointers.extend(self.buffers.iter_mut().map(Vec::as_mut_ptr));
         if result.domain == Domain::Outputs {
             pointers[result.index] = out.as_mut_ptr();
@@ -240,7 +243,7 @@ impl Engine {
             words: self.words.room(),
             experts: self.experts.as_mut().map(ExpertRoom::shared),
             observer: self.observer.as_deref(),
-            buffers: Pointers(&pointers),
+            buffers: &self.pointers,
         };
         let (scratch, clock) = (Shares::new(&mut self.scratch), self.clock.as_deref());
         self.pool.run(tokens.len(), &|member| {
@@ -266,10 +269,12 @@ impl Engine {
 }
 
 /// Where buffers begin. Shared by threads that write disjoint parts.
-pub(super) struct Pointers<'a>(&'a [*mut f32]);
+pub(super) struct Pointers(Vec<*mut f32>);
 
 // SAFETY: `Frame`'s steps say which thread writes what; barriers part them.
-unsafe impl Sync for Pointers<'_> {}
+unsafe impl Sync for Pointers {}
+// SAFETY: used only while a run borrows the engine, whose buffers they are.
+unsafe impl Send for Pointers {}
 
 /// One run, as every thread sees it.
 pub(super) struct Frame<'a> {
@@ -285,7 +290,7 @@ pub(super) struct Frame<'a> {
     pub(super) words: Room,
     pub(super) experts: Option<super::experts::SharedRoom<'a>>,
     pub(super) observer: Option<&'a Observer>,
-    pub(super) buffers: Pointers<'a>,
+    pub(super) buffers: &'a Pointers,
 }
 
 impl Frame<'_> {

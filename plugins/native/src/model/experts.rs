@@ -24,8 +24,12 @@ pub(crate) struct Choice {
 #[derive(Default)]
 pub(crate) struct RoutePlan {
     pub(crate) choices: Vec<Choice>,
+    // What a token's choice is made with.
     scores: Vec<f32>,
     ranking: Vec<u32>,
+    weights: Vec<f32>,
+    groups: Vec<(u32, f32)>,
+    ranks: Vec<f32>,
 }
 
 impl RoutePlan {
@@ -99,9 +103,9 @@ impl SharedRoom<'_> {
 /// Chooses experts for each row of router logits.
 pub(crate) fn route(logits: &[f32], routing: &Routing, correction: Option<&[f32]>, plan: &mut RoutePlan) {
     let (experts, used) = (routing.experts as usize, routing.used as usize);
-    plan.choices.clear();
+    let RoutePlan { choices, scores, ranking, weights, groups: best, ranks } = plan;
+    choices.clear();
     for (token, logits) in logits.chunks_exact(experts).enumerate() {
-        let scores = &mut plan.scores;
         scores.clear();
         scores.extend_from_slice(logits);
         match routing.scoring {
@@ -110,41 +114,41 @@ pub(crate) fn route(logits: &[f32], routing: &Routing, correction: Option<&[f32]
             Scoring::SoftmaxOfChosen => {}
         }
         let rank = |e: u32| scores[e as usize] + correction.map_or(0.0, |c| c[e as usize]);
-        plan.ranking.clear();
-        plan.ranking.extend(0..routing.experts);
+        ranking.clear();
+        ranking.extend(0..routing.experts);
         if let Some(groups) = routing.groups {
             let size = experts / groups.count as usize;
-            let mut best: Vec<(u32, f32)> = (0..groups.count)
-                .map(|group| {
-                    let mut ranks: Vec<f32> =
-                        (0..size as u32).map(|e| rank(group * size as u32 + e)).collect();
-                    ranks.sort_by(|a, b| b.total_cmp(a));
-                    (group, ranks.iter().take(groups.best as usize).sum())
-                })
-                .collect();
-            best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            best.clear();
+            best.extend((0..groups.count).map(|group| {
+                ranks.clear();
+                ranks.extend((0..size as u32).map(|e| rank(group * size as u32 + e)));
+                ranks.sort_unstable_by(|a, b| b.total_cmp(a));
+                (group, ranks.iter().take(groups.best as usize).sum())
+            }));
+            best.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
             best.truncate(groups.used as usize);
-            plan.ranking.retain(|e| best.iter().any(|(group, _)| *e as usize / size == *group as usize));
+            ranking.retain(|e| best.iter().any(|(group, _)| *e as usize / size == *group as usize));
         }
-        plan.ranking.sort_by(|a, b| rank(*b).total_cmp(&rank(*a)).then(a.cmp(b)));
-        plan.ranking.truncate(used);
-        let mut weights: Vec<f32> = plan.ranking.iter().map(|e| scores[*e as usize]).collect();
+        ranking.sort_unstable_by(|a, b| rank(*b).total_cmp(&rank(*a)).then(a.cmp(b)));
+        ranking.truncate(used);
+        weights.clear();
+        weights.extend(ranking.iter().map(|e| scores[*e as usize]));
         if routing.scoring == Scoring::SoftmaxOfChosen {
-            softmax(&mut weights);
+            softmax(weights);
         }
         if routing.normalize {
             let sum: f32 = weights.iter().sum();
-            for weight in &mut weights {
+            for weight in &mut *weights {
                 *weight /= sum.max(f32::MIN_POSITIVE);
             }
         }
-        plan.choices.extend(plan.ranking.iter().zip(weights).map(|(expert, weight)| Choice {
+        choices.extend(ranking.iter().zip(&*weights).map(|(expert, weight)| Choice {
             expert: *expert,
             token: token as u32,
             weight: weight * routing.scale,
         }));
     }
-    plan.choices.sort_by_key(|choice| (choice.expert, choice.token));
+    choices.sort_unstable_by_key(|choice| (choice.expert, choice.token));
 }
 
 fn softmax(x: &mut [f32]) {

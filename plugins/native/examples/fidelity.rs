@@ -1,4 +1,5 @@
-//! Fast mode beside reference mode: `fidelity MODEL TOKENS [CHUNK]`, where TOKENS is a text file of token ids.
+//! Fast mode beside reference mode: `fidelity MODEL TOKENS [CHUNK] [KV_TYPE]`, where TOKENS is a text file of token ids
+//! and fast mode keeps keys and values as KV_TYPE.
 //!
 //! Prints both perplexities, the mean divergence of fast mode from reference mode, and how often both prefer the same token.
 
@@ -9,9 +10,17 @@ use drophammer_sdk::{Backend, Batch, HostInfo, LoadRequest, Session, Unwatched, 
 
 type Error = Box<dyn std::error::Error>;
 
-fn load(path: &Path, reference: bool, context: u32) -> Result<Box<dyn Session>, Error> {
-    let request =
+fn load(
+    path: &Path,
+    reference: bool,
+    context: u32,
+    kv_type: Option<&str>,
+) -> Result<Box<dyn Session>, Error> {
+    let mut request =
         LoadRequest { path: path.to_owned(), reference, context: Some(context), ..LoadRequest::default() };
+    if let Some(kind) = kv_type {
+        request.options.insert("kv_type".into(), kind.into());
+    }
     Ok(Native::open(HostInfo::default())?.load(&request, Box::new(Unwatched { threads: 2 }))?)
 }
 
@@ -37,13 +46,13 @@ fn log_softmax(row: &[f32]) -> Vec<f64> {
 fn main() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, tokens, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: fidelity MODEL TOKENS [CHUNK]".into());
+        return Err("usage: fidelity MODEL TOKENS [CHUNK] [KV_TYPE]".into());
     };
     let chunk: usize = rest.first().map_or(Ok(256), |word| word.parse())?;
     let ids = std::fs::read_to_string(tokens)?;
     let ids: Vec<u32> = ids.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    let mut reference = load(Path::new(model), true, chunk as u32)?;
-    let mut fast = load(Path::new(model), false, chunk as u32)?;
+    let mut reference = load(Path::new(model), true, chunk as u32, None)?;
+    let mut fast = load(Path::new(model), false, chunk as u32, rest.get(1).map(String::as_str))?;
     let width = fast.limits().output_width as usize;
     let (mut count, mut same, mut kl, mut losses) = (0.0, 0.0, 0.0, [0.0, 0.0]);
     for ids in ids.chunks_exact(chunk) {

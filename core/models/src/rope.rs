@@ -131,24 +131,27 @@ impl Rope {
 
     /// Makes a table of this rotation one for sequences of another length, in the same memory.
     pub fn stretch(&self, table: &mut RopeTable, length: u32) {
+        let base = self.base(length);
         for (pair, frequency) in table.frequencies.iter_mut().enumerate() {
-            *frequency = self.frequency(pair, length) as f32;
+            let plain = base.powf(-((2 * pair) as f64) / f64::from(self.width));
+            *frequency = self.scaled(plain, pair, length) as f32;
         }
     }
 
-    fn frequency(&self, pair: usize, length: u32) -> f64 {
-        let of_base = |theta: f64| theta.powf(-((2 * pair) as f64) / f64::from(self.width));
-        let plain = of_base(self.theta);
+    /// What is raised to a pair's power.
+    fn base(&self, length: u32) -> f64 {
+        let RopeScaling::Dynamic { factor, original } = self.scaling else { return self.theta };
+        let stretch = f64::from(length.max(original)) / f64::from(original.max(1));
+        let width = f64::from(self.width);
+        self.theta * (factor * stretch - (factor - 1.0)).powf(width / (width - 2.0).max(1.0))
+    }
+
+    /// A pair's frequency, which without scaling is `plain`.
+    fn scaled(&self, plain: f64, pair: usize, length: u32) -> f64 {
         let divided = |factors: &[f32]| factors.get(pair).map_or(plain, |factor| plain / f64::from(*factor));
         match &self.scaling {
-            RopeScaling::None => plain,
+            RopeScaling::None | RopeScaling::Dynamic { .. } => plain,
             RopeScaling::Linear { factor } => plain / factor,
-            RopeScaling::Dynamic { factor, original } => {
-                let stretch = f64::from(length.max(*original)) / f64::from((*original).max(1));
-                let width = f64::from(self.width);
-                let growth = (factor * stretch - (factor - 1.0)).powf(width / (width - 2.0).max(1.0));
-                of_base(self.theta * growth)
-            }
             RopeScaling::Yarn(yarn) => {
                 let stretched = self.stretched(yarn, pair);
                 plain / yarn.factor * stretched + plain * (1.0 - stretched)

@@ -11,8 +11,6 @@
 //! at all; one that is not what it should be is told in the log and replaced. Nothing that goes wrong here fails a load.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +21,7 @@ use drophammer_formats::mapped::MappedFile;
 use drophammer_formats::placed::sync_directory;
 use drophammer_models::Checkpoint;
 use drophammer_sdk::{HostInfo, JobContext, Kept, LogLevel};
+use tempfile::NamedTempFile;
 
 use super::record::MatrixRef;
 use crate::kernels::tile::Cut;
@@ -36,8 +35,6 @@ const USUAL_BYTES: u64 = 0;
 const SEAL: usize = 64;
 /// Bytes that are summed by themselves.
 const PART: usize = 16 << 20;
-/// Sums that go on side by side.
-const CHAINS: usize = 8;
 
 /// Where tiles are kept, for one load.
 pub(crate) struct Shelf<'a> {
@@ -127,46 +124,25 @@ impl<'a> Shelf<'a> {
 fn publish(directory: &Path, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
     // What a killed process leaves of it counts and goes like everything that is kept.
-    let early = path.with_extension(format!("{:x}.part", RandomState::new().hash_one(())));
-    let written = File::create_new(&early).and_then(|mut file| {
-        parts.iter().try_for_each(|part| file.write_all(part))?;
-        file.sync_all()?;
-        std::fs::rename(&early, path)
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_file(&early);
-    }
-    written?;
+    let mut early = NamedTempFile::new_in(directory)?;
+    parts.iter().try_for_each(|part| early.write_all(part))?;
+    early.as_file().sync_all()?;
+    early.persist(path)?;
     sync_directory(directory).map_err(io::Error::other)
 }
 
-/// Vouches for tiles of this name: the digest of sums that any changed byte changes.
+/// Vouches for tiles of this name: the digest of checksums that any changed byte changes, and which are made as fast as memory is read.
 fn seal_of(name: &Name, tiles: &[u8], threads: usize) -> String {
-    let mut sums = vec![[0; 2 * CHAINS]; tiles.len().div_ceil(PART)];
+    let mut sums = vec![0; tiles.len().div_ceil(PART)];
     let each = sums.len().div_ceil(threads.max(1)).max(1);
     std::thread::scope(|scope| {
         for (sums, tiles) in sums.chunks_mut(each).zip(tiles.chunks(each * PART)) {
             scope.spawn(move || {
-                sums.iter_mut().zip(tiles.chunks(PART)).for_each(|(sums, part)| *sums = sums_of(part));
+                sums.iter_mut().zip(tiles.chunks(PART)).for_each(|(sum, part)| *sum = crc32fast::hash(part));
             });
         }
     });
     hexadecimal(&format!("{} {sums:x?}", name.0))
-}
-
-/// Sums of eight numbers side by side, and sums of those sums, which tell places apart. As fast as memory is read.
-fn sums_of(part: &[u8]) -> [u64; 2 * CHAINS] {
-    let (mut sums, mut sums_of_sums) = ([0u64; CHAINS], [0u64; CHAINS]);
-    for numbers in part.as_chunks::<8>().0.as_chunks::<CHAINS>().0 {
-        for ((sum, whole), number) in sums.iter_mut().zip(&mut sums_of_sums).zip(numbers) {
-            *sum = sum.wrapping_add(u64::from_le_bytes(*number));
-            *whole = whole.wrapping_add(*sum);
-        }
-    }
-    let mut all = [0; 2 * CHAINS];
-    all[..CHAINS].copy_from_slice(&sums);
-    all[CHAINS..].copy_from_slice(&sums_of_sums);
-    all
 }
 
 fn hexadecimal(text: &str) -> String {

@@ -36,7 +36,7 @@ impl Stored {
         match self {
             Stored::Float => PAGE * width * 4,
             Stored::Half => PAGE * width * 2,
-            Stored::Word => PAGE * (width.next_multiple_of(4) * 2 + SCALE_BYTES),
+            Stored::Word => PAGE * (words::code_bytes(width) + SCALE_BYTES),
             Stored::Byte => PAGE * (width + SCALE_BYTES),
         }
     }

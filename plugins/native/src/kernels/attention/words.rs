@@ -33,11 +33,16 @@ const fn pairs(columns: usize) -> usize {
     columns.next_multiple_of(4) / 2
 }
 
+/// Bytes of the codes of so many columns in one slot.
+pub(super) const fn code_bytes(columns: usize) -> usize {
+    pairs(columns) * 4
+}
+
 /// Scales of a page, from that of `slot` on, behind codes of so many columns.
 #[inline(always)]
 #[allow(clippy::cast_ptr_alignment)] // pages begin at cache lines
 fn scales(page: *mut u8, columns: usize, slot: usize) -> *mut f32 {
-    page.wrapping_add(pairs(columns) * PAGE * 4).cast::<f32>().wrapping_add(slot)
+    page.wrapping_add(PAGE * code_bytes(columns)).cast::<f32>().wrapping_add(slot)
 }
 
 /// Where a column of a key, or a slot of a value, is among the words of pairs that are `apart` words from each other.

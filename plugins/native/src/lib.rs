@@ -16,6 +16,7 @@ mod cache;
 mod calibration;
 mod convert;
 mod crew;
+pub mod graph;
 mod kernels;
 mod memory;
 mod model;
@@ -64,5 +65,3 @@ impl Backend for Native {
         Ok(Box::new(session::NativeSession::load(&self.host, request, job.as_ref())?))
     }
 }
-
-drophammer_sdk::export_backend!(Native::open);

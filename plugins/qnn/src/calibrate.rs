@@ -1,34 +1,27 @@
-//! What is known of activations: the float graph runs on the processor over sample text, and tells the least and the largest of every
+//! What is known of activations: the native engine runs the float graph over sample text, and sees the least and the largest of every
 //! value, how large its numbers are, and how those go together that matrices are multiplied with.
 //!
-//! ONNX Runtime runs it, not the native engine. Codes need a range for every value of the graph that is compiled, and most of them are
-//! that graph's alone: a rotation's halves, scores before and under their mask, what a norm divides by. The native engine never has
-//! them (it keeps scores of one page, and norms, gates and rotations within one step); from what it does have, the rest could only be
-//! bounded, and a bound twice too wide costs a bit. Where both have a value, as logits, conformance holds them equal within 2e-3.
+//! It runs the very graph that is to be compiled, not its own steps: codes need a range for every value of that graph, and many are only
+//! there, as a rotation's halves, scores before and under their mask, and what a gate is multiplied with.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use drophammer_forge::{Recipe, failure};
-use drophammer_formats::layout::Layout;
 use drophammer_infer::Tokenizer;
 use drophammer_infer::measure::CALIBRATION_TEXT;
 use drophammer_models::Checkpoint;
 use drophammer_models::description::ModelKind;
 use drophammer_models::export::onnx::{
-    FixedExport, Halves, Importances, Inputs, Range, Ranges, Step, WATCH_HIGH, WATCH_LOW, WATCH_SQUARE,
-    Watched, Weights,
+    FixedExport, Halves, Importances, Inputs, Range, Ranges, Step, Watched, Weights,
 };
-use drophammer_ort::{failed, graph};
+use drophammer_native::graph::{Evaluator, Tensor};
 use drophammer_quant::compensate::Products;
-use drophammer_sdk::{BackendError, ErrorCode, Goal, HostInfo, JobContext, Result};
+use drophammer_sdk::{BackendError, ErrorCode, Goal, JobContext, Result};
 
-use ort::session::SessionOutputs;
-
-use crate::provider;
 use crate::scheme::{Reach, Scheme};
-use crate::step::{self, Cache, Shape};
+use crate::step::{self, Cache, Given, Numbers, Outputs, Runner, Shape};
 
 /// Most samples that are run.
 const SAMPLES: usize = 32;
@@ -140,6 +133,21 @@ struct Ends {
 }
 
 impl Ends {
+    /// Of a chunk's numbers: their range, and the mean of their squares.
+    fn of(numbers: &[f32]) -> (Range, f32) {
+        let mut range = Range { low: f32::INFINITY, high: f32::NEG_INFINITY };
+        let mut squares = 0.0;
+        for part in numbers.chunks(1 << 12) {
+            let mut sum = 0.0;
+            for &x in part {
+                range = Range { low: range.low.min(x), high: range.high.max(x) };
+                sum += x * x;
+            }
+            squares += f64::from(sum);
+        }
+        (range, (squares / numbers.len().max(1) as f64) as f32)
+    }
+
     fn add(known: Option<Self>, range: Range, square: f32) -> Self {
         let (sums, squares) = ([range.low.into(), range.high.into()], square.into());
         let Some(mut ends) = known else { return Self { outermost: range, sums, squares, chunks: 1 } };
@@ -169,63 +177,51 @@ impl Ends {
 }
 
 /// Everything seen so far.
-#[derive(Default)]
 struct Seen {
-    ends: BTreeMap<String, Ends>,
-    sums: BTreeMap<String, Vec<f32>>,
+    ends: BTreeMap<String, Option<Ends>>,
+    /// A value that is not finite.
+    unfit: Option<String>,
 }
 
 impl Seen {
-    /// Takes what the graph told of a chunk.
-    fn take(&mut self, watched: &Watched, outputs: &SessionOutputs<'_>) -> Result<()> {
-        let numbers = |name: &str| -> Result<&[f32]> {
-            let value = outputs.get(name).ok_or_else(|| untold(name))?;
-            let told = value.try_extract_tensor::<f32>();
-            Ok(told.map_err(|error| failed("what a value is cannot be read", &error))?.1)
-        };
-        for value in &watched.values {
-            let end = |name: String| {
-                let number = numbers(&name)?.first().copied();
-                number.filter(|number| number.is_finite()).ok_or_else(|| untold(&name))
-            };
-            let range = Range {
-                low: end(format!("{value}{WATCH_LOW}"))?,
-                high: end(format!("{value}{WATCH_HIGH}"))?,
-            };
-            let square = end(format!("{value}{WATCH_SQUARE}"))?;
-            let ends = Ends::add(self.ends.get(value).copied(), range, square);
-            self.ends.insert(value.clone(), ends);
-        }
-        for multiplied in &watched.multiplied {
-            let sums = self.sums.entry(multiplied.value.clone()).or_default();
-            sums.resize(Products::len(multiplied.columns), 0.0);
-            let mut rest = sums.as_mut_slice();
-            for output in multiplied.outputs() {
-                let window = numbers(&output)?;
-                let (own, later) = rest.split_at_mut_checked(window.len()).ok_or_else(|| untold(&output))?;
-                own.iter_mut().zip(window).for_each(|(sum, x)| *sum += x);
-                rest = later;
-            }
-        }
-        Ok(())
+    fn new(watched: &Watched) -> Self {
+        Self { ends: watched.values.iter().map(|value| (value.clone(), None)).collect(), unfit: None }
     }
 
-    fn done(self, watched: &Watched, scheme: &Scheme) -> Result<Calibration> {
+    /// Takes a value's numbers in a chunk.
+    fn take(&mut self, value: &str, numbers: &[f32]) {
+        let Some(known) = self.ends.get_mut(value) else { return };
+        let (range, square) = Ends::of(numbers);
+        if square.is_finite() && range.low.is_finite() {
+            *known = Some(Ends::add(*known, range, square));
+        } else if self.unfit.is_none() {
+            self.unfit = Some(value.to_owned());
+        }
+    }
+
+    /// The evaluator has counted what values' rows multiply to.
+    fn done(self, watched: &Watched, scheme: &Scheme, evaluator: &Evaluator) -> Result<Calibration> {
+        if let Some(value) = self.unfit {
+            return Err(untold(&value));
+        }
         let halves = if scheme.mixes() { self.halves(watched) } else { Halves::new() };
-        let reach = scheme.reach;
-        let ranges = self.ends.into_iter().map(|(value, ends)| (value, ends.range(reach))).collect();
-        let columns = |value: &str| watched.multiplied.iter().find(|m| m.value == value).map(|m| m.columns);
-        let products = self.sums.into_iter().map(|(value, sums)| {
-            let products = columns(&value).and_then(|columns| Products::new(columns, sums));
-            Ok((value.clone(), Arc::new(products.ok_or_else(|| untold(&value))?)))
+        let range = |(value, ends): (String, Option<Ends>)| {
+            let ends = ends.ok_or_else(|| untold(&value))?;
+            Ok((value, ends.range(scheme.reach)))
+        };
+        let ranges = self.ends.into_iter().map(range).collect::<Result<_>>()?;
+        let inputs = watched.multiplied.iter().map(|(value, columns)| {
+            let products = Products::new(*columns, evaluator.products(value)).ok_or_else(|| untold(value))?;
+            Ok((value.clone(), Arc::new(products)))
         });
-        Ok(Calibration { ranges, halves, inputs: products.collect::<Result<_>>()? })
+        Ok(Calibration { ranges, halves, inputs: inputs.collect::<Result<_>>()? })
     }
 
     /// Values of which the codes would leave too little.
     fn halves(&self, watched: &Watched) -> Halves {
         let below = |value: &&String, least: f64| {
-            self.ends.get(*value).and_then(|ends| ends.codes()).is_some_and(|codes| codes < least)
+            let ends = self.ends.get(*value).copied().flatten();
+            ends.and_then(Ends::codes).is_some_and(|codes| codes < least)
         };
         let sums = watched.sums.iter().filter(|value| below(value, CODES_OF_SUMS));
         let factors = watched.factors.iter().filter(|value| below(value, CODES_OF_FACTORS));
@@ -238,7 +234,6 @@ impl Seen {
 /// # Errors
 /// For models that the form does not express, and when the graph cannot be written or run.
 pub(crate) fn calibrate(
-    host: &HostInfo,
     checkpoint: &Checkpoint,
     samples: &Samples,
     scheme: &Scheme,
@@ -246,11 +241,13 @@ pub(crate) fn calibrate(
     job: &dyn JobContext,
 ) -> Result<Calibration> {
     let export = float_graph(checkpoint)?;
-    let watched = export.watched(scheme.weights).map_err(|fault| too_large(&fault))?;
-    let mut seen = Seen::default();
-    let floats = Floats { host, checkpoint, export: &export, unseen: scheme.unseen, place };
-    floats.run(&watched.layout, &samples.tokens, job, |outputs| seen.take(&watched, outputs))?;
-    seen.done(&watched, scheme)
+    let watched = export.watched(scheme.weights);
+    let mut seen = Seen::new(&watched);
+    let floats = Floats { checkpoint, export: &export, unseen: scheme.unseen, place };
+    let evaluator = floats.run(&watched.multiplied, &samples.tokens, job, |value, numbers| {
+        seen.take(value, numbers);
+    })?;
+    seen.done(&watched, scheme, &evaluator)
 }
 
 /// The file of the float graph, without `.onnx`.
@@ -267,14 +264,8 @@ pub(crate) fn float_graph(checkpoint: &Checkpoint) -> Result<FixedExport<'_>> {
         .map_err(|error| failure::of_model(checkpoint.source().root(), &error))
 }
 
-/// A graph that no file holds.
-pub(crate) fn too_large(fault: &drophammer_formats::Fault) -> BackendError {
-    BackendError::new(ErrorCode::UnsupportedInput, fault.to_string()).with_help(fault.help())
-}
-
 /// A float graph that is to be run over samples.
 pub(crate) struct Floats<'a> {
-    pub(crate) host: &'a HostInfo,
     pub(crate) checkpoint: &'a Checkpoint,
     /// [`float_graph`]'s.
     pub(crate) export: &'a FixedExport<'a>,
@@ -284,19 +275,50 @@ pub(crate) struct Floats<'a> {
     pub(crate) place: &'a Path,
 }
 
+/// The native engine, and who is to see values.
+struct Shown<'a, S> {
+    evaluator: &'a mut Evaluator,
+    see: S,
+}
+
+impl<S: FnMut(&str, &[f32])> Runner for Shown<'_, S> {
+    fn run<R>(&mut self, inputs: Vec<Given<'_>>, take: impl FnOnce(&dyn Outputs) -> Result<R>) -> Result<R> {
+        let tensor = |Given { name, shape, numbers }: Given<'_>| {
+            let tensor = match numbers {
+                Numbers::Floats(numbers) => Tensor::floats(shape, numbers.into_owned()),
+                Numbers::Integers(numbers) => {
+                    Tensor::integers(shape, numbers.into_iter().map(i64::from).collect())
+                }
+            };
+            let tensor = tensor
+                .ok_or_else(|| BackendError::new(ErrorCode::Failed, format!("{name} is of another shape")));
+            Ok((name, tensor?))
+        };
+        let inputs = inputs.into_iter().map(tensor).collect::<Result<Vec<_>>>()?;
+        take(&self.evaluator.run(inputs, &mut self.see)?)
+    }
+}
+
+impl Outputs for BTreeMap<String, Tensor> {
+    fn floats(&self, name: &str) -> Result<&[f32]> {
+        self.get(name).and_then(Tensor::as_floats).ok_or_else(|| step::lacks(name))
+    }
+}
+
 impl Floats<'_> {
-    /// Writes the graph as `layout` has it, runs it, and gives every chunk's outputs to `take`.
+    /// Writes the graph, and runs it: `see` is shown every value of every chunk. Gives the engine, which has summed what the rows of
+    /// `multiplied` multiply to.
     ///
     /// # Errors
-    /// When it cannot be written or run, and those of `take`.
+    /// When it cannot be written or run.
     pub(crate) fn run(
         &self,
-        layout: &Layout,
+        multiplied: &[(String, usize)],
         samples: &[Vec<u32>],
         job: &dyn JobContext,
-        mut take: impl FnMut(&SessionOutputs<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let Self { host, checkpoint, export, unseen, place } = self;
+        see: impl FnMut(&str, &[f32]),
+    ) -> Result<Evaluator> {
+        let Self { checkpoint, export, unseen, place } = self;
         let description = checkpoint.description();
         let encoder = description.kind == ModelKind::Encoder;
         let chunk = CHUNK.min(description.context);
@@ -307,12 +329,16 @@ impl Floats<'_> {
         let io = |error: std::io::Error| {
             BackendError::new(ErrorCode::Failed, format!("{}: {error}", place.display()))
         };
+        let layout = export.layout(None).map_err(|fault| {
+            BackendError::new(ErrorCode::UnsupportedInput, fault.to_string()).with_help(fault.help())
+        })?;
         std::fs::create_dir_all(place).map_err(io)?;
-        drophammer_forge::run(place, layout, &items, &recipe, job)?;
+        drophammer_forge::run(place, &layout, &items, &recipe, job)?;
         drop(items);
-        let environment = provider::open(host)?;
         let threads = job.budgets().threads.max(1) as usize;
-        let mut session = graph::open(environment, &place.join(format!("{STEM}.onnx")), threads)?;
+        let mut evaluator = Evaluator::open(&place.join(format!("{STEM}.onnx")), threads)?;
+        evaluator.count(multiplied);
+        let mut runner = Shown { evaluator: &mut evaluator, see };
         let interface = export.interface();
         let past = if encoder { 0 } else { CHUNK as usize };
         let shape = Shape { tokens: chunk as usize, past, unseen: *unseen };
@@ -328,25 +354,29 @@ impl Floats<'_> {
                 if encoder { sample } else { &sample[..sample.len().min(description.context as usize)] };
             for chunk in sample.chunks_exact(piece) {
                 if cache.length < shape.past {
-                    step::run(&mut session, &interface, &shape, &mut cache, chunk, &mut take)?;
+                    step::run(&mut runner, &interface, &shape, &mut cache, chunk, |_| Ok(()))?;
                 } else {
                     // The cache is full, or there is none: these tokens' own keys need not be kept.
-                    step::look(&mut session, &interface, &shape, &cache, chunk, &mut take)?;
+                    step::look(&mut runner, &interface, &shape, &cache, chunk, |_| Ok(()))?;
                 }
             }
         }
-        drop(session);
-        std::fs::remove_dir_all(place).map_err(io)
+        // What is mapped may be removed.
+        std::fs::remove_dir_all(place).map_err(io)?;
+        Ok(evaluator)
     }
 }
 
 fn untold(name: &str) -> BackendError {
-    BackendError::new(ErrorCode::Failed, format!("what the graph tells as {name} is not a number"))
+    BackendError::new(ErrorCode::Failed, format!("{name} of the float graph is not a finite number"))
         .with_help("The model overflows float32 on the calibration text: check its weights.")
 }
 
 #[cfg(test)]
 mod tests {
+    use drophammer_native::Native;
+    use drophammer_sdk::{Backend, Batch, HostInfo, LoadRequest, Unwatched};
+
     use super::*;
 
     #[test]
@@ -382,5 +412,69 @@ mod tests {
         assert_eq!(samples, Samples::random(100));
         assert!(samples.tokens.iter().flatten().all(|token| *token < 100));
         assert!(samples.told.contains("random"));
+    }
+
+    /// What the native engine's own session makes of the tokens of one sequence.
+    fn session_outputs(path: &Path, tokens: &[u32]) -> Vec<f32> {
+        let request = LoadRequest { path: path.to_owned(), reference: true, ..LoadRequest::default() };
+        let mut session = Native::open(HostInfo::default())
+            .unwrap()
+            .load(&request, Box::new(Unwatched { threads: 2 }))
+            .unwrap();
+        let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+        let sequences = vec![0; tokens.len()];
+        let mut output = vec![0.0; tokens.len() * session.limits().output_width as usize];
+        let batch = Batch { tokens, positions: &positions, sequences: &sequences, outputs: &positions };
+        session.forward(batch, &mut output).unwrap();
+        output
+    }
+
+    #[test]
+    fn the_float_graph_of_every_architecture_gives_what_the_engines_own_session_gives() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/arch");
+        let mut compared = 0;
+        for entry in std::fs::read_dir(fixtures).unwrap() {
+            let path = entry.unwrap().path();
+            if !path.is_dir() {
+                continue;
+            }
+            let checkpoint = drophammer_forge::open(&path, &[]).unwrap();
+            let description = checkpoint.description();
+            // Not in graphs of fixed shapes: rotations that change within the cache, more experts than are computed at once.
+            let Ok(export) = float_graph(&checkpoint) else { continue };
+            let tokens = Samples::random(description.vocabulary).some(1).tokens;
+            let encoder = description.kind == ModelKind::Encoder;
+            let piece = CHUNK.min(description.context) as usize - usize::from(encoder);
+            let all = tokens[0].len();
+            let all = if encoder { all } else { all.min(description.context as usize) };
+            let count = all / piece * piece;
+            let due: Vec<f32> = if encoder {
+                tokens[0][..count].chunks(piece).flat_map(|piece| session_outputs(&path, piece)).collect()
+            } else {
+                session_outputs(&path, &tokens[0][..count])
+            };
+            let place = tempfile::tempdir().unwrap();
+            let floats = Floats {
+                checkpoint: &checkpoint,
+                export: &export,
+                unseen: -1e4,
+                place: &place.path().join("x"),
+            };
+            let mut given = Vec::new();
+            let name = if description.head.is_some() { "logits" } else { "last_hidden_state" };
+            let run = floats.run(&[], &tokens, &Unwatched { threads: 2 }, |value, numbers| {
+                if value == name {
+                    given.extend_from_slice(&numbers[..due.len() / count * piece]);
+                }
+            });
+            run.unwrap();
+            assert_eq!(given.len(), due.len(), "{}", path.display());
+            let largest = due.iter().fold(1f32, |largest, x| largest.max(x.abs()));
+            let apart = given.iter().zip(&due).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            println!("{:<24} {:.1e} of {largest:.1}", path.file_name().unwrap().display(), apart);
+            assert!(apart <= 1e-4 * largest, "{}: {apart} of {largest}", path.display());
+            compared += 1;
+        }
+        assert!(compared > 40, "{compared} architectures");
     }
 }

@@ -9,9 +9,7 @@ use std::path::Path;
 
 use drophammer_models::Checkpoint;
 use drophammer_models::export::onnx::Weights;
-use drophammer_ort::failed;
-use drophammer_sdk::{BackendError, ErrorCode, HostInfo, JobContext, Result};
-use ort::session::SessionOutputs;
+use drophammer_sdk::{BackendError, ErrorCode, JobContext, Result};
 
 use crate::calibrate::{self, Floats, Samples};
 use crate::scheme::Scheme;
@@ -34,7 +32,6 @@ pub(crate) fn is_told_apart(checkpoint: &Checkpoint, scheme: &Scheme) -> bool {
 /// # Errors
 /// When the float graph cannot be written or run.
 pub(crate) fn of_logits(
-    host: &HostInfo,
     checkpoint: &Checkpoint,
     samples: &Samples,
     scheme: &Scheme,
@@ -43,22 +40,19 @@ pub(crate) fn of_logits(
 ) -> Result<(Vec<f32>, String)> {
     let lost = |what: &str| BackendError::new(ErrorCode::Failed, format!("the float graph gives no {what}"));
     let export = calibrate::float_graph(checkpoint)?;
-    let shown = export.with_last_hidden().map_err(|fault| calibrate::too_large(&fault))?;
-    let (layout, hidden) = shown.ok_or_else(|| lost("hidden states"))?;
+    let hidden = export.last_hidden().ok_or_else(|| lost("hidden states"))?;
     let (vocabulary, width) =
         (checkpoint.description().vocabulary as usize, checkpoint.description().hidden as usize);
     let scale = checkpoint.description().head.map_or(1.0, |head| head.scale);
     let (mut states, mut largest) = (Vec::new(), Vec::new());
-    let floats = Floats { host, checkpoint, export: &export, unseen: scheme.unseen, place };
-    floats.run(&layout, &samples.tokens, job, |outputs: &SessionOutputs<'_>| {
-        let numbers = |name: &str| {
-            let told = outputs.get(name).ok_or_else(|| lost(name))?.try_extract_tensor::<f32>();
-            Ok::<_, BackendError>(told.map_err(|error| failed("an output cannot be read", &error))?.1)
-        };
-        states.extend_from_slice(numbers(&hidden)?);
-        let rows = numbers("logits")?.chunks_exact(vocabulary);
-        largest.extend(rows.map(|row| row.iter().map(|x| x / scale).fold(f32::MIN, f32::max)));
-        Ok(())
+    let floats = Floats { checkpoint, export: &export, unseen: scheme.unseen, place };
+    floats.run(&[], &samples.tokens, job, |value, numbers| {
+        if value == hidden {
+            states.extend_from_slice(numbers);
+        } else if value == "logits" {
+            let rows = numbers.chunks_exact(vocabulary);
+            largest.extend(rows.map(|row| row.iter().map(|x| x / scale).fold(f32::MIN, f32::max)));
+        }
     })?;
     if !states.iter().chain(&largest).all(|x| x.is_finite()) {
         return Err(lost("finite logits"));

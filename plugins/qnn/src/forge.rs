@@ -137,15 +137,14 @@ pub(crate) fn forge(host: &HostInfo, request: &ForgeRequest, job: &dyn JobContex
         recipe = recipe.with_option("samples", &Digest::of(&bytes).to_string());
         let place = request.staging.join("calibration");
         if told_apart {
-            let (common, told) =
-                common::of_logits(host, &plan.checkpoint, &samples, &plan.scheme, &place, job)?;
+            let (common, told) = common::of_logits(&plan.checkpoint, &samples, &plan.scheme, &place, job)?;
             notes.push(told);
             let source = Arc::clone(plan.checkpoint.source());
             let apart = plan.checkpoint.without_common(common);
             plan.checkpoint = apart.map_err(|error| failure::of_model(source.root(), &error))?;
         } else {
             notes.push(format!("activation ranges are those of {}", samples.told));
-            calibration = calibrate::calibrate(host, &plan.checkpoint, &samples, &plan.scheme, &place, job)?;
+            calibration = calibrate::calibrate(&plan.checkpoint, &samples, &plan.scheme, &place, job)?;
         }
     }
     let Calibration { ranges, halves, inputs } = calibration;

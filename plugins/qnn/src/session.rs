@@ -1,16 +1,16 @@
 //! A loaded model: its contexts, and one cache per sequence.
 
 use drophammer_models::export::onnx::COMMON;
-use drophammer_ort::{failed, provider as device};
+use drophammer_ort::provider as device;
 use drophammer_sdk::{
     BackendError, Batch, ErrorCode, HostInfo, JobContext, Limits, LoadRequest, LogLevel, OutputKind, Result,
     Session,
 };
-use ort::session::{Session as OrtModel, SessionOutputs};
+use ort::session::Session as OrtModel;
 
 use crate::artifact::Artifact;
 use crate::provider::{self, EMULATION, NAME};
-use crate::step::{self, Cache, Shape};
+use crate::step::{self, Cache, Outputs, Shape};
 
 /// Most tokens of one call.
 const MOST_BATCH: u32 = 2048;
@@ -97,25 +97,17 @@ impl QnnSession {
             let fitting = self.steps.iter().rposition(|(shape, _)| shape.tokens >= left).unwrap_or(0);
             let Some((shape, model)) = self.steps.get_mut(fitting) else { break };
             let part = &tokens[done..done + left.min(shape.tokens)];
-            let give = |outputs: &SessionOutputs<'_>| {
-                let lost = || BackendError::new(ErrorCode::Failed, format!("the model gives no {name}"));
-                let values = outputs.get(name).ok_or_else(lost)?;
-                let (_, rows) = values
-                    .try_extract_tensor::<f32>()
-                    .map_err(|error| failed("the output cannot be read", &error))?;
+            let give = |outputs: &dyn Outputs| {
+                let rows = outputs.floats(name)?;
                 if rows.len() != shape.tokens * width {
-                    return Err(lost());
+                    return Err(step::lacks(name));
                 }
                 let rows = rows.chunks_exact(width).take(part.len()).enumerate();
                 if !self.artifact.interface.common {
                     rows.for_each(|(token, row)| take(done + token, row));
                     return Ok(());
                 }
-                let common = outputs.get(COMMON).ok_or_else(lost)?;
-                let (_, common) = common
-                    .try_extract_tensor::<f32>()
-                    .map_err(|error| failed("the output cannot be read", &error))?;
-                for ((token, row), common) in rows.zip(common) {
+                for ((token, row), common) in rows.zip(outputs.floats(COMMON)?) {
                     let whole: Vec<f32> = row.iter().map(|x| x + common).collect();
                     take(done + token, &whole);
                 }

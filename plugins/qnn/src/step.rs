@@ -8,6 +8,71 @@ use drophammer_sdk::{BackendError, ErrorCode, Result};
 use ort::session::{Session, SessionInputValue, SessionOutputs};
 use ort::value::TensorRef;
 
+/// An input of a graph.
+pub(crate) struct Given<'a> {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) numbers: Numbers<'a>,
+}
+
+/// An input's numbers.
+pub(crate) enum Numbers<'a> {
+    Integers(Vec<i32>),
+    Floats(Cow<'a, [f32]>),
+}
+
+/// What runs a graph.
+pub(crate) trait Runner {
+    /// Runs it, and gives the outputs to `take`.
+    ///
+    /// # Errors
+    /// What the runtime says, and those of `take`.
+    fn run<R>(&mut self, inputs: Vec<Given<'_>>, take: impl FnOnce(&dyn Outputs) -> Result<R>) -> Result<R>;
+}
+
+/// What a graph gives.
+pub(crate) trait Outputs {
+    /// An output by its name.
+    ///
+    /// # Errors
+    /// When there is none of floats.
+    fn floats(&self, name: &str) -> Result<&[f32]>;
+}
+
+impl Runner for Session {
+    fn run<R>(&mut self, inputs: Vec<Given<'_>>, take: impl FnOnce(&dyn Outputs) -> Result<R>) -> Result<R> {
+        let refused = |error: ort::Error| failed("a tensor cannot be made", &error);
+        let mut named: Vec<(&str, SessionInputValue<'_>)> = Vec::new();
+        for Given { name, shape, numbers } in &inputs {
+            let shape = shape.clone();
+            let tensor = match numbers {
+                Numbers::Integers(numbers) => {
+                    TensorRef::from_array_view((shape, numbers.as_slice())).map_err(refused)?.into()
+                }
+                Numbers::Floats(numbers) => {
+                    TensorRef::from_array_view((shape, &**numbers)).map_err(refused)?.into()
+                }
+            };
+            named.push((name, tensor));
+        }
+        let outputs = Session::run(self, named).map_err(|error| failed("the model cannot be run", &error))?;
+        take(&outputs)
+    }
+}
+
+impl Outputs for SessionOutputs<'_> {
+    fn floats(&self, name: &str) -> Result<&[f32]> {
+        let value = self.get(name).ok_or_else(|| lacks(name))?;
+        let told = value.try_extract_tensor::<f32>();
+        Ok(told.map_err(|error| failed("an output cannot be read", &error))?.1)
+    }
+}
+
+/// An output that a graph should have.
+pub(crate) fn lacks(name: &str) -> BackendError {
+    BackendError::new(ErrorCode::Failed, format!("the model gives no {name}"))
+}
+
 /// A graph of fixed shapes, as it is to be fed.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
@@ -44,15 +109,13 @@ impl Cache {
     }
 }
 
-/// The values of inputs that depend on positions alone.
-struct Made {
-    name: String,
-    shape: [usize; 4],
-    values: Vec<f32>,
-}
-
 /// What is made for `count` tokens after `length` others.
-fn made(interface: &Interface, shape: &Shape, length: usize, count: usize) -> Vec<Made> {
+fn made(interface: &Interface, shape: &Shape, length: usize, count: usize) -> Vec<Given<'static>> {
+    let floats = |name: String, shape: [usize; 4], numbers: Vec<f32>| Given {
+        name,
+        shape: shape.into(),
+        numbers: Numbers::Floats(numbers.into()),
+    };
     let mut all = Vec::new();
     for (number, rotation) in interface.rotations.iter().enumerate() {
         let width = rotation.width as usize;
@@ -62,8 +125,8 @@ fn made(interface: &Interface, shape: &Shape, length: usize, count: usize) -> Ve
             rotation.row((length + token) as u32, cosines, sines);
         }
         let dimensions = [1, shape.tokens, 1, width];
-        all.push(Made { name: format!("cosines.{number}"), shape: dimensions, values: cosines });
-        all.push(Made { name: format!("sines.{number}"), shape: dimensions, values: sines });
+        all.push(floats(format!("cosines.{number}"), dimensions, cosines));
+        all.push(floats(format!("sines.{number}"), dimensions, sines));
     }
     for mask in &interface.masks {
         let places = shape.past + shape.tokens;
@@ -84,7 +147,7 @@ fn made(interface: &Interface, shape: &Shape, length: usize, count: usize) -> Ve
             let own = first.saturating_sub(length).min(token);
             row[shape.past + own..=shape.past + token].fill(0.0);
         }
-        all.push(Made { name: mask.name.clone(), shape: [1, 1, shape.tokens, places], values });
+        all.push(floats(mask.name.clone(), [1, 1, shape.tokens, places], values));
     }
     all
 }
@@ -92,63 +155,57 @@ fn made(interface: &Interface, shape: &Shape, length: usize, count: usize) -> Ve
 /// Runs tokens that continue a cache, and gives the outputs to `take`.
 ///
 /// # Errors
-/// What the library says.
+/// What the runtime says, and those of `take`.
 pub(crate) fn look<R>(
-    session: &mut Session,
+    runner: &mut impl Runner,
     interface: &Interface,
     shape: &Shape,
     cache: &Cache,
     tokens: &[u32],
-    take: impl FnOnce(&SessionOutputs<'_>) -> Result<R>,
+    take: impl FnOnce(&dyn Outputs) -> Result<R>,
 ) -> Result<R> {
-    let refused = |error: ort::Error| failed("a tensor cannot be made", &error);
+    let integers = |name: &str, numbers: Vec<i32>| {
+        let shape = vec![1, shape.tokens];
+        Given { name: name.into(), shape, numbers: Numbers::Integers(numbers) }
+    };
     let mut ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
     ids.resize(shape.tokens, 0);
-    let made = made(interface, shape, cache.length, tokens.len());
-    let positions: Option<Vec<i32>> = interface.positions.map(|offset| {
+    let mut inputs: Vec<Given<'_>> = vec![integers("input_ids", ids)];
+    inputs.extend(interface.positions.map(|offset| {
         // Places that only fill up the graph stay within the table.
         let last = cache.length + tokens.len().max(1) - 1;
-        (0..shape.tokens).map(|token| ((cache.length + token).min(last) + offset as usize) as i32).collect()
-    });
-    let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = Vec::new();
-    let row = [1, shape.tokens];
-    let ids = TensorRef::from_array_view((row, ids.as_slice())).map_err(refused)?;
-    inputs.push(("input_ids".into(), ids.into()));
-    if let Some(positions) = &positions {
-        let tensor = TensorRef::from_array_view((row, positions.as_slice())).map_err(refused)?;
-        inputs.push(("positions".into(), tensor.into()));
-    }
-    for made in &made {
-        let tensor = TensorRef::from_array_view((made.shape, made.values.as_slice())).map_err(refused)?;
-        inputs.push((made.name.as_str().into(), tensor.into()));
-    }
+        let position = |token: usize| ((cache.length + token).min(last) + offset as usize) as i32;
+        integers("positions", (0..shape.tokens).map(position).collect())
+    }));
+    inputs.extend(made(interface, shape, cache.length, tokens.len()));
     for (number, tensor) in cache.tensors.iter().enumerate() {
         let (name, heads, width) = place(interface, number).ok_or_else(lost)?;
-        let shape = [1, heads, shape.past, width];
-        let tensor = TensorRef::from_array_view((shape, tensor.as_slice())).map_err(refused)?;
-        inputs.push((format!("past.{name}").into(), tensor.into()));
+        let shape = vec![1, heads, shape.past, width];
+        inputs.push(Given { name: format!("past.{name}"), shape, numbers: Numbers::Floats(tensor.into()) });
     }
-    let outputs = session.run(inputs).map_err(|error| failed("the model cannot be run", &error))?;
-    take(&outputs)
+    runner.run(inputs, take)
 }
 
 /// [`look`], and keeps the new keys and values: at most as many tokens as the graph takes, and as there are places left.
 ///
 /// # Errors
-/// What the library says.
+/// Those of [`look`].
 pub(crate) fn run(
-    session: &mut Session,
+    runner: &mut impl Runner,
     interface: &Interface,
     shape: &Shape,
     cache: &mut Cache,
     tokens: &[u32],
-    take: impl FnOnce(&SessionOutputs<'_>) -> Result<()>,
+    take: impl FnOnce(&dyn Outputs) -> Result<()>,
 ) -> Result<()> {
-    let fresh = look(session, interface, shape, cache, tokens, |outputs| {
+    let fresh = look(runner, interface, shape, cache, tokens, |outputs| {
         take(outputs)?;
-        (0..cache.tensors.len())
-            .map(|number| present(interface, shape, outputs, number))
-            .collect::<Result<Vec<_>>>()
+        let present = |number| {
+            let (name, heads, width) = place(interface, number).ok_or_else(lost)?;
+            let values = outputs.floats(&format!("present.{name}"))?;
+            if values.len() == heads * shape.tokens * width { Ok(values.to_vec()) } else { Err(lost()) }
+        };
+        (0..cache.tensors.len()).map(present).collect::<Result<Vec<_>>>()
     })?;
     for (number, (tensor, fresh)) in cache.tensors.iter_mut().zip(&fresh).enumerate() {
         let (_, _, width) = place(interface, number).ok_or_else(lost)?;
@@ -161,20 +218,6 @@ pub(crate) fn run(
     }
     cache.length += tokens.len();
     Ok(())
-}
-
-/// The keys or values of a step's own tokens.
-fn present(
-    interface: &Interface,
-    shape: &Shape,
-    outputs: &SessionOutputs<'_>,
-    number: usize,
-) -> Result<Vec<f32>> {
-    let (name, heads, width) = place(interface, number).ok_or_else(lost)?;
-    let present = outputs.get(format!("present.{name}")).ok_or_else(lost)?;
-    let (_, values) =
-        present.try_extract_tensor::<f32>().map_err(|error| failed("a cache cannot be read", &error))?;
-    if values.len() == heads * shape.tokens * width { Ok(values.to_vec()) } else { Err(lost()) }
 }
 
 /// Name, heads and width of a cache's tensor.
@@ -196,12 +239,17 @@ mod tests {
 
     use super::*;
 
+    fn seen(mask: &Given<'_>, places: usize) -> Vec<Vec<bool>> {
+        let Numbers::Floats(numbers) = &mask.numbers else { panic!("integers") };
+        numbers.chunks(places).map(|row| row.iter().map(|x| *x == 0.0).collect()).collect()
+    }
+
     fn mask(window: Option<u32>, length: usize) -> Vec<Vec<bool>> {
         let interface =
             Interface { masks: vec![Mask { name: "mask".into(), window }], ..Interface::default() };
         let shape = Shape { tokens: 3, past: 4, unseen: -100.0 };
         let made = made(&interface, &shape, length, 3);
-        made[0].values.chunks(7).map(|row| row.iter().map(|x| *x == 0.0).collect()).collect()
+        seen(&made[0], 7)
     }
 
     #[test]
@@ -217,12 +265,9 @@ mod tests {
         let interface = Interface { masks, encoder: true, ..Interface::default() };
         let shape = Shape { tokens: 4, past: 0, unseen: -100.0 };
         let made = made(&interface, &shape, 0, 3);
-        let seen = |place: usize| -> Vec<Vec<bool>> {
-            made[place].values.chunks(4).map(|row| row.iter().map(|x| *x == 0.0).collect()).collect()
-        };
         let [o, x] = [false, true];
-        assert_eq!(seen(0), [[x, x, x, o], [x, x, x, o], [x, x, x, o], [x, x, x, x]]);
-        assert_eq!(seen(1), [[x, x, o, o], [x, x, x, o], [o, x, x, o], [o, o, x, x]]);
+        assert_eq!(seen(&made[0], 4), [[x, x, x, o], [x, x, x, o], [x, x, x, o], [x, x, x, x]]);
+        assert_eq!(seen(&made[1], 4), [[x, x, o, o], [x, x, x, o], [o, x, x, o], [o, o, x, x]]);
     }
 
     #[test]

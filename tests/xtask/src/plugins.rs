@@ -108,9 +108,10 @@ fn sources(names: &[String]) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// The package name in a folder's `Cargo.toml`.
+/// Name of the package that makes a folder's dylib: the folder's own, or that of its `dylib`, where others link the library too.
 fn crate_name(folder: &Path) -> Result<String> {
-    let path = folder.join("Cargo.toml");
+    let [own, apart] = ["Cargo.toml", "dylib/Cargo.toml"].map(|file| folder.join(file));
+    let path = if apart.is_file() { apart } else { own };
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let name = text.lines().find_map(|line| line.strip_prefix("name = "));
     Ok(name.with_context(|| format!("{} has no name", path.display()))?.trim_matches('"').to_owned())

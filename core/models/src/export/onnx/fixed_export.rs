@@ -9,7 +9,7 @@ use super::emit::{Emitted, Emitter};
 use super::fixed::{Fixed, Halves, Interface, Weights};
 use super::qdq::{self, Range, Ranges};
 use super::scheme::{Scheme, Storage};
-use super::watch::{self, Multiplied};
+use super::watch;
 use super::weights::{Importances, Inputs, Matrix, Part};
 use crate::builder::{build_decoder, build_encoder};
 use crate::checkpoint::Checkpoint;
@@ -32,19 +32,17 @@ pub struct Step {
     pub tokens: u32,
 }
 
-/// A graph that tells about its values.
+/// What is to be seen of a graph's values while it runs.
 #[derive(Debug, Default)]
 pub struct Watched {
-    /// Its file and that of its weights.
-    pub layout: Layout,
-    /// Values whose ranges and mean squares it tells.
+    /// Values whose ranges and mean squares are needed.
     pub values: Vec<String>,
     /// Those of them that are sums and only computed with: neither moved nor given away.
     pub sums: Vec<String>,
     /// What whole matrices, and none of a stack, are multiplied with.
     pub factors: Vec<String>,
-    /// Values whose products it tells.
-    pub multiplied: Vec<Multiplied>,
+    /// Values whose rows' products are needed, and how many numbers a row has.
+    pub multiplied: Vec<(String, usize)>,
 }
 
 /// Graphs to ask a compiler about.
@@ -147,7 +145,7 @@ impl<'a> FixedExport<'a> {
         let values = export
             .graphs
             .iter()
-            .flat_map(|(_, emitted)| watch::watched(emitted.model.clone(), &emitted.hints.floats).1);
+            .flat_map(|(_, emitted)| watch::coded(&emitted.model.graph, &emitted.hints.floats));
         let ranges: Ranges = values.map(|value| (value, range)).collect();
         let layout = export.layout(Some(&ranges)).map_err(|fault| Error::Unsupported {
             family: checkpoint.family().name.to_owned(),
@@ -161,45 +159,32 @@ impl<'a> FixedExport<'a> {
         self.graphs.first().map(|(_, emitted)| emitted.interface.clone()).unwrap_or_default()
     }
 
-    /// The first graph with outputs that tell about its values, in a layout with the weights: ranges as `{value}/low` and
-    /// `{value}/high`, and how the numbers go together that matrices are multiplied with where `weights` rounds these.
-    ///
-    /// # Errors
-    /// Sizes that no file holds.
-    pub fn watched(&self, weights: Weights) -> Result<Watched, drophammer_formats::Fault> {
-        let Some((step, emitted)) = self.graphs.first() else { return Ok(Watched::default()) };
-        let (mut model, values) = watch::watched(emitted.model.clone(), &emitted.hints.floats);
-        let sums = watch::sums(&emitted.model.graph);
-        let mut multiplied: Vec<Multiplied> = Vec::new();
+    /// What is to be seen of the first graph's values, so that activations become whole numbers and rounded matrices, where `weights`
+    /// has any, make up for their errors.
+    pub fn watched(&self, weights: Weights) -> Watched {
+        let Some((_, emitted)) = self.graphs.first() else { return Watched::default() };
+        let mut multiplied: Vec<(String, usize)> = Vec::new();
         for matrix in emitted.matrices.iter().filter(|matrix| weights.rounds(matrix.id.role)) {
             let Some(value) = emitted.read_by(matrix) else { continue };
-            if multiplied.iter().all(|known| known.value != *value) {
-                let read = Multiplied { value: value.clone(), columns: matrix.columns as usize };
-                read.watch(&mut model.graph);
-                multiplied.push(read);
+            if multiplied.iter().all(|(known, _)| known != value) {
+                multiplied.push((value.clone(), matrix.columns as usize));
             }
         }
-        let mut layout = onnx::plan(DATA, &model, &emitted.external)?;
-        name(&mut layout, step.stem);
         let elsewhere = emitted.matrices.iter().filter(|matrix| !matches!(matrix.part, Part::Whole));
         let elsewhere: Vec<&String> = elsewhere.filter_map(|matrix| emitted.read_by(matrix)).collect();
-        let factors = multiplied.iter().map(|read| &read.value).filter(|value| !elsewhere.contains(value));
-        let factors = factors.cloned().collect();
-        Ok(Watched { layout, values, sums, factors, multiplied })
+        let factors = multiplied.iter().map(|(value, _)| value).filter(|value| !elsewhere.contains(value));
+        Watched {
+            values: watch::coded(&emitted.model.graph, &emitted.hints.floats),
+            sums: watch::sums(&emitted.model.graph),
+            factors: factors.cloned().collect(),
+            multiplied,
+        }
     }
 
-    /// The first graph with the last hidden states as an output beside the logits, in a layout with the weights; and that output's name.
-    ///
-    /// # Errors
-    /// Sizes that no file holds.
-    pub fn with_last_hidden(&self) -> Result<Option<(Layout, String)>, drophammer_formats::Fault> {
-        let Some((step, emitted)) = self.graphs.first() else { return Ok(None) };
-        let Some(hidden) = emitted.reads.get(&(Role::Head.global(), Part::Whole)) else { return Ok(None) };
-        let mut model = emitted.model.clone();
-        watch::tell(&mut model.graph, hidden.clone(), None);
-        let mut layout = onnx::plan(DATA, &model, &emitted.external)?;
-        name(&mut layout, step.stem);
-        Ok(Some((layout, hidden.clone())))
+    /// The name of the last hidden states in the first graph: what the head is multiplied with.
+    pub fn last_hidden(&self) -> Option<&str> {
+        let (_, emitted) = self.graphs.first()?;
+        emitted.reads.get(&(Role::Head.global(), Part::Whole)).map(String::as_str)
     }
 
     /// Every byte's place: a file of weights, and a graph for each step. With `ranges` activations become whole numbers as well.

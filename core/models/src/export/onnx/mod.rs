@@ -32,7 +32,7 @@ pub use fixed::{COMMON, Cache, Halves, Interface, Mask, Rotation, Weights};
 pub use fixed_export::{FixedExport, Question, Step, Watched};
 pub use qdq::{Encoding, Range, Ranges};
 pub use scheme::{SCHEMES, Scheme, Storage, scheme};
-pub use watch::{Multiplied, WATCH_HIGH, WATCH_LOW, WATCH_SQUARE, watch};
+pub use watch::{WATCH_HIGH, WATCH_LOW, watch};
 use weights::{Alias, Matrix};
 pub use weights::{Importances, Inputs};
 

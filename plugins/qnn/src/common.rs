@@ -11,7 +11,8 @@ use drophammer_models::Checkpoint;
 use drophammer_models::export::onnx::Weights;
 use drophammer_sdk::{BackendError, ErrorCode, JobContext, Result};
 
-use crate::calibrate::{self, Floats, Samples};
+use crate::calibrate::Samples;
+use crate::floats::{Floats, float_graph};
 use crate::scheme::Scheme;
 
 /// Most samples that are run for it.
@@ -39,7 +40,7 @@ pub(crate) fn of_logits(
     job: &dyn JobContext,
 ) -> Result<(Vec<f32>, String)> {
     let lost = |what: &str| BackendError::new(ErrorCode::Failed, format!("the float graph gives no {what}"));
-    let export = calibrate::float_graph(checkpoint)?;
+    let export = float_graph(checkpoint)?;
     let hidden = export.last_hidden().ok_or_else(|| lost("hidden states"))?;
     let (vocabulary, width) =
         (checkpoint.description().vocabulary as usize, checkpoint.description().hidden as usize);

@@ -1,8 +1,9 @@
 //! Qualcomm QNN: models compiled for Hexagon NPUs as context binaries, and run by ONNX Runtime's QNN provider: on the NPU where there is
 //! one, elsewhere in the emulation that QNN's package for x86-64 is.
 //!
-//! - [`forge`] makes a folder: fixed graphs of [`drophammer_models::export::onnx`], ranges of activations from [`calibrate`], contexts
-//!   from [`compile`] for a chip of [`soc`]'s table; [`artifact`] is the folder's own description;
+//! - [`forge`] makes a folder: fixed graphs of [`drophammer_models::export::onnx`], ranges of activations from [`calibrate`], for which
+//!   the native engine runs [`floats`], contexts from [`compile`] for a chip of [`soc`]'s table; [`artifact`] is the folder's own
+//!   description;
 //! - [`common`] finds what all logits of a token have in common, which half precision need not hold;
 //! - [`plain`] does the same for graphs that are no language models, and compares them with their originals;
 //! - [`provider`] is the runtime, [`session`] runs contexts through it [`step`] by step.
@@ -14,6 +15,7 @@ mod calibrate;
 mod common;
 mod compile;
 mod convert;
+mod floats;
 mod forge;
 mod plain;
 mod probe;

@@ -2,9 +2,10 @@
 //!
 //! A session joins an architecture's steps and works in place. What an accelerator's compiler is given has more values than that leaves: a
 //! rotation's halves, scores under their mask, what a gate is multiplied with. Whoever has to know how far each of them reaches runs
-//! that very graph here. [`tensor`] holds values, [`operations`] and [`products`] are what nodes do; there are those that fixed graphs
-//! are made of. Weights stay in the mapped file.
+//! that very graph here. [`tensor`] holds values, [`operations`] and [`products`] are what nodes do, [`extent`] is how far values reach. There are those
+//! operations that fixed graphs are made of. Weights stay in the mapped file.
 
+mod extent;
 mod operations;
 mod products;
 mod tensor;
@@ -20,6 +21,7 @@ use drophammer_formats::mapped::MappedFile;
 use drophammer_formats::onnx::{self, Initializer, InitializerData, Node};
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
+pub use self::extent::Extent;
 use self::operations::Call;
 use self::tensor::Fault;
 pub use self::tensor::Tensor;
@@ -91,7 +93,9 @@ impl Evaluator {
         }
         last.retain(|value: &String, _| !outputs.contains(value));
         let mut spent = vec![Vec::new(); graph.nodes.len()];
-        last.into_iter().for_each(|(value, number)| spent[number].push(value));
+        for (value, number) in last {
+            spent[number].push(value);
+        }
         let pool = Pool::new(threads).map_err(|error| fault(format!("no threads: {error}")))?;
         let (nodes, path) = (graph.nodes, Path::chosen());
         let (counted, observer) = (HashMap::new(), Observer::new(std::iter::empty(), &[]));
@@ -147,7 +151,9 @@ impl Evaluator {
                 show(name, &tensor, pool);
                 values.insert(name, tensor);
             }
-            spent.iter().for_each(|value| drop(values.remove(value.as_str())));
+            for value in spent.iter() {
+                values.remove(value.as_str());
+            }
         }
         let given = outputs.iter().map(|output| {
             let lost = || BackendError::new(ErrorCode::Failed, format!("the graph does not give {output}"));

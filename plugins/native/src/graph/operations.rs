@@ -186,10 +186,15 @@ impl<'a> Call<'a> {
     fn unsqueezed(&self) -> Result<Tensor, Fault> {
         let (x, axes) = (self.at(0)?, self.integers(1)?);
         let mut shape: Vec<i64> = x.shape().iter().map(|&size| size as i64).collect();
-        for &axis in axes {
-            let place = if axis < 0 { axis + (x.shape().len() + axes.len()) as i64 } else { axis };
-            let place = usize::try_from(place).ok().filter(|place| *place <= shape.len());
-            shape.insert(place.ok_or_else(|| format!("a new dimension {axis} of {:?}", x.shape()))?, 1);
+        let rank = (x.shape().len() + axes.len()) as i64;
+        let place = |&axis: &i64| usize::try_from(if axis < 0 { axis + rank } else { axis }).ok();
+        let mut places: Vec<usize> = axes.iter().filter_map(place).collect();
+        places.sort_unstable();
+        for place in places {
+            if place > shape.len() {
+                return Err(format!("new dimensions {axes:?} of {:?}", x.shape()));
+            }
+            shape.insert(place, 1);
         }
         x.reshaped(&shape)
     }
@@ -342,7 +347,12 @@ impl<'a> Call<'a> {
 
 fn softmax(row: &mut [f32]) {
     let largest = row.iter().fold(f32::MIN, |largest, x| largest.max(*x));
-    row.iter_mut().for_each(|x| *x = (*x - largest).exp());
-    let sum: f32 = row.iter().sum();
-    row.iter_mut().for_each(|x| *x /= sum);
+    let mut sum = 0.0;
+    for x in row.iter_mut() {
+        *x = (*x - largest).exp();
+        sum += *x;
+    }
+    for x in row {
+        *x /= sum;
+    }
 }

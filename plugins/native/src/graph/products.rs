@@ -1,6 +1,8 @@
 //! Matrix products of a graph, on all threads: sixteen columns of the result at a time, as in reference mode.
 #![allow(unsafe_code)] // threads write disjoint columns of one result; the block says which
 
+use std::ops::Range;
+
 use super::tensor::{Fault, Tensor};
 use crate::kernels::float::{Output, Rows, lay_strip, multiply_strip};
 use crate::kernels::{LANES, Path};
@@ -16,8 +18,8 @@ struct Sizes {
     columns: usize,
 }
 
-/// Lays some columns of a batch's second factor side by side, `[depth][16]`.
-type Lay<'a> = dyn Fn(usize, std::ops::Range<usize>, &mut [f32]) + Sync + 'a;
+/// Lays some columns of a batch's second factor side by side, `[depth][16]`; the last argument is room to decode them in.
+type Lay<'a> = dyn Fn(usize, Range<usize>, &mut [f32], &mut [f32]) + Sync + 'a;
 
 fn multiply(pool: &mut Pool, path: Path, x: &[f32], sizes: Sizes, lay: &Lay<'_>) -> Vec<f32> {
     let Sizes { batches, rows, depth, columns } = sizes;
@@ -26,11 +28,11 @@ fn multiply(pool: &mut Pool, path: Path, x: &[f32], sizes: Sizes, lay: &Lay<'_>)
     let mut out = vec![0.0; batches * rows * columns];
     let shares = Shares::new(&mut out);
     pool.run(batches * rows * depth * columns, &|member| {
-        let mut strip = vec![0.0; depth * LANES];
+        let [mut strip, mut room] = [0, 1].map(|_| vec![0.0; depth * LANES]);
         for number in member.share(batches * strips, 1) {
             let (batch, first) = (number / strips, number % strips * LANES);
             let width = LANES.min(columns - first);
-            lay(batch, first..first + width, &mut strip);
+            lay(batch, first..first + width, &mut strip, &mut room);
             let x = Rows { begin: x[batch * rows * depth..].as_ptr(), stride: depth };
             let begin = shares.begin().wrapping_add(batch * rows * columns + first);
             // SAFETY: `x` holds a batch's rows; these columns of it are this thread's, and inside of the result.
@@ -50,12 +52,12 @@ pub(super) fn by_weights(pool: &mut Pool, path: Path, x: &Tensor, w: &Matrix) ->
     }
     let numbers = x.need_floats()?;
     let sizes = Sizes { batches: 1, rows: numbers.len() / w.columns, depth: w.columns, columns: w.rows };
-    let out = multiply(pool, path, numbers, sizes, &|_, rows, strip| {
-        let mut room = vec![0.0; rows.len() * w.columns];
+    let out = multiply(pool, path, numbers, sizes, &|_, rows, strip, room| {
+        let room = &mut room[..rows.len() * w.columns];
         for (row, out) in rows.zip(room.chunks_exact_mut(w.columns)) {
             w.decode_row(path, row, out);
         }
-        lay_strip(&room, w.columns, strip);
+        lay_strip(room, w.columns, strip);
     });
     let mut shape = x.shape().to_vec();
     shape.pop();
@@ -75,7 +77,7 @@ pub(super) fn of_values(pool: &mut Pool, path: Path, a: &Tensor, b: &Tensor) -> 
     let (depth, columns) = (*depth, *columns);
     let sizes = Sizes { batches: outer.iter().product(), rows: *rows, depth, columns };
     let (shared, values) = (beyond.is_empty(), b.need_floats()?);
-    let out = multiply(pool, path, a.need_floats()?, sizes, &|batch, range, strip| {
+    let out = multiply(pool, path, a.need_floats()?, sizes, &|batch, range, strip, _| {
         let values = &values[if shared { 0 } else { batch } * depth * columns..][..depth * columns];
         for (row, strip) in values.chunks_exact(columns).zip(strip.chunks_exact_mut(LANES)) {
             strip.fill(0.0);

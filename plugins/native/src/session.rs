@@ -51,7 +51,11 @@ impl NativeSession {
         let budgets = job.budgets();
         let sequences = request.max_sequences.max(1);
         let threads = budgets.threads.max(1) as usize;
-        let fast = (!request.reference).then(|| Fast { threads, shelf: Shelf::of(host, job) });
+        let mut pool = Pool::new(threads).map_err(|error| {
+            BackendError::new(ErrorCode::OutOfResources, format!("threads cannot be started: {error}"))
+                .with_help("Close other programs or allow fewer threads.")
+        })?;
+        let fast = (!request.reference).then(|| Fast { pool: &mut pool, shelf: Shelf::of(host, job) });
         let Loaded { program, layers, references, inputs } =
             load(&checkpoint, fast).map_err(|error| failure::of_model(&request.path, &error))?;
         let context = context_of(description, request.context);
@@ -70,10 +74,6 @@ impl NativeSession {
         }
         let cache =
             Cache::new(layers, stored, sequences as usize, context as usize).ok_or_else(out_of_memory)?;
-        let pool = Pool::new(threads).map_err(|error| {
-            BackendError::new(ErrorCode::OutOfResources, format!("threads cannot be started: {error}"))
-                .with_help("Close other programs or allow fewer threads.")
-        })?;
         let (encoder, headless) = (description.kind == ModelKind::Encoder, description.head.is_none());
         let max_batch = request.max_batch.unwrap_or(MOST_BATCH).clamp(1, MOST_BATCH);
         // An encoder's tokens all see each other: a call is one chunk.

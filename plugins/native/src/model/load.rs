@@ -2,8 +2,10 @@
 //!
 //! Matrices that the source stores as plain rows are used where they are, in the mapped file, or laid out in tiles; vectors (norms,
 //! biases) become floats.
+#![allow(unsafe_code)] // threads lay disjoint strips into one buffer
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use drophammer_models::description::ModelKind;
 use drophammer_models::{Checkpoint, Error, build_decoder, build_encoder};
@@ -15,7 +17,9 @@ use super::record::{MatrixRef, Recorder, VectorRef};
 use super::shelf::{Name, Shelf};
 use super::step::{Step, assign_buffers};
 use crate::cache::LayerShape;
+use crate::kernels::tile::Cut;
 use crate::memory::{Bytes, Memory};
+use crate::threads::{Pool, Shares};
 
 /// A program and what its cache has to hold.
 pub(crate) struct Loaded {
@@ -29,8 +33,8 @@ pub(crate) struct Loaded {
 
 /// What fast mode does to matrices: it lays them out in tiles.
 pub(crate) struct Fast<'a> {
-    /// On so many threads.
-    pub(crate) threads: usize,
+    /// Who lays them.
+    pub(crate) pool: &'a mut Pool,
     /// Where they are kept for the next load.
     pub(crate) shelf: Option<Shelf<'a>>,
 }
@@ -56,7 +60,7 @@ pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<Fast<'_>>) -> Resu
     let mut held: Vec<Matrix> =
         matrices.iter().map(|reference| matrix_of(checkpoint, reference)).collect::<Result<_, _>>()?;
     if let Some(fast) = fast {
-        tile(checkpoint, &matrices, &mut held, &fast)?;
+        tile(checkpoint, &matrices, &mut held, fast)?;
     }
     let (references, matrices) = (matrices, held);
     let inputs = inputs(&steps, references.len());
@@ -97,7 +101,7 @@ fn tile(
     checkpoint: &Checkpoint,
     references: &[MatrixRef],
     matrices: &mut [Matrix],
-    fast: &Fast<'_>,
+    Fast { pool, shelf }: Fast<'_>,
 ) -> Result<(), Error> {
     // Tables are read row by row, experts sparsely: both stay in the file.
     let gains = |reference: &MatrixRef| !reference.table && reference.expert.is_none();
@@ -108,24 +112,18 @@ fn tile(
     if bytes == 0 {
         return Ok(());
     }
-    let shelf = fast.shelf.as_ref().and_then(|shelf| {
+    let shelf = shelf.as_ref().and_then(|shelf| {
         Some((shelf, Name::of(checkpoint, all.iter().map(|(reference, cut, _)| (*reference, *cut)))?))
     });
-    let kept = shelf.as_ref().and_then(|(shelf, name)| shelf.take(name, bytes, fast.threads));
+    let kept = shelf.as_ref().and_then(|(shelf, name)| shelf.take(name, bytes, pool.threads()));
     let tiles = if let Some(kept) = kept {
         kept
     } else {
         // Without the memory, weights are used as they are stored.
         let Some(mut memory) = Memory::zeroed(bytes) else { return Ok(()) };
-        let mut rest = memory.bytes_mut();
-        for (reference, cut, matrix) in &all {
-            let (tiles, later) = rest.split_at_mut(cut.bytes());
-            matrix.lay(tiles, fast.threads);
-            checkpoint.weight(reference.weight)?.release();
-            rest = later;
-        }
+        lay(checkpoint, &all, memory.bytes_mut(), pool);
         if let Some((shelf, name)) = shelf {
-            shelf.put(&name, memory.bytes(), fast.threads);
+            shelf.put(&name, memory.bytes(), pool.threads());
         }
         Bytes::of(&Arc::new(memory), Memory::bytes)
     };
@@ -137,6 +135,29 @@ fn tile(
         begin += cut.bytes();
     }
     Ok(())
+}
+
+/// Lays matrices in tiles, one behind the other, into zeros. Every thread lays its strips of each; whoever comes last to a matrix gives
+/// back the memory of its source.
+fn lay(checkpoint: &Checkpoint, all: &[(&MatrixRef, Cut, &mut Matrix)], tiles: &mut [u8], pool: &mut Pool) {
+    let (size, tiles) = (tiles.len(), Shares::new(tiles));
+    let laid: Vec<AtomicUsize> = all.iter().map(|_| AtomicUsize::new(0)).collect();
+    pool.run(size, &|member| {
+        let mut begin = 0;
+        for ((reference, cut, matrix), laid) in all.iter().zip(&laid) {
+            let strip_bytes = cut.strip_bytes();
+            let strips = member.share(cut.bytes() / strip_bytes, 1);
+            let first = begin + strips.start * strip_bytes;
+            // SAFETY: each strip is one thread's.
+            matrix.lay(strips.start, unsafe { tiles.part(first, strips.len() * strip_bytes) });
+            begin += cut.bytes();
+            if laid.fetch_add(1, Ordering::AcqRel) + 1 == member.count
+                && let Ok(weight) = checkpoint.weight(reference.weight)
+            {
+                weight.release();
+            }
+        }
+    });
 }
 
 fn matrix_of(checkpoint: &Arc<Checkpoint>, reference: &MatrixRef) -> Result<Matrix, Error> {

@@ -56,28 +56,16 @@ impl Matrix {
         }
     }
 
-    /// Writes the matrix in tiles, on several threads, into zeros.
-    ///
-    /// # Panics
-    /// If `tiles` are not as long as [`Matrix::cut`] says.
-    pub(crate) fn lay(&self, tiles: &mut [u8], threads: usize) {
+    /// Writes strips of tiles, from the one of this number on, into zeros.
+    pub(crate) fn lay(&self, first: usize, strips: &mut [u8]) {
         let (Form::Stored { dtype, bytes, row_bytes, .. }, Some(cut)) = (&self.form, self.cut()) else {
             return;
         };
-        assert_eq!(tiles.len(), cut.bytes());
-        let (strip_bytes, columns) = (cut.strip_bytes(), self.columns);
-        let each = self.rows.div_ceil(LANES).div_ceil(threads.max(1)).max(1);
-        std::thread::scope(|scope| {
-            for (i, part) in tiles.chunks_mut(each * strip_bytes).enumerate() {
-                let stored = &bytes[(i * each * LANES * row_bytes).min(bytes.len())..];
-                scope.spawn(move || {
-                    let strips = part.chunks_exact_mut(strip_bytes).zip(stored.chunks(LANES * row_bytes));
-                    for (strip, rows) in strips {
-                        tile::lay_strip(*dtype, columns, rows.chunks_exact(*row_bytes), strip);
-                    }
-                });
-            }
-        });
+        let stored = &bytes[(first * LANES * row_bytes).min(bytes.len())..];
+        let strips = strips.chunks_exact_mut(cut.strip_bytes()).zip(stored.chunks(LANES * row_bytes));
+        for (strip, rows) in strips {
+            tile::lay_strip(*dtype, self.columns, rows.chunks_exact(*row_bytes), strip);
+        }
     }
 
     /// Multiplies by what [`Matrix::lay`] wrote from now on.

@@ -59,7 +59,9 @@ impl Evaluator {
     /// When it cannot be read, or its constants are none that nodes here take.
     pub fn open(file: &FilePath, threads: usize) -> Result<Self> {
         let fault = |problem: String| {
-            BackendError::new(ErrorCode::InvalidInput, format!("{}: {problem}", file.display()))
+            BackendError::new(ErrorCode::InvalidInput, format!("{}: {problem}", file.display())).with_help(
+                "The graph was written for this run: check the disk's space and health, and try again.",
+            )
         };
         let unread = |error: drophammer_formats::Error| fault(error.to_string());
         let bytes = MappedFile::open(file).map_err(unread)?;
@@ -156,7 +158,10 @@ impl Evaluator {
             }
         }
         let given = outputs.iter().map(|output| {
-            let lost = || BackendError::new(ErrorCode::Failed, format!("the graph does not give {output}"));
+            let lost = || {
+                BackendError::new(ErrorCode::Failed, format!("the graph does not give {output}"))
+                    .with_help("The graph is not one that the native engine runs: please report it.")
+            };
             Ok((output.clone(), values.remove(output.as_str()).ok_or_else(lost)?))
         });
         given.collect()

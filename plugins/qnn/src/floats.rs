@@ -197,7 +197,7 @@ mod tests {
             let largest = due.iter().fold(1f32, |largest, x| largest.max(x.abs()));
             let apart = given.iter().zip(&due).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
             println!("{:<24} {:.1e} of {largest:.1}", path.file_name().unwrap().display(), apart);
-            assert!(apart <= 1e-4 * largest, "{}: {apart} of {largest}", path.display());
+            assert!(apart <= 3e-5 * largest, "{}: {apart} of {largest}", path.display());
             compared += 1;
         }
         assert!(compared > 40, "{compared} architectures");

@@ -17,7 +17,7 @@ use crate::model::execute::{Engine, Token};
 use crate::model::load::{Fast, Loaded, load};
 use crate::model::shelf::Shelf;
 use crate::profile::Profiler;
-use crate::threads::Pool;
+use crate::threads::{Pool, within_cores};
 
 /// Context of a session that was not told one, where the model can take as much.
 const USUAL_CONTEXT: u32 = 4096;
@@ -50,7 +50,7 @@ impl NativeSession {
         let description = checkpoint.description();
         let budgets = job.budgets();
         let sequences = request.max_sequences.max(1);
-        let threads = budgets.threads.max(1) as usize;
+        let threads = within_cores(budgets.threads);
         let mut pool = Pool::new(threads).map_err(|error| {
             BackendError::new(ErrorCode::OutOfResources, format!("threads cannot be started: {error}"))
                 .with_help("Close other programs or allow fewer threads.")

@@ -181,6 +181,13 @@ impl Shared {
     }
 }
 
+/// How many threads to start of those that a job may have: not more than the cores that this process may run on, as threads that take
+/// turns on a core are waited for at every barrier.
+pub(crate) fn within_cores(threads: u32) -> usize {
+    let threads = threads.max(1) as usize;
+    std::thread::available_parallelism().map_or(threads, |cores| threads.min(cores.get()))
+}
+
 /// A fixed number of threads that wait for jobs.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
@@ -360,6 +367,26 @@ mod tests {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(count.into_inner(), 2);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn whoever_is_confined_to_one_core_starts_one_thread_and_no_thread_leaves_the_core() {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+        // In a thread of its own, as the mask is inherited: so a process has it that `taskset` started.
+        let confined = std::thread::spawn(|| {
+            let all = sched_getaffinity(None).unwrap();
+            let core = (0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).unwrap();
+            let mut one = CpuSet::new();
+            one.set(core);
+            sched_setaffinity(None, &one).unwrap();
+            assert_eq!([within_cores(0), within_cores(1), within_cores(8)], [1; 3]);
+            let mut pool = Pool::new(3).unwrap();
+            for round in 0..20 {
+                pool.run(round, &|_| assert_eq!(sched_getaffinity(None).unwrap(), one));
+            }
+        });
+        confined.join().unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which vector instructions this process uses.
 //!
 //! The choice is made once, from what the processor offers; the environment variable `DROPHAMMER_SIMD`
-//! (`portable`, `avx2`, `avx512`, `neon`) lowers it, never raises it above what the processor has. Kernels elsewhere (the
+//! (`portable`, `avx2`, `avx512`, `neon`, `dotprod`, `i8mm`) lowers it, never raises it above what the processor has. Kernels elsewhere (the
 //! native plugin's) ask the same question here, so that one variable governs all of them.
 //!
 //! [`run`] executes a [`Kernel`] compiled for a [`Level`]. A kernel is written once over [`Lanes`]; every level
@@ -20,6 +20,10 @@ pub enum Level {
     Portable,
     /// 64-bit Arm's 128-bit vectors.
     Neon,
+    /// The same with dot products of bytes.
+    Dotprod,
+    /// The same with products of matrices of bytes besides.
+    I8mm,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL besides.
@@ -28,13 +32,16 @@ pub enum Level {
 
 impl Level {
     /// All levels, weakest first.
-    pub const ALL: &'static [Level] = &[Level::Portable, Level::Neon, Level::Avx2, Level::Avx512];
+    pub const ALL: &'static [Level] =
+        &[Level::Portable, Level::Neon, Level::Dotprod, Level::I8mm, Level::Avx2, Level::Avx512];
 
     /// The name `DROPHAMMER_SIMD` takes.
     pub const fn name(self) -> &'static str {
         match self {
             Level::Portable => "portable",
             Level::Neon => "neon",
+            Level::Dotprod => "dotprod",
+            Level::I8mm => "i8mm",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
         }
@@ -46,6 +53,10 @@ impl Level {
             Level::Portable => true,
             #[cfg(target_arch = "aarch64")]
             Level::Neon => true,
+            #[cfg(target_arch = "aarch64")]
+            Level::Dotprod => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Level::I8mm => Level::Dotprod.is_supported() && std::arch::is_aarch64_feature_detected!("i8mm"),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => {
                 std::is_x86_feature_detected!("avx2")
@@ -110,7 +121,7 @@ pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
             unsafe { run_avx2(kernel) }
         }
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => kernel.run::<crate::lanes::Neon>(),
+        Level::Neon | Level::Dotprod | Level::I8mm => kernel.run::<crate::lanes::Neon>(),
         _ => run_portable(kernel),
     }
 }

@@ -116,7 +116,7 @@ impl Kernel for Integers {
             let mut sums = [I::zero_i(); CHAINS];
             for _ in 0..ROUNDS {
                 for sum in &mut sums {
-                    *sum = I::dot(*sum, w, x);
+                    *sum = I::densest(*sum, w, x);
                 }
             }
             sums.into_iter().map(|sum| I::sum(I::to_float(sum))).sum()

@@ -54,7 +54,7 @@ fn every_path_gives_the_portable_logits_in_both_modes() {
         let portable = logits("portable", model, fast);
         // A path that this processor lacks falls back to the best it has.
         let paths: &[_] = if cfg!(target_arch = "aarch64") {
-            &[("neon", bytes)]
+            &[("neon", tolerance), ("dotprod", bytes), ("i8mm", bytes)]
         } else {
             &[("avx2", tolerance), ("avx512", bytes)]
         };

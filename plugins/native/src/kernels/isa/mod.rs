@@ -6,14 +6,7 @@
 //! [`Path`]. Only code inlined into `run`'s entry points is compiled with their instructions: kernels and all they
 //! call are `#[inline(always)]`.
 //!
-//! Tests run every path of the processor they find. That of another family runs in an emulator, Arm's once with `dotprod`
-//! (`-cpu max`) and once without (`-cpu cortex-a53`):
-//!
-//! ```text
-//! export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-//! export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu"
-//! cargo test --target aarch64-unknown-linux-gnu -p drophammer-native --lib kernels
-//! ```
+//! Tests run every path of the processor they find; `cargo xtask arm` runs them on emulated Arm processors.
 #![allow(unsafe_code)] // vector intrinsics and raw loads; every entry point has checked the processor
 
 #[cfg(target_arch = "x86_64")]
@@ -50,6 +43,9 @@ pub(crate) enum Path {
     /// NEON with the dot product instructions, which multiply bytes.
     #[cfg(target_arch = "aarch64")]
     NeonDot,
+    /// The same with `i8mm`, which multiplies two tokens by two rows at once.
+    #[cfg(target_arch = "aarch64")]
+    NeonMatrix,
 }
 
 impl Path {
@@ -69,9 +65,11 @@ impl Path {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx2 if Level::Avx2.is_supported() => Path::Avx2,
             #[cfg(target_arch = "aarch64")]
-            Level::Neon if std::arch::is_aarch64_feature_detected!("dotprod") => Path::NeonDot,
+            Level::I8mm if level.is_supported() => Path::NeonMatrix,
             #[cfg(target_arch = "aarch64")]
-            Level::Neon => Path::Neon,
+            Level::I8mm | Level::Dotprod if Level::Dotprod.is_supported() => Path::NeonDot,
+            #[cfg(target_arch = "aarch64")]
+            Level::I8mm | Level::Dotprod | Level::Neon => Path::Neon,
             _ => Path::Portable,
         }
     }
@@ -80,8 +78,6 @@ impl Path {
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Self> {
         let mut all: Vec<Self> = Level::supported().map(Self::of).collect();
-        #[cfg(target_arch = "aarch64")]
-        all.insert(1, Path::Neon);
         all.dedup();
         all
     }
@@ -93,7 +89,7 @@ impl Path {
             #[cfg(target_arch = "x86_64")]
             Path::Avx512 => true,
             #[cfg(target_arch = "aarch64")]
-            Path::NeonDot => true,
+            Path::NeonDot | Path::NeonMatrix => true,
             _ => false,
         }
     }
@@ -102,18 +98,20 @@ impl Path {
     pub(crate) fn signs_codes(self) -> bool {
         match self {
             #[cfg(target_arch = "aarch64")]
-            Path::NeonDot => true,
+            Path::NeonDot | Path::NeonMatrix => true,
             _ => false,
         }
     }
 
-    /// Columns that one product of integers takes.
+    /// Columns that one [`Isa::densest`] product of integers takes.
     pub(crate) fn columns_at_once(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
             Path::Avx512 => 4,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot => 4,
+            #[cfg(target_arch = "aarch64")]
+            Path::NeonMatrix => 8,
             _ => 2,
         }
     }
@@ -130,6 +128,8 @@ impl Path {
             Path::Neon => "NEON",
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot => "NEON dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Path::NeonMatrix => "NEON i8mm",
         }
     }
 }
@@ -160,6 +160,9 @@ pub(crate) unsafe fn run<K: Kernel>(path: Path, kernel: K) -> K::Output {
         Path::Avx2 => unsafe { run_avx2(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
+        Path::NeonMatrix => unsafe { run_neon_matrix(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
         Path::NeonDot => unsafe { run_neon_dot(kernel) },
         // SAFETY: NEON belongs to the target's baseline.
         #[cfg(target_arch = "aarch64")]
@@ -187,7 +190,14 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 #[target_feature(enable = "dotprod")]
 unsafe fn run_neon_dot<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's promise.
-    unsafe { kernel.run::<neon::Neon<neon::SignedBytes>>() }
+    unsafe { kernel.run::<neon::Neon<neon::SignedBytes<false>>>() }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "dotprod,i8mm")]
+unsafe fn run_neon_matrix<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's promise.
+    unsafe { kernel.run::<neon::Neon<neon::SignedBytes<true>>>() }
 }
 
 /// Sixteen-lane operations of one instruction set.
@@ -311,6 +321,40 @@ pub(crate) trait Isa: Copy + 'static {
     /// Adds to each lane the products of its two signed words with those of `x`.
     unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I;
 
+    /// Stores the codes of a block as [`Isa::dots`] takes them.
+    #[inline(always)]
+    unsafe fn store_codes(p: *mut u8, codes: Self::Codes) {
+        for (step, w) in codes.as_ref().iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { Self::store_b(p.add(step * 64), *w) }
+        }
+    }
+    /// One vector of those, as [`Isa::dot`] takes it.
+    #[inline(always)]
+    unsafe fn load_codes(p: *const u8, step: usize) -> Self::B {
+        // SAFETY: the caller's promise.
+        unsafe { Self::load_b(p.add(step * 64)) }
+    }
+    /// Adds to the lanes of `M` tokens (an even number) the products of `steps` vectors (an even number) of stored codes with as many
+    /// words of each token, which lie `to_token` and `to_step` apart.
+    #[inline(always)]
+    unsafe fn dots<const M: usize>(
+        acc: &mut [Self::I; M],
+        w: *const u8,
+        steps: usize,
+        x: *const i32,
+        strides: (usize, usize),
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { dots_one_by_one::<Self, M>(acc, w, steps, x, strides) }
+    }
+    /// That of the integer products which takes most columns, for limits.
+    #[inline(always)]
+    unsafe fn densest(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: the caller's promise.
+        unsafe { Self::dot(acc, w, x) }
+    }
+
     /// eˣ, relative error about 2e-7; 0 far below, large but finite far above.
     #[inline(always)]
     unsafe fn exp(x: Self::F) -> Self::F {
@@ -346,6 +390,44 @@ pub(crate) trait Isa: Copy + 'static {
                 Self::max(Self::min(x, Self::splat(20.0)), Self::splat(-20.0)),
             ));
             Self::sub(Self::splat(1.0), Self::div(Self::splat(2.0), Self::add(e, Self::splat(1.0))))
+        }
+    }
+}
+
+/// [`Isa::dots`] where an instruction multiplies one token.
+///
+/// # Safety
+/// As for [`Isa::dots`].
+#[inline(always)]
+unsafe fn dots_one_by_one<I: Isa, const M: usize>(
+    acc: &mut [I::I; M],
+    w: *const u8,
+    steps: usize,
+    x: *const i32,
+    (to_token, to_step): (usize, usize),
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for step in 0..steps {
+            let w = I::load_codes(w, step);
+            for (m, acc) in acc.iter_mut().enumerate() {
+                *acc = I::dot(*acc, w, *x.add(m * to_token + step * to_step));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever runs tests on a processor of known kind (`cargo xtask arm`) says which paths must have been tested.
+    #[test]
+    fn this_processor_has_the_paths_it_is_said_to_have() {
+        let paths: Vec<&str> = Path::all().into_iter().map(Path::name).collect();
+        assert_eq!(paths[0], "portable");
+        if let Ok(due) = std::env::var("DROPHAMMER_TEST_PATHS") {
+            assert_eq!(paths.join(", "), due);
         }
     }
 }

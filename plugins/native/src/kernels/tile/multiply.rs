@@ -296,9 +296,7 @@ impl<F: Format> Kernel for Unpack<'_, F> {
                 for part in 0..parts {
                     let block = unit * parts + part;
                     let w = F::unpack::<I>(tile.add(place.codes + part * F::code_bytes()));
-                    for (step, w) in w.as_ref().iter().enumerate() {
-                        I::store_b(self.room.codes.as_mut_ptr().add((block * I::STEPS + step) * 64), *w);
-                    }
+                    I::store_codes(self.room.codes.as_mut_ptr().add(block * I::STEPS * 64), w);
                     for group in 0..F::GROUPS {
                         let at = (block * F::GROUPS + group) * LANES;
                         I::store(self.room.scales.as_mut_ptr().add(at), F::scale::<I>(scales, part, group));
@@ -352,7 +350,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strips<'_, Shape<GROUPS, MINIMUM
             let UnpackedStrip { codes, scales, minimums, sums: apart } = &self.room.strips[strip];
             let (codes, scales, minimums) = (codes.as_ptr(), scales.as_ptr(), minimums.as_ptr());
             let offsets = self.room.offsets.as_ptr().add(index * M * x.columns / BLOCK * GROUPS);
-            let (to_token, to_step) = strides::<I>(I::STEPS, M);
+            let strides = strides::<I>(I::STEPS, M);
             let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
             out.fetch(index * M..index * M + x.tokens);
             let mut sums = [I::splat(0.0); M];
@@ -365,13 +363,8 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strips<'_, Shape<GROUPS, MINIMUM
                             *acc = I::splat_i(*offsets.add(at * M + m));
                         }
                     }
-                    let x_codes = x.codes.cast::<i32>().add(block * M * I::STEPS + group * steps * to_step);
-                    for step in 0..steps {
-                        let w = I::load_b(codes.add((at * steps + step) * 64));
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            *acc = I::dot(*acc, w, *x_codes.add(m * to_token + step * to_step));
-                        }
-                    }
+                    let x_codes = x.codes.cast::<i32>().add(block * M * I::STEPS + group * steps * strides.1);
+                    I::dots(&mut acc, codes.add(at * steps * 64), steps, x_codes, strides);
                     let scale = I::load(scales.add(at * LANES));
                     for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
                         let factor = I::splat(*x.scales.add(block * M + m));

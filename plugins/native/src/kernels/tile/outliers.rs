@@ -132,7 +132,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Products<'_, Shape<GR
                 let outlier = Outlier { column, value: 0.0 };
                 let block = outlier.block();
                 let at = (block * GROUPS + outlier.group(GROUPS)) * LANES;
-                let codes = I::load_b(codes.as_ptr().add((block * I::STEPS + outlier.step()) * 64));
+                let codes = I::load_codes(codes.as_ptr().add(block * I::STEPS * 64), outlier.step());
                 let minimum = MINIMUMS.then(|| I::load(minimums.as_ptr().add(at)));
                 let w = weight::<I>(codes, outlier, self.zero, I::load(scales.as_ptr().add(at)), minimum);
                 for entry in list.get_unchecked(begin..end) {

@@ -1,6 +1,7 @@
 //! Project tasks: `cargo xtask <task>`. Each task is one module; this file only dispatches.
 
 mod abi;
+mod arm;
 mod clients;
 mod conformance;
 mod demo;
@@ -33,6 +34,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Prove that a plugin built by another compiler loads and runs.
     Abi(abi::Options),
+    /// Test the native engine's kernels on emulated Arm processors.
+    Arm(arm::Options),
     /// Build the `drophammer` binary and the plugins, and package the plugins beside it.
     Plugins(plugins::Options),
     /// Fetch a real model into the cache outside the repository and print its path.
@@ -60,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Task::Record(options) => record::run(&options),
         Task::Conformance(options) => conformance::run(&options),
         Task::Abi(options) => abi::run(&options),
+        Task::Arm(options) => arm::run(&options),
         Task::Plugins(options) => plugins::run(&options),
         Task::Runtimes => {
             println!("{}", runtimes::provide()?.display());

@@ -1,7 +1,7 @@
 //! Which vector instructions this process uses.
 //!
 //! The choice is made once, from what the processor offers; the environment variable `DROPHAMMER_SIMD`
-//! (`portable`, `avx2`, `avx512`, `neon`, `dotprod`, `i8mm`) lowers it, never raises it above what the processor has. Kernels elsewhere (the
+//! (`portable`, `avx2`, `avx512`, `amx`, `neon`, `dotprod`, `i8mm`) lowers it, never raises it above what the processor has. Kernels elsewhere (the
 //! native plugin's) ask the same question here, so that one variable governs all of them.
 //!
 //! [`run`] executes a [`Kernel`] compiled for a [`Level`]. A kernel is written once over [`Lanes`]; every level
@@ -28,12 +28,14 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL besides.
     Avx512,
+    /// x86-64 with AVX-512 and tiles of bytes (AMX). Here the same as [`Level::Avx512`]; kernels of products differ.
+    Amx,
 }
 
 impl Level {
     /// All levels, weakest first.
     pub const ALL: &'static [Level] =
-        &[Level::Portable, Level::Neon, Level::Dotprod, Level::I8mm, Level::Avx2, Level::Avx512];
+        &[Level::Portable, Level::Neon, Level::Dotprod, Level::I8mm, Level::Avx2, Level::Avx512, Level::Amx];
 
     /// The name `DROPHAMMER_SIMD` takes.
     pub const fn name(self) -> &'static str {
@@ -44,6 +46,7 @@ impl Level {
             Level::I8mm => "i8mm",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Amx => "amx",
         }
     }
 
@@ -71,6 +74,8 @@ impl Level {
                     && std::is_x86_feature_detected!("avx512dq")
                     && std::is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => Level::Avx512.is_supported() && has_tiles(),
             #[allow(unreachable_patterns)] // levels of other processor families
             _ => false,
         }
@@ -80,6 +85,17 @@ impl Level {
     pub fn supported() -> impl Iterator<Item = Level> {
         Self::ALL.iter().copied().filter(|level| level.is_supported())
     }
+}
+
+/// Whether the processor has AMX with products of bytes. (The system may still refuse them.)
+#[cfg(target_arch = "x86_64")]
+fn has_tiles() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    /// Bits of leaf 7: AMX-TILE, AMX-INT8.
+    const TILES: u32 = 1 << 24 | 1 << 25;
+    // In virtual machines the question takes microseconds.
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES == TILES)
 }
 
 /// The level this process uses: the best supported, or a lower one named by `DROPHAMMER_SIMD`.
@@ -111,7 +127,7 @@ pub trait Kernel {
 pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 if level.is_supported() => {
+        Level::Avx512 | Level::Amx if level.is_supported() => {
             // SAFETY: the processor has every feature that `run_avx512` enables.
             unsafe { run_avx512(kernel) }
         }

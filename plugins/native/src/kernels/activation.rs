@@ -13,9 +13,16 @@
 //! ```text
 //! panel: [columns/32][tokens of a panel, steps]   scales: [columns/32][tokens]   sums: [columns/16][tokens]
 //! ```
+//!
+//! Tiles of AMX multiply bytes. In panels for them codes of thirteen bits come apart:
+//!
+//! ```text
+//! panel: [columns/64][upper six bits, lower seven][16 tokens][64 columns]
+//! ```
 
 use super::isa::{self, Isa, Kernel, LANES, Path};
 use super::tile::BLOCK;
+use super::{LINE, at_line};
 
 /// A number is set apart if its magnitude is more than so many times the largest of a usual block of its row.
 const OUTLYING: f32 = 1.5;
@@ -29,17 +36,35 @@ const WORD_LIMIT: f32 = 4095.0;
 /// Blocks that have one scale for all their codes of thirteen bits.
 pub(crate) const WORD_BLOCKS: usize = 2;
 
+/// Words of the upper, or the lower, bits of two blocks of thirteen bits, for all tokens of a panel for tiles.
+const PLANE: usize = TILED_PANEL * 2 * BLOCK / 4;
+
 /// Blocks without a larger magnitude count as zeros: the inverse of their scale would overflow.
 const NOTHING: f32 = 1e-30;
 
-/// Tokens of the widest panel on any path.
+/// Tokens of the widest panel of codes on any path.
 pub(crate) const WIDEST_PANEL: usize = 12;
+
+/// Tokens of the panels that tiles of AMX take.
+pub(crate) const TILED_PANEL: usize = 16;
+
+/// Fewer tokens are not worth a tile.
+const TILED_TOKENS: usize = 13;
+
+/// Tokens of a panel of codes of thirteen bits alone, when there are `tokens` rows of `columns` in all.
+pub(crate) fn word_panel_of(path: Path, tokens: usize, columns: usize) -> usize {
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        Path::Amx if tokens >= TILED_TOKENS && columns.is_multiple_of(WORD_BLOCKS * BLOCK) => TILED_PANEL,
+        _ => panel_of(path, tokens),
+    }
+}
 
 /// Tokens of a panel when there are `tokens` in all.
 pub(crate) fn panel_of(path: Path, tokens: usize) -> usize {
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512 => match tokens {
+        Path::Avx512 | Path::Amx => match tokens {
             0 | 1 => 1,
             2 => 2,
             3 | 4 => 4,
@@ -144,9 +169,10 @@ pub(crate) struct Panels {
 
 impl Quantized {
     pub(crate) fn new(tokens: usize, columns: usize) -> Self {
-        let blocks = tokens.next_multiple_of(WIDEST_PANEL) * columns.div_ceil(BLOCK);
+        let rows = tokens.next_multiple_of(WIDEST_PANEL).max(tokens.next_multiple_of(TILED_PANEL));
+        let blocks = rows * columns.div_ceil(BLOCK);
         Self {
-            codes: vec![0; blocks * BLOCK / 2],
+            codes: vec![0; blocks * BLOCK / 2 + LINE / 4],
             scales: vec![0.0; blocks],
             sums: vec![0; blocks * 2],
             outliers: vec![Outlier::NONE; blocks * (most_outliers(BLOCK) + 1)],
@@ -156,7 +182,7 @@ impl Quantized {
     /// The room, to be shared.
     pub(crate) fn room(&mut self) -> Room {
         Room {
-            codes: self.codes.as_mut_ptr(),
+            codes: at_line(self.codes.as_mut_ptr()),
             scales: self.scales.as_mut_ptr(),
             sums: self.sums.as_mut_ptr(),
             outliers: self.outliers.as_mut_ptr(),
@@ -166,12 +192,11 @@ impl Quantized {
 }
 
 impl Room {
-    /// Places for `tokens` rows of `columns` (a multiple of 32).
+    /// Places for `tokens` rows of `columns` (a multiple of 32) in panels of `panel`.
     ///
     /// # Panics
     /// If there are fewer.
-    pub(crate) fn panels(&self, path: Path, tokens: usize, columns: usize) -> Panels {
-        let panel = panel_of(path, tokens);
+    pub(crate) fn panels(&self, panel: usize, tokens: usize, columns: usize) -> Panels {
         assert!(
             columns.is_multiple_of(BLOCK)
                 && tokens.next_multiple_of(panel) * (columns / BLOCK) <= self.blocks
@@ -203,6 +228,12 @@ impl Panels {
             tokens: self.panel.min(self.tokens.saturating_sub(index * panel)),
             ..*self
         }
+    }
+
+    /// Where the upper bits of a token's block of thirteen bits go in a panel for tiles; the lower ones [`PLANE`] words behind.
+    fn plane(&self, block: usize, token: usize) -> *mut u32 {
+        let (pair, own) = (block / 2, block % 2);
+        self.codes.wrapping_add(pair * 2 * PLANE + token * BLOCK / 2 + own * BLOCK / 4)
     }
 
     /// Some tokens alone: whole panels but for the last.
@@ -265,8 +296,15 @@ impl Kernel for Row<'_, true> {
                 for block in together {
                     *scales.add(block * panel + self.token) = most / WORD_LIMIT;
                     let [low, high] = self.block::<I>(block);
-                    let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
-                    self.put::<I>(block, &words);
+                    let x = [I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))];
+                    if panel == TILED_PANEL {
+                        let [high, low] = I::byte_planes(x);
+                        let to = self.panel.plane(block, self.token);
+                        to.cast::<[u32; 8]>().write(high);
+                        to.add(PLANE).cast::<[u32; 8]>().write(low);
+                    } else {
+                        self.put::<I>(block, &I::words(x));
+                    }
                 }
             }
         }

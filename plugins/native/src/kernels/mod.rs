@@ -21,3 +21,11 @@ pub(crate) mod rows;
 pub(crate) mod tile;
 
 pub(crate) use isa::{LANES, Path};
+
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+/// Where the first cache line of a room begins, which is longer than it has to be by one.
+pub(crate) fn at_line<T>(room: *mut T) -> *mut T {
+    room.wrapping_add(room.align_offset(LINE))
+}

@@ -16,6 +16,7 @@ use crate::kernels::attention::{self, QUERIES};
 use crate::kernels::rotate::rotate_head;
 use crate::kernels::rows;
 use crate::kernels::tile::Takes;
+use crate::kernels::tile::fixed::Apart;
 use crate::kernels::tile::multiply::Unpacked;
 use crate::kernels::{LANES, Path};
 use crate::observer::Observer;
@@ -97,6 +98,7 @@ pub(super) struct Scratch {
     pub(super) codes: Quantized,
     pub(super) words: Quantized,
     pub(super) unpacked: Unpacked,
+    pub(super) apart: Apart,
     /// What statistics are counted from.
     pub(super) counted: Vec<f32>,
 }
@@ -153,6 +155,7 @@ impl Engine {
                     codes: Quantized::new(1, coded),
                     words: Quantized::new(1, worded),
                     unpacked: Unpacked::new(coded, chunk),
+                    apart: Apart::new(worded),
                     counted: Vec::new(),
                 })
                 .collect(),

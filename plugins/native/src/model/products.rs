@@ -9,7 +9,7 @@ use super::execute::{Frame, Scratch};
 use super::matrix::Matrix;
 use super::step::{Norm, Product, Value};
 use crate::kernels::LANES;
-use crate::kernels::activation::{Panels, Quantized, Room, panel_of};
+use crate::kernels::activation::{Panels, Quantized, Room, panel_of, word_panel_of};
 use crate::kernels::float::{Output, Rows, dot, lay_strip, multiply_strip};
 use crate::kernels::rows::{self, Binary};
 use crate::kernels::tile::multiply::multiply;
@@ -72,10 +72,15 @@ impl Frame<'_> {
         let takes = |form| products.iter().any(|p| self.program.matrices[p.matrix].takes() == form);
         let mut input = Rows { begin: self.begin(x), stride: columns };
         let own = tokens == 1;
-        let (share_tokens, panel) = (tokens >= OWN_TOKENS * member.count, panel_of(self.path, tokens));
+        let share_tokens = tokens >= OWN_TOKENS * member.count;
+        let panel = if takes(Takes::Codes) {
+            panel_of(self.path, tokens)
+        } else {
+            word_panel_of(self.path, tokens, columns)
+        };
         let room = |form: Takes, shared: &Room, own_room: &mut Quantized| {
             let room = if own { own_room.room() } else { *shared };
-            takes(form).then(|| room.panels(self.path, tokens, columns))
+            takes(form).then(|| room.panels(panel, tokens, columns))
         };
         let codes = room(Takes::Codes, &self.codes, &mut scratch.codes);
         let words = room(Takes::Words, &self.words, &mut scratch.words);
@@ -193,7 +198,9 @@ impl Frame<'_> {
                 (Takes::Codes, Some(x), _) => {
                     multiply(self.path, tiles, x, strips, out, &mut scratch.unpacked);
                 }
-                (Takes::Words, _, Some(x)) => fixed::multiply(self.path, tiles, x, strips, out),
+                (Takes::Words, _, Some(x)) => {
+                    fixed::multiply(self.path, tiles, x, strips, out, &mut scratch.apart);
+                }
                 _ => plain::multiply(self.path, tiles, work.x, work.tokens, strips, out),
             }
         };

@@ -56,11 +56,21 @@ fn every_path_gives_the_portable_logits_in_both_modes() {
         let paths: &[_] = if cfg!(target_arch = "aarch64") {
             &[("neon", tolerance), ("dotprod", bytes), ("i8mm", bytes)]
         } else {
-            &[("avx2", tolerance), ("avx512", bytes)]
+            &[("avx2", tolerance), ("avx512", bytes), ("amx", bytes)]
         };
         for &(simd, tolerance) in paths {
             let difference = largest_difference(&logits(simd, model, fast), &portable);
             assert!(difference <= tolerance, "{scheme} {simd}, fast {fast}: largest difference {difference}");
         }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn tiles_change_no_bit() {
+    for scheme in ["q4_0", "q4_k_m", "q8_0", "f16"] {
+        let model = quantized(scheme);
+        // A path that this processor lacks falls back to the best it has, and both are the same.
+        assert!(logits("amx", model, true) == logits("avx512", model, true), "{scheme}");
     }
 }

@@ -3,6 +3,7 @@
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;
 
+use super::amx::Tiled;
 use super::avx2::pairs;
 use super::{Isa, LANES};
 
@@ -183,6 +184,21 @@ impl Isa for Avx512 {
         words
     }
     #[inline(always)]
+    unsafe fn byte_planes(x: [Self::F; 2]) -> [[u32; 8]; 2] {
+        let mut planes = [[0; 8]; 2];
+        for (i, x) in x.into_iter().enumerate() {
+            // SAFETY: see the head of this block; sixteen bytes are 4 words.
+            unsafe {
+                let x = _mm512_cvtps_epi32(x);
+                let high = _mm512_cvtepi32_epi8(_mm512_srai_epi32::<7>(x));
+                let low = _mm512_cvtepi32_epi8(_mm512_and_si512(x, _mm512_set1_epi32(127)));
+                _mm_storeu_si128(planes[0].as_mut_ptr().add(4 * i).cast(), high);
+                _mm_storeu_si128(planes[1].as_mut_ptr().add(4 * i).cast(), low);
+            }
+        }
+        planes
+    }
+    #[inline(always)]
     unsafe fn words(x: [Self::F; 2]) -> [u32; 16] {
         let mut words = [0; 16];
         for (i, x) in x.into_iter().enumerate() {
@@ -284,5 +300,30 @@ impl Isa for Avx512 {
     unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(x)) }
+    }
+}
+
+// SAFETY of every block below: as above.
+impl Tiled for Avx512 {
+    #[inline(always)]
+    unsafe fn planes([even, odd]: [Self::B; 2]) -> [Self::B; 2] {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let (byte, seven) = (_mm512_set1_epi16(0xff), _mm512_set1_epi16(127));
+            let high_even = _mm512_and_si512(_mm512_srai_epi16::<7>(even), byte);
+            let high_odd = _mm512_slli_epi16::<8>(_mm512_srai_epi16::<7>(odd));
+            let low_odd = _mm512_slli_epi16::<8>(_mm512_and_si512(odd, seven));
+            [_mm512_or_si512(high_even, high_odd), _mm512_or_si512(_mm512_and_si512(even, seven), low_odd)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn joined(high: *const i32, middle: *const i32, low: *const i32) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let (high, middle) = (_mm512_loadu_si512(high.cast()), _mm512_loadu_si512(middle.cast()));
+            let sum = _mm512_add_epi32(_mm512_slli_epi32::<7>(high), middle);
+            let low = _mm512_loadu_si512(low.cast());
+            _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<7>(sum), low))
+        }
     }
 }

@@ -10,6 +10,8 @@
 #![allow(unsafe_code)] // vector intrinsics and raw loads; every entry point has checked the processor
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -37,6 +39,9 @@ pub(crate) enum Path {
     /// AVX-512 with VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same, and tiles for products of many tokens.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
     /// NEON, whose instructions multiply words.
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -58,6 +63,16 @@ impl Path {
     /// The best set of kernels at a level.
     pub(crate) fn of(level: Level) -> Self {
         match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx
+                if level.is_supported()
+                    && std::is_x86_feature_detected!("avx512vnni")
+                    && amx::permitted() =>
+            {
+                Path::Amx
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => Self::of(Level::Avx512),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 if level.is_supported() && std::is_x86_feature_detected!("avx512vnni") => {
                 Path::Avx512
@@ -87,7 +102,7 @@ impl Path {
     pub(crate) fn takes_bytes(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => true,
+            Path::Avx512 | Path::Amx => true,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot | Path::NeonMatrix => true,
             _ => false,
@@ -107,7 +122,7 @@ impl Path {
     pub(crate) fn columns_at_once(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => 4,
+            Path::Avx512 | Path::Amx => 4,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot => 4,
             #[cfg(target_arch = "aarch64")]
@@ -124,6 +139,8 @@ impl Path {
             Path::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Path::Avx512 => "AVX-512 VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Path::Amx => "AVX-512 VNNI, AMX",
             #[cfg(target_arch = "aarch64")]
             Path::Neon => "NEON",
             #[cfg(target_arch = "aarch64")]
@@ -154,7 +171,7 @@ pub(crate) unsafe fn run<K: Kernel>(path: Path, kernel: K) -> K::Output {
     match path {
         // SAFETY: `Path::of` gives this path only where the processor has the features.
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512 => unsafe { run_avx512(kernel) },
+        Path::Avx512 | Path::Amx => unsafe { run_avx512(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => unsafe { run_avx2(kernel) },
@@ -175,6 +192,27 @@ pub(crate) unsafe fn run<K: Kernel>(path: Path, kernel: K) -> K::Output {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi2")]
 unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's promise.
+    unsafe { kernel.run::<avx512::Avx512>() }
+}
+
+/// Work with tiles, written over the vectors that go with them.
+#[cfg(target_arch = "x86_64")]
+pub(crate) trait TileKernel {
+    /// Does the work.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `I`. Implementations may ask more.
+    unsafe fn run<I: amx::Tiled>(self);
+}
+
+/// Runs a kernel with tiles.
+///
+/// # Safety
+/// The path is [`Path::Amx`]; and what the kernel asks of its arguments.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi2")]
+pub(crate) unsafe fn run_tiles<K: TileKernel>(kernel: K) {
     // SAFETY: the caller's promise.
     unsafe { kernel.run::<avx512::Avx512>() }
 }
@@ -287,6 +325,23 @@ pub(crate) trait Isa: Copy + 'static {
     }
     /// Integers, up to [`Isa::LIMIT`], as the words that the steps of a block multiply by; as many as there are steps.
     unsafe fn activations(x: [Self::F; 2]) -> [u32; 16];
+    /// Integers of thirteen bits as their upper six and their lower seven, in bytes.
+    #[inline(always)]
+    unsafe fn byte_planes(x: [Self::F; 2]) -> [[u32; 8]; 2] {
+        let mut planes = [[0; 8]; 2];
+        let mut lanes = [0.0; 2 * LANES];
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), x[0]);
+            Self::store(lanes.as_mut_ptr().add(LANES), x[1]);
+        }
+        for (at, x) in lanes.into_iter().enumerate() {
+            let x = x as i32;
+            planes[0][at / 4] |= u32::from((x >> 7) as u8) << (at % 4 * 8);
+            planes[1][at / 4] |= (x as u32 & 127) << (at % 4 * 8);
+        }
+        planes
+    }
     /// Integers of sixteen bits in pairs: of every four columns the first and the third, then the second and the fourth.
     unsafe fn words(x: [Self::F; 2]) -> [u32; 16];
 

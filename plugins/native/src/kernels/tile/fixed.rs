@@ -13,19 +13,36 @@
 
 use drophammer_formats::DType;
 
+#[cfg(target_arch = "x86_64")]
+use super::tiled;
 use super::{BLOCK, Tiles};
-use crate::kernels::LANES;
-use crate::kernels::activation::{Panels, WORD_BLOCKS, strides, with_panel};
+use crate::kernels::activation::{Panels, TILED_PANEL, WORD_BLOCKS, strides, with_panel};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::rows::{self, nearest};
+use crate::kernels::{LANES, LINE};
 
 /// Largest magnitude of a code.
 const LIMIT: f32 = 8191.0;
 /// Bytes of a strip's scales.
-const SCALES: usize = LANES * 4;
+pub(super) const SCALES: usize = LANES * 4;
 /// Steps of a block: two columns each.
 const STEPS: usize = BLOCK / 2;
+
+/// One thread's room for what tiles of AMX take and give: a strip whose words are taken apart, and sums.
+pub(crate) struct Apart {
+    pub(super) planes: Vec<u8>,
+    pub(super) sums: Vec<i32>,
+}
+
+impl Apart {
+    /// For matrices of up to `columns` columns.
+    pub(crate) fn new(columns: usize) -> Self {
+        // Two times three tiles of sums: those that are being written, and those that are read meanwhile.
+        let sums = 2 * 3 * LANES * TILED_PANEL;
+        Self { planes: vec![0; columns * LANES * 2 + LINE], sums: vec![0; sums + LINE / 4] }
+    }
+}
 
 /// Bytes of a strip; `None` for what is not laid out so.
 pub(super) fn strip_bytes(dtype: DType, columns: usize) -> Option<usize> {
@@ -72,8 +89,15 @@ pub(crate) unsafe fn multiply(
     x: Panels,
     strips: std::ops::Range<usize>,
     out: Output,
+    room: &mut Apart,
 ) {
     assert_eq!(tiles.columns(), x.columns);
+    #[cfg(target_arch = "x86_64")]
+    if x.panel == TILED_PANEL {
+        // SAFETY: the caller's promise; only the path with tiles has such panels.
+        return unsafe { isa::run_tiles(tiled::Fixed { tiles, x, strips, out, room }) };
+    }
+    let _ = room;
     // SAFETY: the caller's promise.
     unsafe { isa::run(path, Fixed { tiles, x, strips, out }) }
 }
@@ -155,22 +179,31 @@ mod tests {
             (state >> 8) as f32 / 8_388_608.0 - 1.0
         };
         for dtype in [DType::F16, DType::BF16] {
-            for (rows, columns, tokens) in
-                [(16, 64, 1), (100, 32, 2), (23, 576, 13), (80, 96, 7), (16, 2048, 31)]
-            {
+            for (rows, columns, tokens) in [
+                (16, 64, 1),
+                (100, 32, 2),
+                (23, 576, 13),
+                (80, 96, 7),
+                (33, 96, 20),
+                (16, 2048, 31),
+                (40, 64, 48),
+            ] {
                 let w: Vec<f32> =
                     (0..rows * columns).map(|_| half::bf16::from_f32(next().powi(3)).to_f32()).collect();
                 let x: Vec<f32> = (0..tokens * columns).map(|_| next().powi(3) * 9.0).collect();
                 let tiles = tiles_of(dtype, columns, &stored_plainly(dtype, columns, &w));
                 for path in Path::all() {
                     let product = |x: &[f32]| {
+                        let mut room = Apart::new(columns);
                         // SAFETY (of both): one thread; `product` has the sizes.
                         product(
                             path,
                             &tiles,
                             x,
                             |panels, row, x| unsafe { panels.quantize_words(path, row, x) },
-                            |panels, strips, to| unsafe { multiply(path, &tiles, panels, strips, to) },
+                            |panels, strips, to| unsafe {
+                                multiply(path, &tiles, panels, strips, to, &mut room);
+                            },
                         )
                     };
                     let out = product(&x);

@@ -23,19 +23,21 @@ pub(crate) mod formats;
 pub(crate) mod multiply;
 mod outliers;
 pub(crate) mod plain;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
 #[cfg(test)]
 use std::sync::Arc;
 
 use drophammer_formats::DType;
 
-use super::LANES;
 #[cfg(test)]
-use super::activation::{Panels, Quantized};
+use super::activation::{Panels, Quantized, panel_of, word_panel_of};
 #[cfg(test)]
 use super::float::Output;
 #[cfg(test)]
 use super::isa::Path;
+use super::{LANES, LINE};
 use crate::memory::Bytes;
 #[cfg(test)]
 use crate::memory::Memory;
@@ -43,8 +45,6 @@ use formats::{Format, with_format};
 
 /// Columns of a block.
 pub(crate) const BLOCK: usize = 32;
-/// Bytes of a cache line, which strips and units of scales begin at.
-const LINE: usize = 64;
 
 /// How a matrix of some type and shape is cut into strips.
 #[derive(Debug, Clone, Copy)]
@@ -241,7 +241,11 @@ pub(crate) fn product(
     let (rows, columns) = (tiles.rows(), tiles.columns());
     let tokens = x.len() / columns;
     let mut quantized = Quantized::new(tokens, columns);
-    let panels = quantized.room().panels(path, tokens, columns);
+    let panel = match tiles.takes() {
+        Takes::Words => word_panel_of(path, tokens, columns),
+        _ => panel_of(path, tokens),
+    };
+    let panels = quantized.room().panels(panel, tokens, columns);
     for row in 0..panels.rows() {
         quantize(panels, row, x.get(row * columns..(row + 1) * columns));
     }

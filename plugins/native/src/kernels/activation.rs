@@ -53,11 +53,8 @@ const TILED_TOKENS: usize = 13;
 
 /// Tokens of a panel of codes of thirteen bits alone, when there are `tokens` rows of `columns` in all.
 pub(crate) fn word_panel_of(path: Path, tokens: usize, columns: usize) -> usize {
-    match path {
-        #[cfg(target_arch = "x86_64")]
-        Path::Amx if tokens >= TILED_TOKENS && columns.is_multiple_of(WORD_BLOCKS * BLOCK) => TILED_PANEL,
-        _ => panel_of(path, tokens),
-    }
+    let fits = tokens >= TILED_TOKENS && columns.is_multiple_of(WORD_BLOCKS * BLOCK);
+    if path.has_tiles() && fits { TILED_PANEL } else { panel_of(path, tokens) }
 }
 
 /// Tokens of a panel when there are `tokens` in all.

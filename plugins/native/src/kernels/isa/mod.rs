@@ -118,6 +118,15 @@ impl Path {
         }
     }
 
+    /// Whether there are tiles.
+    pub(crate) fn has_tiles(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Path::Amx => true,
+            _ => false,
+        }
+    }
+
     /// Columns that one [`Isa::densest`] product of integers takes.
     pub(crate) fn columns_at_once(self) -> usize {
         match self {

@@ -30,6 +30,7 @@ pub(super) const SCALES: usize = LANES * 4;
 const STEPS: usize = BLOCK / 2;
 
 /// One thread's room for what tiles of AMX take and give: a strip whose words are taken apart, and sums.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // where there are no tiles
 pub(crate) struct Apart {
     pub(super) planes: Vec<u8>,
     pub(super) sums: Vec<i32>,

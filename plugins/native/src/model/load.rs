@@ -60,7 +60,7 @@ pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<Fast<'_>>) -> Resu
     let mut held: Vec<Matrix> =
         matrices.iter().map(|reference| matrix_of(checkpoint, reference)).collect::<Result<_, _>>()?;
     if let Some(fast) = fast {
-        tile(checkpoint, &matrices, &mut held, fast)?;
+        tile(checkpoint, &matrices, &mut held, fast);
     }
     let (references, matrices) = (matrices, held);
     let inputs = inputs(&steps, references.len());
@@ -102,7 +102,7 @@ fn tile(
     references: &[MatrixRef],
     matrices: &mut [Matrix],
     Fast { pool, shelf }: Fast<'_>,
-) -> Result<(), Error> {
+) {
     // Tables are read row by row, experts sparsely: both stay in the file.
     let gains = |reference: &MatrixRef| !reference.table && reference.expert.is_none();
     let all = references.iter().zip(matrices).filter(|(reference, _)| gains(reference));
@@ -110,7 +110,7 @@ fn tile(
         all.filter_map(|(reference, matrix)| Some((reference, matrix.cut()?, matrix))).collect();
     let bytes = all.iter().map(|(_, cut, _)| cut.bytes()).sum();
     if bytes == 0 {
-        return Ok(());
+        return;
     }
     let shelf = shelf.as_ref().and_then(|shelf| {
         Some((shelf, Name::of(checkpoint, all.iter().map(|(reference, cut, _)| (*reference, *cut)))?))
@@ -120,7 +120,7 @@ fn tile(
         kept
     } else {
         // Without the memory, weights are used as they are stored.
-        let Some(mut memory) = Memory::zeroed(bytes) else { return Ok(()) };
+        let Some(mut memory) = Memory::zeroed(bytes) else { return };
         lay(checkpoint, &all, memory.bytes_mut(), pool);
         if let Some((shelf, name)) = shelf {
             shelf.put(&name, memory.bytes(), pool.threads());
@@ -134,7 +134,6 @@ fn tile(
         }
         begin += cut.bytes();
     }
-    Ok(())
 }
 
 /// Lays matrices in tiles, one behind the other, into zeros. Every thread lays its strips of each; whoever comes last to a matrix gives

@@ -4,7 +4,7 @@
 //! every user of this machine; from the first key on, every request needs one.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -30,8 +30,11 @@ pub struct KeyRecord {
 #[derive(Debug)]
 pub struct Keys {
     path: PathBuf,
-    read: Mutex<(Option<SystemTime>, Arc<Vec<KeyRecord>>)>,
+    read: Mutex<(Option<Sight>, Arc<Vec<KeyRecord>>)>,
 }
+
+/// What tells a file from what it was before. Its time alone does not: clocks of file systems stand still for milliseconds.
+type Sight = (SystemTime, u64, u64);
 
 fn digest(key: &str) -> String {
     format!("{:x}", Sha256::digest(key.as_bytes()))
@@ -49,7 +52,7 @@ impl Keys {
     /// When it is there and no list of keys.
     pub fn all(&self) -> anyhow::Result<Arc<Vec<KeyRecord>>> {
         let changed = match std::fs::metadata(&self.path) {
-            Ok(found) => Some(found.modified()?),
+            Ok(found) => Some((found.modified()?, found.ino(), found.len())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).with_context(|| self.path.display().to_string()),
         };
@@ -144,6 +147,18 @@ mod tests {
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(keys.remove("laptop").unwrap() && !keys.remove("laptop").unwrap());
         assert!(holder(&keys.all().unwrap(), &key).is_none());
+    }
+
+    #[test]
+    fn a_removed_key_is_gone_at_once_however_fast_keys_come_and_go() {
+        let home = tempfile::tempdir().unwrap();
+        let keys = Keys::of_home(home.path());
+        for round in 0..50 {
+            let key = keys.add("laptop").unwrap();
+            assert!(holder(&keys.all().unwrap(), &key).is_some(), "round {round}");
+            assert!(keys.remove("laptop").unwrap(), "round {round}");
+            assert!(holder(&keys.all().unwrap(), &key).is_none(), "round {round}");
+        }
     }
 
     #[test]

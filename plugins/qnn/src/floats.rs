@@ -10,6 +10,7 @@ use drophammer_models::export::onnx::{FixedExport, Halves, Importances, Inputs, 
 use drophammer_native::graph::{Evaluator, Tensor};
 use drophammer_sdk::{BackendError, ErrorCode, JobContext, Result};
 
+use crate::forge;
 use crate::step::{self, Cache, Given, Numbers, Outputs, Runner, Shape};
 
 /// Tokens that the graph takes at a time.
@@ -93,9 +94,7 @@ impl Floats<'_> {
         let io = |error: std::io::Error| {
             BackendError::new(ErrorCode::Failed, format!("{}: {error}", place.display()))
         };
-        let layout = export.layout(None).map_err(|fault| {
-            BackendError::new(ErrorCode::UnsupportedInput, fault.to_string()).with_help(fault.help())
-        })?;
+        let layout = forge::layout(export, None)?;
         std::fs::create_dir_all(place).map_err(io)?;
         drophammer_forge::run(place, &layout, &items, &recipe, job)?;
         drop(items);

@@ -103,7 +103,10 @@ fn context_of(goal: &Goal, most: u32) -> Result<u32> {
 }
 
 /// The layout with activations as they are, or by ranges.
-fn layout(export: &FixedExport<'_>, ranges: Option<&Ranges>) -> Result<Layout> {
+///
+/// # Errors
+/// Sizes that no file holds; a value whose range is not told.
+pub(crate) fn layout(export: &FixedExport<'_>, ranges: Option<&Ranges>) -> Result<Layout> {
     export.layout(ranges).map_err(|fault| {
         BackendError::new(ErrorCode::UnsupportedInput, fault.to_string()).with_help(fault.help())
     })

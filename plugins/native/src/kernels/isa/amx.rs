@@ -12,6 +12,7 @@ use super::Isa;
 pub(crate) const ROWS: usize = 16;
 /// Bytes of a row.
 pub(crate) const ROW: usize = 64;
+
 /// Whether the system lets this process use tiles, which it has to be asked for once: their registers are large.
 pub(crate) fn permitted() -> bool {
     static PERMITTED: OnceLock<bool> = OnceLock::new();

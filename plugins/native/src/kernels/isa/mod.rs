@@ -64,15 +64,10 @@ impl Path {
     pub(crate) fn of(level: Level) -> Self {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Amx
-                if level.is_supported()
-                    && std::is_x86_feature_detected!("avx512vnni")
-                    && amx::permitted() =>
-            {
-                Path::Amx
-            }
-            #[cfg(target_arch = "x86_64")]
-            Level::Amx => Self::of(Level::Avx512),
+            Level::Amx => match Self::of(Level::Avx512) {
+                Path::Avx512 if level.is_supported() && amx::permitted() => Path::Amx,
+                without => without,
+            },
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 if level.is_supported() && std::is_x86_feature_detected!("avx512vnni") => {
                 Path::Avx512

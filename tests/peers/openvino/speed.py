@@ -1,7 +1,7 @@
 """Our sessions beside OpenVINO GenAI on the same directories: speed.py [-p PROMPT] [-n TOKENS] [-r ROUNDS] [-t THREADS] DIR…
 
 Rounds take turns; both run as they run by default, each round in a process of its own. GenAI gets a new prompt each time, because it keeps
-prefixes. DROPHAMMER names the program (by default target/release/drophammer). Needs openvino_genai.
+prefixes. With --one a GGUF file will do as well. DROPHAMMER names the program (by default target/release/drophammer). Needs openvino_genai.
 """
 
 import argparse
@@ -28,7 +28,9 @@ def measure(directory):
     import openvino as ov
     import openvino_genai as genai
 
-    vocabulary = json.load(open(f"{directory}/config.json"))["vocab_size"]
+    # Of a GGUF file, which GenAI reads itself, token ids that every usual vocabulary has.
+    file = os.path.isfile(directory)
+    vocabulary = 32000 if file else json.load(open(f"{directory}/config.json"))["vocab_size"]
     pipeline = genai.LLMPipeline(directory, "CPU", INFERENCE_NUM_THREADS=options.threads)
     config = genai.GenerationConfig(max_new_tokens=options.generate + 1, do_sample=False, ignore_eos=True)
     runs = []

@@ -1,7 +1,7 @@
 //! Activations as integers: what integer products multiply by.
 //!
-//! Every 32 columns of a row get their own scale. Codes have sixteen bits where instructions multiply words (AVX2, NEON), and
-//! eight where they multiply bytes (VNNI, `dotprod`). Eight bits would do for the size of a product, not for answers:
+//! Every 32 columns of a row get their own scale. Codes have sixteen bits where instructions multiply words (NEON), and
+//! eight where they multiply bytes (AVX2, VNNI, `dotprod`). Eight bits would do for the size of a product, not for answers:
 //! SmolLM2-135M's normalized rows have outlying channels, and with 8 bits per 32 columns its logits move by up to 2 and "The
 //! capital of France is Paris." (0.09 ahead in the exact logits) becomes another answer. The damage is done where an outlier
 //! makes the scale of its 31 neighbours coarse. So numbers that are large beside the rest of their row (see [`OUTLYING`]) are

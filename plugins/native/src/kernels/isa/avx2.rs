@@ -1,9 +1,14 @@
 //! AVX2 with FMA and F16C: two registers are sixteen lanes.
+//!
+//! Its instruction for bytes, `vpmaddubsw`, sums two products in sixteen bits. Codes of up to six bits leave room there for
+//! those of more steps, and one instruction widens all of them: twice as many products as by words, since integers are what
+//! these processors do fewest of. Codes that reach 128 are taken as signed, by their magnitudes and by activations with their
+//! signs; each step's sums are widened.
 
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;
 
-use super::Isa;
+use super::{Isa, dots_one_by_one, dots_step_by_step};
 
 /// AVX2, FMA, F16C.
 #[derive(Clone, Copy)]
@@ -44,9 +49,9 @@ impl Isa for Avx2 {
     type F = (__m256, __m256);
     type I = (__m256i, __m256i);
     type B = (__m256i, __m256i);
-    type Codes = [Self::B; 16];
+    type Codes = [Self::B; 8];
 
-    const BYTES: bool = false;
+    const BYTES: bool = true;
 
     const FLOAT_ROWS: usize = 6;
 
@@ -204,9 +209,51 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn activations(x: [Self::F; 2]) -> [u32; 16] {
+    unsafe fn above(x: Self::F, limit: f32) -> u16 {
         // SAFETY: see the head of this block.
-        unsafe { Self::words(x) }
+        unsafe {
+            let (x, limit) = (Self::abs(x), _mm256_set1_ps(limit));
+            let bits = |x| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(x, limit)) as u16;
+            bits(x.0) | bits(x.1) << 8
+        }
+    }
+    #[inline(always)]
+    unsafe fn replaced(x: Self::F, bits: u16, value: f32) -> Self::F {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let (of_lanes, value) = (_mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), _mm256_set1_ps(value));
+            let one = |x, bits: u16| {
+                let chosen = _mm256_and_si256(_mm256_set1_epi32(i32::from(bits)), of_lanes);
+                let chosen = _mm256_castsi256_ps(_mm256_cmpeq_epi32(chosen, of_lanes));
+                _mm256_blendv_ps(x, value, chosen)
+            };
+            (one(x.0, bits), one(x.1, bits >> 8))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums(x: [Self::F; 2]) -> [i32; 2] {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let both = |x: Self::F| _mm256_add_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
+            let x = _mm256_hadd_epi32(both(x[0]), both(x[1]));
+            let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let x = _mm_hadd_epi32(x, x);
+            [_mm_cvtsi128_si32(x), _mm_extract_epi32::<1>(x)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn activations(x: [Self::F; 2]) -> [u32; 16] {
+        let mut words = [0; 16];
+        // SAFETY: see the head of this block; 32 bytes are 8 words.
+        unsafe {
+            let pack = |x: Self::F| _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
+            let bytes = _mm256_packs_epi16(pack(x[0]), pack(x[1]));
+            // Packing works in 128-bit halves: fours go back in order.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let bytes = _mm256_permutevar8x32_epi32(bytes, order);
+            _mm256_storeu_si256(words.as_mut_ptr().cast(), bytes);
+        }
+        words
     }
     #[inline(always)]
     unsafe fn words(x: [Self::F; 2]) -> [u32; 16] {
@@ -294,35 +341,48 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn codes(bytes: [Self::B; 8]) -> Self::Codes {
-        let mut wide = [bytes[0]; 16];
-        for (i, w) in bytes.into_iter().enumerate() {
+        bytes
+    }
+    #[inline(always)]
+    unsafe fn codes_about_128(mut bytes: [Self::B; 8]) -> Self::Codes {
+        for w in &mut bytes {
             // SAFETY: see the head of this block.
             unsafe {
-                let mask = _mm256_set1_epi16(0xff);
-                wide[2 * i] = (_mm256_and_si256(w.0, mask), _mm256_and_si256(w.1, mask));
-                wide[2 * i + 1] = Self::shift_right::<8>(w);
+                let top = _mm256_set1_epi8(i8::MIN);
+                *w = (_mm256_xor_si256(w.0, top), _mm256_xor_si256(w.1, top));
             }
         }
-        wide
+        bytes
     }
     #[inline(always)]
     unsafe fn codes_of_nibbles(packed: [Self::B; 4]) -> Self::Codes {
-        // Straight to 16 bits: one operation in seven less than by way of bytes.
-        let mut wide = [packed[0]; 16];
-        for (i, w) in packed.into_iter().enumerate() {
+        let mut codes = [packed[0]; 8];
+        for (i, packed) in packed.into_iter().enumerate() {
             // SAFETY: see the head of this block.
             unsafe {
-                let nibble = (_mm256_set1_epi16(0x0f), _mm256_set1_epi16(0x0f));
-                wide[2 * i] = Self::and(w, nibble);
-                wide[2 * i + 1] = Self::and(Self::shift_right::<8>(w), nibble);
-                wide[8 + 2 * i] = Self::and(Self::shift_right::<4>(w), nibble);
-                wide[8 + 2 * i + 1] = Self::shift_right::<12>(w);
+                let nibble = Self::splat_b(0x0f);
+                codes[i] = Self::and(packed, nibble);
+                codes[4 + i] = Self::and(Self::shift_right::<4>(packed), nibble);
             }
         }
-        wide
+        codes
     }
+    /// Codes as signed bytes.
     #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let (x, ones) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1));
+            let one = |acc, w| {
+                // At most 2 · 128 · 127, which sixteen bits hold.
+                let sums = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+                _mm256_add_epi32(acc, _mm256_madd_epi16(sums, ones))
+            };
+            (one(acc.0, w.0), one(acc.1, w.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe {
             let x = _mm256_set1_epi32(x);
@@ -331,8 +391,82 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+    unsafe fn dots_of_one(mut acc: Self::I, w: &[Self::B], x: *const i32, run: usize) -> Self::I {
         // SAFETY: see the head of this block.
-        unsafe { Self::dot(acc, w, x) }
+        unsafe {
+            if run == 1 {
+                return dots_step_by_step::<Self>(acc, w, x);
+            }
+            for (few, w) in w.chunks(run).enumerate() {
+                let x = x.add(few * run);
+                let mut sums = products(w[0], *x);
+                for (step, w) in w.iter().enumerate().skip(1) {
+                    sums = Self::densest(sums, *w, *x.add(step));
+                }
+                acc = Self::add_i(acc, widened(sums));
+            }
+            acc
+        }
+    }
+    #[inline(always)]
+    unsafe fn dots<const M: usize>(
+        acc: &mut [Self::I; M],
+        w: *const u8,
+        steps: usize,
+        x: *const i32,
+        (to_token, to_step): (usize, usize),
+        run: usize,
+    ) {
+        // SAFETY: see the head of this block.
+        unsafe {
+            if run == 1 {
+                return dots_one_by_one::<Self, M>(acc, w, steps, x, (to_token, to_step));
+            }
+            for first in (0..steps).step_by(run) {
+                let mut sums = [Self::zero_i(); M];
+                for step in first..first + run {
+                    let w = Self::load_codes(w, step);
+                    for (m, sums) in sums.iter_mut().enumerate() {
+                        *sums = Self::densest(*sums, w, *x.add(m * to_token + step * to_step));
+                    }
+                }
+                for (acc, sums) in acc.iter_mut().zip(sums) {
+                    *acc = Self::add_i(*acc, widened(sums));
+                }
+            }
+        }
+    }
+    /// In sixteen bits, two sums to a lane.
+    #[inline(always)]
+    unsafe fn densest(sums: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        let products = unsafe { products(w, x) };
+        both!(_mm256_add_epi16, sums, products)
+    }
+}
+
+/// Products of codes with activations, the sums of two neighbours each, in sixteen bits.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn products(w: <Avx2 as Isa>::B, x: i32) -> <Avx2 as Isa>::I {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm256_set1_epi32(x);
+        (_mm256_maddubs_epi16(w.0, x), _mm256_maddubs_epi16(w.1, x))
+    }
+}
+
+/// Of every lane the sum of its two sums of sixteen bits.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn widened(sums: <Avx2 as Isa>::I) -> <Avx2 as Isa>::I {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let ones = _mm256_set1_epi16(1);
+        (_mm256_madd_epi16(sums.0, ones), _mm256_madd_epi16(sums.1, ones))
     }
 }

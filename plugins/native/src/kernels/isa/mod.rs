@@ -97,7 +97,7 @@ impl Path {
     pub(crate) fn takes_bytes(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 | Path::Amx => true,
+            Path::Avx2 | Path::Avx512 | Path::Amx => true,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot | Path::NeonMatrix => true,
             _ => false,
@@ -107,6 +107,8 @@ impl Path {
     /// Whether products take codes as signed: see [`Isa::codes_about_128`].
     pub(crate) fn signs_codes(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => true,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot | Path::NeonMatrix => true,
             _ => false,
@@ -126,7 +128,7 @@ impl Path {
     pub(crate) fn columns_at_once(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 | Path::Amx => 4,
+            Path::Avx2 | Path::Avx512 | Path::Amx => 4,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot => 4,
             #[cfg(target_arch = "aarch64")]
@@ -394,8 +396,16 @@ pub(crate) trait Isa: Copy + 'static {
         // SAFETY: the caller's promise.
         unsafe { Self::load_b(p.add(step * 64)) }
     }
+    /// Adds to each lane the products of vectors of codes with as many words of activations. Sixteen bits hold the sums of `run`
+    /// steps; 1 says that codes may reach 128.
+    #[inline(always)]
+    unsafe fn dots_of_one(acc: Self::I, w: &[Self::B], x: *const i32, run: usize) -> Self::I {
+        let _ = run;
+        // SAFETY: the caller's promise.
+        unsafe { dots_step_by_step::<Self>(acc, w, x) }
+    }
     /// Adds to the lanes of `M` tokens (an even number) the products of `steps` vectors (an even number) of stored codes with as many
-    /// words of each token, which lie `to_token` and `to_step` apart.
+    /// words of each token, which lie `to_token` and `to_step` apart. `run` as in [`Isa::dots_of_one`].
     #[inline(always)]
     unsafe fn dots<const M: usize>(
         acc: &mut [Self::I; M],
@@ -403,7 +413,9 @@ pub(crate) trait Isa: Copy + 'static {
         steps: usize,
         x: *const i32,
         strides: (usize, usize),
+        run: usize,
     ) {
+        let _ = run;
         // SAFETY: the caller's promise.
         unsafe { dots_one_by_one::<Self, M>(acc, w, steps, x, strides) }
     }
@@ -450,6 +462,23 @@ pub(crate) trait Isa: Copy + 'static {
             ));
             Self::sub(Self::splat(1.0), Self::div(Self::splat(2.0), Self::add(e, Self::splat(1.0))))
         }
+    }
+}
+
+/// [`Isa::dots_of_one`] where an instruction sums in 32 bits.
+///
+/// # Safety
+/// As for that.
+#[inline(always)]
+unsafe fn dots_step_by_step<I: Isa>(acc: I::I, w: &[I::B], x: *const i32) -> I::I {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Two chains, so that one need not wait for the other.
+        let mut chains = [acc, I::zero_i()];
+        for (step, w) in w.iter().enumerate() {
+            chains[step % 2] = I::dot(chains[step % 2], *w, *x.add(step));
+        }
+        I::add_i(chains[0], chains[1])
     }
 }
 

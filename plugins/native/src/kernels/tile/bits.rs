@@ -11,7 +11,7 @@ use crate::kernels::isa::Isa;
 
 /// A way to pack the eight code vectors of a block.
 pub(crate) trait Bits {
-    /// Vectors of 64 bytes it takes.
+    /// Bits of a code: it takes as many vectors of 64 bytes.
     const VECTORS: usize;
 
     /// Packs the lanes of one row: `put(vector, lane)`.

@@ -29,6 +29,15 @@ pub(crate) trait Format {
     const TABLE: Option<[u8; 16]> = None;
     /// How codes are packed.
     type Bits: Bits;
+    /// Of how many steps sixteen bits hold the sum of two columns' products with activations of eight bits. A power of two, so
+    /// that it divides a scale's steps; 1 if codes reach 128: products that take them as signed have room for that.
+    const RUN: usize = if Self::ZERO == 128 {
+        1
+    } else {
+        let steps = i16::MAX as usize / (2 * 127 * ((1 << Self::Bits::VECTORS) - 1));
+        let all = 8 / Self::GROUPS;
+        if steps >= all { all } else { 1 << steps.ilog2() }
+    };
 
     /// Bytes of a block of packed codes.
     fn code_bytes() -> usize {

@@ -99,11 +99,16 @@ unsafe fn multiply_as<F: Format>(
             }
             let rows = (count * LANES).min(tiles.rows() - first * LANES);
             let out = Output { begin: out.begin.add(first * LANES), ..out };
-            match (F::GROUPS, F::MINIMUMS) {
-                (1, false) => unpacked::<Shape<1, false>>(path, room, x, zero, rows, out),
-                (1, true) => unpacked::<Shape<1, true>>(path, room, x, zero, rows, out),
-                (_, false) => unpacked::<Shape<2, false>>(path, room, x, zero, rows, out),
-                (_, true) => unpacked::<Shape<2, true>>(path, room, x, zero, rows, out),
+            match (F::GROUPS, F::MINIMUMS, F::RUN) {
+                (1, false, 1) => unpacked::<Shape<1, false, 1>>(path, room, x, zero, rows, out),
+                (1, false, 4) => unpacked::<Shape<1, false, 4>>(path, room, x, zero, rows, out),
+                (1, false, 8) => unpacked::<Shape<1, false, 8>>(path, room, x, zero, rows, out),
+                (1, true, 4) => unpacked::<Shape<1, true, 4>>(path, room, x, zero, rows, out),
+                (1, true, 8) => unpacked::<Shape<1, true, 8>>(path, room, x, zero, rows, out),
+                (2, false, 2) => unpacked::<Shape<2, false, 2>>(path, room, x, zero, rows, out),
+                (2, false, 4) => unpacked::<Shape<2, false, 4>>(path, room, x, zero, rows, out),
+                (2, true, 4) => unpacked::<Shape<2, true, 4>>(path, room, x, zero, rows, out),
+                _ => unreachable!("no format has this shape"),
             }
         }
     }
@@ -261,12 +266,8 @@ impl<F: Format> One<'_, F> {
     ) -> I::F {
         // SAFETY: the caller promises as many words of activations as vectors of codes.
         unsafe {
-            // Two chains, so that one need not wait for the other.
-            let mut chains = [if F::MINIMUMS { I::zero_i() } else { I::splat_i(offset) }, I::zero_i()];
-            for (step, w) in w.iter().enumerate() {
-                chains[step % 2] = I::dot(chains[step % 2], *w, *x.add(step));
-            }
-            let sum = I::fma(I::to_float(I::add_i(chains[0], chains[1])), scale, sum);
+            let begin = if F::MINIMUMS { I::zero_i() } else { I::splat_i(offset) };
+            let sum = I::fma(I::to_float(I::dots_of_one(begin, w, x, F::RUN)), scale, sum);
             if F::MINIMUMS { I::fma(minimum, I::splat(f32::from_bits(offset as u32)), sum) } else { sum }
         }
     }
@@ -312,7 +313,7 @@ impl<F: Format> Kernel for Unpack<'_, F> {
 }
 
 /// What a product needs to know of a format: formats that agree in it share their code.
-pub(super) struct Shape<const GROUPS: usize, const MINIMUMS: bool>;
+pub(super) struct Shape<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize>;
 
 /// Unpacked strips times all panels.
 struct Strips<'a, S> {
@@ -324,7 +325,9 @@ struct Strips<'a, S> {
     shape: std::marker::PhantomData<S>,
 }
 
-impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Strips<'_, Shape<GROUPS, MINIMUMS>> {
+impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
+    for Strips<'_, Shape<GROUPS, MINIMUMS, RUN>>
+{
     type Output = ();
 
     #[inline(always)]
@@ -340,7 +343,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Strips<'_, Shape<GROU
     }
 }
 
-impl<const GROUPS: usize, const MINIMUMS: bool> Strips<'_, Shape<GROUPS, MINIMUMS>> {
+impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Shape<GROUPS, MINIMUMS, RUN>> {
     /// A panel of `M` tokens times a strip.
     #[inline(always)]
     unsafe fn panel<I: Isa, const M: usize>(&self, index: usize, strip: usize) {
@@ -364,7 +367,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Strips<'_, Shape<GROUPS, MINIMUM
                         }
                     }
                     let x_codes = x.codes.cast::<i32>().add(block * M * I::STEPS + group * steps * strides.1);
-                    I::dots(&mut acc, codes.add(at * steps * 64), steps, x_codes, strides);
+                    I::dots(&mut acc, codes.add(at * steps * 64), steps, x_codes, strides, RUN);
                     let scale = I::load(scales.add(at * LANES));
                     for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
                         let factor = I::splat(*x.scales.add(block * M + m));
@@ -411,7 +414,7 @@ mod tests {
         DType::Mxfp4,
     ];
 
-    /// Random blocks with sane scales: any bytes but exponents that overflow.
+    /// Random blocks with sane scales: any bytes but exponents that overflow. Some have nothing but the largest codes.
     fn blocks(dtype: DType, count: usize, state: &mut u32) -> Vec<u8> {
         let mut next = || {
             *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -428,7 +431,8 @@ mod tests {
         };
         let mut all = Vec::new();
         for _ in 0..count / size {
-            let mut block: Vec<u8> = (0..bytes).map(|_| next()).collect();
+            let same = [0xff, 0x80, 0x7f].get(usize::from(next() % 8));
+            let mut block: Vec<u8> = (0..bytes).map(|_| same.copied().unwrap_or_else(&mut next)).collect();
             for &at in halves {
                 let half = half::f16::from_f32((f32::from(next()) - 128.0) / 4096.0);
                 block[at..at + 2].copy_from_slice(&half.to_le_bytes());
@@ -467,12 +471,17 @@ mod tests {
                         floats
                     })
                     .collect();
-                // Some numbers stand out; in every fourth token more than are set apart, since most blocks are empty.
+                // Some numbers stand out; in every fourth token more than are set apart, since most blocks are empty; in others all
+                // have the largest codes.
                 let x: Vec<f32> = (0..tokens * columns)
                     .map(|i| {
-                        let empty = i / columns % 4 == 3 && i / 32 % 3 > 0;
                         let x = ((i * 7919 % 2003) as f32 / 1001.0 - 1.0).powi(3);
-                        if empty { 0.0 } else { x * if i % 311 < 5 { 9.0 } else { 1.0 } }
+                        match i / columns % 8 {
+                            1 => 1.0,
+                            5 => -1.0,
+                            3 | 7 if i / 32 % 3 > 0 => 0.0,
+                            _ => x * if i % 311 < 5 { 9.0 } else { 1.0 },
+                        }
                     })
                     .collect();
                 let tiles = tiles_of(dtype, columns, &stored);

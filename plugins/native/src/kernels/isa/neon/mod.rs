@@ -369,6 +369,7 @@ impl<P: Products> Isa for Neon<P> {
         steps: usize,
         x: *const i32,
         strides: (usize, usize),
+        _run: usize,
     ) {
         // SAFETY: see the head of this block.
         unsafe {

@@ -3,17 +3,15 @@
 
 use std::collections::HashMap;
 
-use drophammer_formats::onnx::{Attribute, ElementType, Node};
+use drophammer_formats::onnx::{Attribute, Node};
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
 use super::FLOAT;
 use super::draft::Draft;
 use super::fold::int;
 use super::pick::Pick;
-use super::weight::{Channels, Form, scales};
+use super::weight::{Channels, Form, UINT8, exact, scales};
 
-const UINT8: ElementType = ElementType(2);
-const INT8: ElementType = ElementType(3);
 /// Where `DynamicQuantizeLinear` begins.
 const LEAST_OPSET: i64 = 11;
 
@@ -104,7 +102,7 @@ impl Pass<'_, '_> {
         };
         let codes = format!("{weight}/codes");
         if !self.draft.weights.contains_key(&codes) {
-            let (element, zero) = if unsigned { (UINT8, 128) } else { (INT8, 0) };
+            let (element, zero) = if unsigned { (UINT8, 128) } else { exact() };
             self.draft.make(of, &codes, element, channels, Form::Codes { scales: steps.clone(), zero });
             self.draft.hold_floats(&format!("{weight}/scale"), &spread, &steps);
             self.draft.hold(&format!("{weight}/zero"), element, &[], vec![zero]);

@@ -14,9 +14,8 @@ use super::draft::{Draft, RUNTIME_DOMAIN};
 use super::fold::{int, output_axis};
 use super::pick::Pick;
 use super::saturate::narrowed;
-use super::weight::{Channels, Form, scales};
+use super::weight::{Channels, Form, INT8, exact, scales};
 
-const INT8: ElementType = ElementType(3);
 const INT32: ElementType = ElementType(6);
 /// Operations whose output holds some of their first input's values.
 const MOVES: [&str; 8] =
@@ -59,6 +58,8 @@ struct Pass<'d, 'g> {
     ranges: &'d Ranges,
     /// The domain of the pairs: ONNX's own where its operator set knows what is needed.
     domain: &'static str,
+    /// The type of weights' codes, and their zero.
+    weight_codes: (ElementType, u8),
     /// Scales per channel by weight, once it is encoded.
     weights: HashMap<String, Vec<f32>>,
     encodings: HashMap<String, Encoding>,
@@ -110,6 +111,8 @@ impl Draft<'_> {
             bits,
             ranges,
             domain,
+            // Whoever runs everything in whole numbers knows signed weights alone; codes of 16 bits are multiplied as floats.
+            weight_codes: if reach == Reach::Kernels && bits == 8 { exact() } else { (INT8, 0) },
             weights: HashMap::new(),
             encodings: HashMap::new(),
             encoded: HashSet::new(),
@@ -409,15 +412,16 @@ impl Pass<'_, '_> {
             steps.iter_mut().zip(&bias).for_each(|(step, bias)| *step = step.max(bias.abs() / least));
         }
         let count = steps.len() as u64;
+        let (element, zero) = self.weight_codes;
         self.draft.make(
             of,
             &format!("{name}/codes"),
-            INT8,
+            element,
             channels,
-            Form::Codes { scales: steps.clone(), zero: 0 },
+            Form::Codes { scales: steps.clone(), zero },
         );
         self.draft.hold_floats(&format!("{name}/scale"), &[count], &steps);
-        self.draft.hold(&format!("{name}/zero"), INT8, &[count], vec![0; steps.len()]);
+        self.draft.hold(&format!("{name}/zero"), element, &[count], vec![zero; steps.len()]);
         self.decode(name, output.clone(), Some(axis));
         self.weights.insert(name.to_owned(), steps);
         output

@@ -46,7 +46,7 @@ pub(crate) fn try_load(
 /// How far logits in fast mode may be from reference mode's, relative: further where activations have eight bits.
 pub(crate) fn fast_tolerance() -> f64 {
     #[cfg(target_arch = "x86_64")]
-    if std::is_x86_feature_detected!("avx512vnni") {
+    if std::is_x86_feature_detected!("avx2") {
         return 0.006;
     }
     #[cfg(target_arch = "aarch64")]

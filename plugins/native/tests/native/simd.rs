@@ -42,7 +42,7 @@ fn one_process() {
 
 #[test]
 fn every_path_gives_the_portable_logits_in_both_modes() {
-    // With AVX-512 or Arm's dot products activations of quantized weights have eight bits, most of them.
+    // But on Arm without dot products activations of quantized weights have eight bits, most of them.
     for (scheme, fast, tolerance, bytes) in [
         ("q4_k_m", true, 2e-3, 0.2),
         ("q8_0", true, 2e-3, 0.2),
@@ -56,7 +56,7 @@ fn every_path_gives_the_portable_logits_in_both_modes() {
         let paths: &[_] = if cfg!(target_arch = "aarch64") {
             &[("neon", tolerance), ("dotprod", bytes), ("i8mm", bytes)]
         } else {
-            &[("avx2", tolerance), ("avx512", bytes), ("amx", bytes)]
+            &[("avx2", bytes), ("avx512", bytes), ("amx", bytes)]
         };
         for &(simd, tolerance) in paths {
             let difference = largest_difference(&logits(simd, model, fast), &portable);

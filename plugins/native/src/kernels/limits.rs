@@ -46,9 +46,9 @@ pub(crate) fn measure(path: Path, threads: usize) -> Option<MachineLimits> {
     let integers = best(&|_| unsafe {
         std::hint::black_box(isa::run(path, Integers));
     });
-    // A product and a sum each.
     // SAFETY: touches no memory.
     let chains = unsafe { isa::run(path, Chains) };
+    // A product and a sum each.
     let products = (2 * threads * ROUNDS * chains * LANES) as f64;
     Some(MachineLimits {
         read_bytes: (threads * BYTES) as f64 / reading,

@@ -42,7 +42,7 @@ fn one_process() {
 
 #[test]
 fn every_path_gives_the_portable_logits_in_both_modes() {
-    // But on Arm without dot products activations of quantized weights have eight bits, most of them.
+    // Where products take bytes, on all paths but portable and plain NEON, most activations of quantized weights have eight bits.
     for (scheme, fast, tolerance, bytes) in [
         ("q4_k_m", true, 2e-3, 0.2),
         ("q8_0", true, 2e-3, 0.2),

@@ -100,14 +100,14 @@ unsafe fn multiply_as<F: Format>(
             let rows = (count * LANES).min(tiles.rows() - first * LANES);
             let out = Output { begin: out.begin.add(first * LANES), ..out };
             match (F::GROUPS, F::MINIMUMS, F::RUN) {
-                (1, false, 1) => unpacked::<Shape<1, false, 1>>(path, room, x, zero, rows, out),
-                (1, false, 4) => unpacked::<Shape<1, false, 4>>(path, room, x, zero, rows, out),
-                (1, false, 8) => unpacked::<Shape<1, false, 8>>(path, room, x, zero, rows, out),
-                (1, true, 4) => unpacked::<Shape<1, true, 4>>(path, room, x, zero, rows, out),
-                (1, true, 8) => unpacked::<Shape<1, true, 8>>(path, room, x, zero, rows, out),
-                (2, false, 2) => unpacked::<Shape<2, false, 2>>(path, room, x, zero, rows, out),
-                (2, false, 4) => unpacked::<Shape<2, false, 4>>(path, room, x, zero, rows, out),
-                (2, true, 4) => unpacked::<Shape<2, true, 4>>(path, room, x, zero, rows, out),
+                (1, false, 1) => unpacked::<Shape<1, false>, 1>(path, room, x, zero, rows, out),
+                (1, false, 4) => unpacked::<Shape<1, false>, 4>(path, room, x, zero, rows, out),
+                (1, false, 8) => unpacked::<Shape<1, false>, 8>(path, room, x, zero, rows, out),
+                (1, true, 4) => unpacked::<Shape<1, true>, 4>(path, room, x, zero, rows, out),
+                (1, true, 8) => unpacked::<Shape<1, true>, 8>(path, room, x, zero, rows, out),
+                (2, false, 2) => unpacked::<Shape<2, false>, 2>(path, room, x, zero, rows, out),
+                (2, false, 4) => unpacked::<Shape<2, false>, 4>(path, room, x, zero, rows, out),
+                (2, true, 4) => unpacked::<Shape<2, true>, 4>(path, room, x, zero, rows, out),
                 _ => unreachable!("no format has this shape"),
             }
         }
@@ -115,9 +115,15 @@ unsafe fn multiply_as<F: Format>(
 }
 
 /// Multiplies the unpacked strips: `rows` rows in all.
-unsafe fn unpacked<S>(path: Path, room: &mut Unpacked, x: Panels, zero: i32, rows: usize, out: Output)
-where
-    for<'a> Strips<'a, S>: Kernel<Output = ()>,
+unsafe fn unpacked<S, const RUN: usize>(
+    path: Path,
+    room: &mut Unpacked,
+    x: Panels,
+    zero: i32,
+    rows: usize,
+    out: Output,
+) where
+    for<'a> Strips<'a, S, RUN>: Kernel<Output = ()>,
     for<'a> Products<'a, S>: Kernel<Output = ()>,
 {
     let shape = std::marker::PhantomData;
@@ -126,7 +132,7 @@ where
         for strip in &mut room.strips[..rows.div_ceil(LANES)] {
             isa::run(path, Products::<S> { strip, outliers: &room.outliers, tokens: x.tokens, zero, shape });
         }
-        isa::run(path, Strips::<S> { room, x, rows, out, shape });
+        isa::run(path, Strips::<S, RUN> { room, x, rows, out, shape });
     }
 }
 
@@ -313,10 +319,10 @@ impl<F: Format> Kernel for Unpack<'_, F> {
 }
 
 /// What a product needs to know of a format: formats that agree in it share their code.
-pub(super) struct Shape<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize>;
+pub(super) struct Shape<const GROUPS: usize, const MINIMUMS: bool>;
 
-/// Unpacked strips times all panels.
-struct Strips<'a, S> {
+/// Unpacked strips times all panels. `RUN` is [`Format::RUN`], which products with outliers need not know.
+struct Strips<'a, S, const RUN: usize> {
     room: &'a Unpacked,
     x: Panels,
     /// Of all strips.
@@ -326,7 +332,7 @@ struct Strips<'a, S> {
 }
 
 impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
-    for Strips<'_, Shape<GROUPS, MINIMUMS, RUN>>
+    for Strips<'_, Shape<GROUPS, MINIMUMS>, RUN>
 {
     type Output = ();
 
@@ -343,7 +349,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
     }
 }
 
-impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Shape<GROUPS, MINIMUMS, RUN>> {
+impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Shape<GROUPS, MINIMUMS>, RUN> {
     /// A panel of `M` tokens times a strip.
     #[inline(always)]
     unsafe fn panel<I: Isa, const M: usize>(&self, index: usize, strip: usize) {

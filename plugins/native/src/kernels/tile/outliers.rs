@@ -117,9 +117,7 @@ pub(super) struct Products<'a, S> {
     pub(super) shape: std::marker::PhantomData<S>,
 }
 
-impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
-    for Products<'_, Shape<GROUPS, MINIMUMS, RUN>>
-{
+impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Products<'_, Shape<GROUPS, MINIMUMS>> {
     type Output = ();
 
     #[inline(always)]

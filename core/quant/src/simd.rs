@@ -1,7 +1,7 @@
 //! Which vector instructions this process uses.
 //!
 //! The choice is made once, from what the processor offers; the environment variable `DROPHAMMER_SIMD`
-//! (`portable`, `avx2`, `avx512`, `amx`, `neon`, `dotprod`, `i8mm`) lowers it, never raises it above what the processor has. Kernels elsewhere (the
+//! (`portable`, `avx2`, `avxvnni`, `avx512`, `amx`, `neon`, `dotprod`, `i8mm`) lowers it, never raises it above what the processor has. Kernels elsewhere (the
 //! native plugin's) ask the same question here, so that one variable governs all of them.
 //!
 //! [`run`] executes a [`Kernel`] compiled for a [`Level`]. A kernel is written once over [`Lanes`]; every level
@@ -26,6 +26,8 @@ pub enum Level {
     I8mm,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with AVX-VNNI, products of bytes. Here the same as [`Level::Avx2`]; kernels of products differ.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ and VL besides.
     Avx512,
     /// x86-64 with AVX-512 and tiles of bytes (AMX). Here the same as [`Level::Avx512`]; kernels of products differ.
@@ -34,8 +36,16 @@ pub enum Level {
 
 impl Level {
     /// All levels, weakest first.
-    pub const ALL: &'static [Level] =
-        &[Level::Portable, Level::Neon, Level::Dotprod, Level::I8mm, Level::Avx2, Level::Avx512, Level::Amx];
+    pub const ALL: &'static [Level] = &[
+        Level::Portable,
+        Level::Neon,
+        Level::Dotprod,
+        Level::I8mm,
+        Level::Avx2,
+        Level::AvxVnni,
+        Level::Avx512,
+        Level::Amx,
+    ];
 
     /// The name `DROPHAMMER_SIMD` takes.
     pub const fn name(self) -> &'static str {
@@ -45,6 +55,7 @@ impl Level {
             Level::Dotprod => "dotprod",
             Level::I8mm => "i8mm",
             Level::Avx2 => "avx2",
+            Level::AvxVnni => "avxvnni",
             Level::Avx512 => "avx512",
             Level::Amx => "amx",
         }
@@ -66,6 +77,8 @@ impl Level {
                     && std::is_x86_feature_detected!("fma")
                     && std::is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => Level::Avx2.is_supported() && std::is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
                 Level::Avx2.is_supported()
@@ -132,7 +145,7 @@ pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
             unsafe { run_avx512(kernel) }
         }
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 if level.is_supported() => {
+        Level::Avx2 | Level::AvxVnni if level.is_supported() => {
             // SAFETY: the processor has every feature that `run_avx2` enables.
             unsafe { run_avx2(kernel) }
         }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use drophammer_sdk::profile::MachineLimits;
 
+use super::fetch_ahead;
 use super::isa::{self, Isa, Kernel, LANES, Path};
 use crate::memory::Memory;
 
@@ -69,6 +70,7 @@ impl Kernel for Read<'_> {
         unsafe {
             let mut all = [I::splat_b(0); 4];
             for at in (0..BYTES).step_by(64 * all.len()) {
+                fetch_ahead(begin.add(at), 64 * all.len());
                 for (i, all) in all.iter_mut().enumerate() {
                     *all = I::or(*all, I::load_b(begin.add(at + 64 * i)));
                 }

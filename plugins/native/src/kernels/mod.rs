@@ -29,3 +29,20 @@ pub(crate) const LINE: usize = 64;
 pub(crate) fn at_line<T>(room: *mut T) -> *mut T {
     room.wrapping_add(room.align_offset(LINE))
 }
+
+/// How far ahead of a read the caches are asked for what follows. Of 1 to 16 KiB, two to four did best on Zen 5.
+const AHEAD: usize = 4096;
+
+/// Asks for what lies [`AHEAD`] bytes behind the `bytes` that are read next, by whoever reads a long stream of memory. The processor's
+/// own prefetching stops at every page.
+#[inline(always)]
+pub(crate) fn fetch_ahead(next: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (AHEAD..AHEAD + bytes).step_by(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(at).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (next, bytes);
+}

@@ -56,7 +56,7 @@ fn every_path_gives_the_portable_logits_in_both_modes() {
         let paths: &[_] = if cfg!(target_arch = "aarch64") {
             &[("neon", tolerance), ("dotprod", bytes), ("i8mm", bytes)]
         } else {
-            &[("avx2", bytes), ("avx512", bytes), ("amx", bytes)]
+            &[("avx2", bytes), ("avxvnni", bytes), ("avx512", bytes), ("amx", bytes)]
         };
         for &(simd, tolerance) in paths {
             let difference = largest_difference(&logits(simd, model, fast), &portable);

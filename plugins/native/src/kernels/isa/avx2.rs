@@ -1,6 +1,6 @@
-//! AVX2 with FMA and F16C: two registers are sixteen lanes.
+//! AVX2 with FMA and F16C, and with AVX-VNNI where there is: two registers are sixteen lanes.
 //!
-//! Its instruction for bytes, `vpmaddubsw`, sums two products in sixteen bits. Codes of up to six bits leave room there for
+//! AVX-VNNI multiplies bytes and sums in 32 bits, as AVX-512's VNNI does. AVX2's own instruction for bytes, `vpmaddubsw`, sums two products in sixteen bits. Codes of up to six bits leave room there for
 //! those of more steps, and one instruction widens all of them: twice as many products as by words, since integers are what
 //! these processors do fewest of. Codes that reach 128 are taken as signed, by their magnitudes and by activations with their
 //! signs; each step's sums are widened.
@@ -10,9 +10,9 @@ use std::arch::x86_64::*;
 
 use super::{Isa, dots_one_by_one, dots_step_by_step};
 
-/// AVX2, FMA, F16C.
+/// AVX2, FMA, F16C, and whether AVX-VNNI.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub(crate) struct Avx2<const VNNI: bool>;
 
 /// A mask whose first `n` of 8 lanes are set.
 #[inline(always)]
@@ -45,7 +45,7 @@ macro_rules! both {
 }
 
 // SAFETY of every block below: the caller promises the instruction set and the elements that are loaded or stored.
-impl Isa for Avx2 {
+impl<const VNNI: bool> Isa for Avx2<VNNI> {
     type F = (__m256, __m256);
     type I = (__m256i, __m256i);
     type B = (__m256i, __m256i);
@@ -345,6 +345,9 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn codes_about_128(mut bytes: [Self::B; 8]) -> Self::Codes {
+        if VNNI {
+            return bytes;
+        }
         for w in &mut bytes {
             // SAFETY: see the head of this block.
             unsafe {
@@ -367,11 +370,15 @@ impl Isa for Avx2 {
         }
         codes
     }
-    /// Codes as signed bytes.
+    /// Codes as signed bytes, with AVX-VNNI as unsigned ones.
     #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe {
+            if VNNI {
+                let x = _mm256_set1_epi32(x);
+                return (_mm256_dpbusd_avx_epi32(acc.0, w.0, x), _mm256_dpbusd_avx_epi32(acc.1, w.1, x));
+            }
             let (x, ones) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1));
             let one = |acc, w| {
                 // At most 2 · 128 · 127, which sixteen bits hold.
@@ -386,6 +393,9 @@ impl Isa for Avx2 {
         // SAFETY: see the head of this block.
         unsafe {
             let x = _mm256_set1_epi32(x);
+            if VNNI {
+                return (_mm256_dpwssd_avx_epi32(acc.0, w.0, x), _mm256_dpwssd_avx_epi32(acc.1, w.1, x));
+            }
             let one = |acc, w| _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
             (one(acc.0, w.0), one(acc.1, w.1))
         }
@@ -394,7 +404,7 @@ impl Isa for Avx2 {
     unsafe fn dots_of_one(mut acc: Self::I, w: &[Self::B], x: *const i32, run: usize) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe {
-            if run == 1 {
+            if VNNI || run == 1 {
                 return dots_step_by_step::<Self>(acc, w, x);
             }
             for (few, w) in w.chunks(run).enumerate() {
@@ -419,7 +429,7 @@ impl Isa for Avx2 {
     ) {
         // SAFETY: see the head of this block.
         unsafe {
-            if run == 1 {
+            if VNNI || run == 1 {
                 return dots_one_by_one::<Self, M>(acc, w, steps, x, (to_token, to_step));
             }
             for first in (0..steps).step_by(run) {
@@ -436,9 +446,13 @@ impl Isa for Avx2 {
             }
         }
     }
-    /// In sixteen bits, two sums to a lane.
+    /// In sixteen bits, two sums to a lane, but with AVX-VNNI.
     #[inline(always)]
     unsafe fn densest(sums: Self::I, w: Self::B, x: i32) -> Self::I {
+        if VNNI {
+            // SAFETY: see the head of this block.
+            return unsafe { Self::dot(sums, w, x) };
+        }
         // SAFETY: see the head of this block.
         let products = unsafe { products(w, x) };
         both!(_mm256_add_epi16, sums, products)
@@ -450,7 +464,7 @@ impl Isa for Avx2 {
 /// # Safety
 /// The processor has AVX2.
 #[inline(always)]
-unsafe fn products(w: <Avx2 as Isa>::B, x: i32) -> <Avx2 as Isa>::I {
+unsafe fn products(w: (__m256i, __m256i), x: i32) -> (__m256i, __m256i) {
     // SAFETY: the caller's promise.
     unsafe {
         let x = _mm256_set1_epi32(x);
@@ -463,7 +477,7 @@ unsafe fn products(w: <Avx2 as Isa>::B, x: i32) -> <Avx2 as Isa>::I {
 /// # Safety
 /// The processor has AVX2.
 #[inline(always)]
-unsafe fn widened(sums: <Avx2 as Isa>::I) -> <Avx2 as Isa>::I {
+unsafe fn widened(sums: (__m256i, __m256i)) -> (__m256i, __m256i) {
     // SAFETY: the caller's promise.
     unsafe {
         let ones = _mm256_set1_epi16(1);

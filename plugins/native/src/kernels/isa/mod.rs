@@ -36,6 +36,9 @@ pub(crate) enum Path {
     /// AVX2, FMA, F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// The same with AVX-VNNI.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
     /// AVX-512 with VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -73,7 +76,9 @@ impl Path {
                 Path::Avx512
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx2 if Level::Avx2.is_supported() => Path::Avx2,
+            Level::Avx512 | Level::AvxVnni if Level::AvxVnni.is_supported() => Path::AvxVnni,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::AvxVnni | Level::Avx2 if Level::Avx2.is_supported() => Path::Avx2,
             #[cfg(target_arch = "aarch64")]
             Level::I8mm if level.is_supported() => Path::NeonMatrix,
             #[cfg(target_arch = "aarch64")]
@@ -97,7 +102,7 @@ impl Path {
     pub(crate) fn takes_bytes(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 | Path::Avx512 | Path::Amx => true,
+            Path::Avx2 | Path::AvxVnni | Path::Avx512 | Path::Amx => true,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot | Path::NeonMatrix => true,
             _ => false,
@@ -128,7 +133,7 @@ impl Path {
     pub(crate) fn columns_at_once(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 | Path::Avx512 | Path::Amx => 4,
+            Path::Avx2 | Path::AvxVnni | Path::Avx512 | Path::Amx => 4,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot => 4,
             #[cfg(target_arch = "aarch64")]
@@ -143,6 +148,8 @@ impl Path {
             Path::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Path::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Path::AvxVnni => "AVX2, AVX-VNNI",
             #[cfg(target_arch = "x86_64")]
             Path::Avx512 => "AVX-512 VNNI",
             #[cfg(target_arch = "x86_64")]
@@ -178,6 +185,9 @@ pub(crate) unsafe fn run<K: Kernel>(path: Path, kernel: K) -> K::Output {
         // SAFETY: `Path::of` gives this path only where the processor has the features.
         #[cfg(target_arch = "x86_64")]
         Path::Avx512 | Path::Amx => unsafe { run_avx512(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Path::AvxVnni => unsafe { run_avx_vnni(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => unsafe { run_avx2(kernel) },
@@ -227,7 +237,14 @@ pub(crate) unsafe fn run_tiles<K: TileKernel>(kernel: K) {
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
 unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's promise.
-    unsafe { kernel.run::<avx2::Avx2>() }
+    unsafe { kernel.run::<avx2::Avx2<false>>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avxvnni,avx2,fma,f16c,bmi2")]
+unsafe fn run_avx_vnni<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's promise.
+    unsafe { kernel.run::<avx2::Avx2<true>>() }
 }
 
 #[cfg(target_arch = "aarch64")]

@@ -20,7 +20,7 @@ use crate::kernels::activation::{Panels, TILED_PANEL, WORD_BLOCKS, strides, with
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::rows::{self, nearest};
-use crate::kernels::{LANES, LINE};
+use crate::kernels::{LANES, LINE, fetch_ahead};
 
 /// Largest magnitude of a code.
 const LIMIT: f32 = 8191.0;
@@ -146,6 +146,10 @@ impl Fixed<'_> {
                 let mut acc = [I::zero_i(); M];
                 for block in first..(first + WORD_BLOCKS).min(blocks) {
                     let x = x.codes.cast::<i32>().add(block * M * STEPS);
+                    if M == 1 {
+                        let bytes = STEPS * LANES * 4;
+                        fetch_ahead(tile.wrapping_add(SCALES + block * bytes), bytes);
+                    }
                     for step in 0..STEPS {
                         let w = I::load_b(tile.add(SCALES + (block * STEPS + step) * LANES * 4));
                         for (m, acc) in acc.iter_mut().enumerate() {

@@ -8,10 +8,10 @@
 use super::formats::{Format, with_format};
 use super::outliers::{Outliers, Products, weight};
 use super::{BLOCK, Place, Tiles, fetch_scales};
-use crate::kernels::LANES;
 use crate::kernels::activation::{Outlier, Panels, WIDEST_PANEL, strides, with_panel};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
+use crate::kernels::{LANES, fetch_ahead};
 
 /// Strips that are unpacked together: so many lines of a token's output are written one after another, each of which alone would
 /// be a page away from the next token's.
@@ -222,6 +222,8 @@ impl<F: Format> One<'_, F> {
                 fetch_scales::<F>(unit, scales);
                 for part in 0..parts {
                     let block = unit * parts + part;
+                    let bytes = F::SCALE_BYTES / parts + F::code_bytes();
+                    fetch_ahead(tile.wrapping_add(block * bytes), bytes);
                     let w = F::unpack::<I>(tile.add(place.codes + part * F::code_bytes()));
                     let factor = *self.x.scales.add(block);
                     for group in 0..F::GROUPS {

@@ -43,7 +43,7 @@ const PLANE: usize = TILED_PANEL * 2 * BLOCK / 4;
 const NOTHING: f32 = 1e-30;
 
 /// Tokens of the widest panel of codes on any path.
-pub(crate) const WIDEST_PANEL: usize = 12;
+pub(crate) const WIDEST_PANEL: usize = 6;
 
 /// Tokens of the panels that tiles of AMX take.
 pub(crate) const TILED_PANEL: usize = 16;
@@ -51,45 +51,41 @@ pub(crate) const TILED_PANEL: usize = 16;
 /// Fewer tokens are not worth a tile.
 const TILED_TOKENS: usize = 13;
 
+/// Tokens of a panel that only words of weights are multiplied by, where registers hold so many sums of one strip.
+pub(crate) const WIDE_PANEL: usize = 8;
+
 /// Tokens of a panel of codes of thirteen bits alone, when there are `tokens` rows of `columns` in all.
 pub(crate) fn word_panel_of(path: Path, tokens: usize, columns: usize) -> usize {
-    let fits = tokens >= TILED_TOKENS && columns.is_multiple_of(WORD_BLOCKS * BLOCK);
-    if path.has_tiles() && fits { TILED_PANEL } else { panel_of(path, tokens) }
+    match tokens {
+        TILED_TOKENS.. if path.has_tiles() && columns.is_multiple_of(WORD_BLOCKS * BLOCK) => TILED_PANEL,
+        // Weights come from memory, not unpacked from the nearest cache: they are read once, not for each of two panels.
+        7..=WIDE_PANEL if path.has_wide_panels() => WIDE_PANEL,
+        _ => panel_of(tokens),
+    }
 }
 
 /// Tokens of a panel when there are `tokens` in all.
-pub(crate) fn panel_of(path: Path, tokens: usize) -> usize {
-    match path {
-        #[cfg(target_arch = "x86_64")]
-        Path::Avx512 | Path::Amx => match tokens {
-            0 | 1 => 1,
-            2 => 2,
-            3 | 4 => 4,
-            5..=8 => 8,
-            _ => 12,
-        },
-        // As even as it goes: 8 tokens are two panels of 4, not 6 and 2.
-        _ if tokens > 1 => tokens.div_ceil(tokens.div_ceil(6)).next_multiple_of(2),
-        _ => 1,
+pub(crate) fn panel_of(tokens: usize) -> usize {
+    if tokens <= 1 {
+        return 1;
     }
+    // As even as it goes: 8 tokens are two panels of 4, not 6 and 2.
+    tokens.div_ceil(tokens.div_ceil(WIDEST_PANEL)).next_multiple_of(2)
 }
 
 /// Evaluates an expression with `$M` standing for the width of a panel, of those that [`panel_of`] chooses for more than one token.
 macro_rules! with_panel {
-    ($I:ident, $panel:expr, $M:ident => $then:expr) => {{
+    ($panel:expr, $M:ident => $then:expr) => {{
         macro_rules! arm {
             ($width:literal) => {{
                 const $M: usize = $width;
                 $then
             }};
         }
-        let wide = $I::FLOAT_ROWS >= 12;
         match $panel {
             2 => arm!(2),
             4 => arm!(4),
-            6 if !wide => arm!(6),
-            8 if wide => arm!(8),
-            12 if wide => arm!(12),
+            6 => arm!(6),
             other => unreachable!("a panel of {other} tokens"),
         }
     }};

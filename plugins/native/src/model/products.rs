@@ -73,11 +73,8 @@ impl Frame<'_> {
         let mut input = Rows { begin: self.begin(x), stride: columns };
         let own = tokens == 1;
         let share_tokens = tokens >= OWN_TOKENS * member.count;
-        let panel = if takes(Takes::Codes) {
-            panel_of(self.path, tokens)
-        } else {
-            word_panel_of(self.path, tokens, columns)
-        };
+        let panel =
+            if takes(Takes::Codes) { panel_of(tokens) } else { word_panel_of(self.path, tokens, columns) };
         let room = |form: Takes, shared: &Room, own_room: &mut Quantized| {
             let room = if own { own_room.room() } else { *shared };
             takes(form).then(|| room.panels(panel, tokens, columns))

@@ -36,6 +36,7 @@ impl Isa for Avx512 {
     const BYTES: bool = true;
 
     const FLOAT_ROWS: usize = 12;
+    const STRIPS: usize = 2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -295,6 +296,31 @@ impl Isa for Avx512 {
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn dots_of_strips<const S: usize, const M: usize>(
+        acc: &mut [[Self::I; M]; S],
+        w: [*const u8; S],
+        steps: usize,
+        x: *const i32,
+        (to_token, to_step): (usize, usize),
+        _run: usize,
+    ) {
+        // SAFETY: see the head of this block.
+        unsafe {
+            for step in 0..steps {
+                let mut codes = [Self::splat_b(0); S];
+                for (codes, w) in codes.iter_mut().zip(w) {
+                    *codes = Self::load_codes(w, step);
+                }
+                for m in 0..M {
+                    let x = *x.add(m * to_token + step * to_step);
+                    for (acc, codes) in acc.iter_mut().zip(codes) {
+                        acc[m] = Self::dot(acc[m], codes, x);
+                    }
+                }
+            }
+        }
     }
     #[inline(always)]
     unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I {

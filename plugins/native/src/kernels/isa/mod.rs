@@ -129,6 +129,15 @@ impl Path {
         }
     }
 
+    /// Whether registers hold a strip's sums of more tokens than a panel for every path has.
+    pub(crate) fn has_wide_panels(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 | Path::Amx => true,
+            _ => false,
+        }
+    }
+
     /// Columns that one [`Isa::densest`] product of integers takes.
     pub(crate) fn columns_at_once(self) -> usize {
         match self {
@@ -285,6 +294,9 @@ pub(crate) trait Isa: Copy + 'static {
 
     /// Rows of activations that fit beside one another in registers when floats are accumulated.
     const FLOAT_ROWS: usize;
+    /// Strips that products of integers take at once, 1 or 2: registers hold their sums for a panel of tokens, as integers and as
+    /// floats. Two use an activation twice once it is loaded.
+    const STRIPS: usize = 1;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -435,6 +447,21 @@ pub(crate) trait Isa: Copy + 'static {
         let _ = run;
         // SAFETY: the caller's promise.
         unsafe { dots_one_by_one::<Self, M>(acc, w, steps, x, strides) }
+    }
+    /// [`Isa::dots`] of `S` strips, at most [`Isa::STRIPS`].
+    #[inline(always)]
+    unsafe fn dots_of_strips<const S: usize, const M: usize>(
+        acc: &mut [[Self::I; M]; S],
+        w: [*const u8; S],
+        steps: usize,
+        x: *const i32,
+        strides: (usize, usize),
+        run: usize,
+    ) {
+        for (acc, w) in acc.iter_mut().zip(w) {
+            // SAFETY: the caller's promise.
+            unsafe { Self::dots(acc, w, steps, x, strides, run) }
+        }
     }
     /// That of the integer products which takes most columns, for limits.
     #[inline(always)]

@@ -16,7 +16,7 @@ use drophammer_formats::DType;
 #[cfg(target_arch = "x86_64")]
 use super::tiled;
 use super::{BLOCK, Tiles};
-use crate::kernels::activation::{Panels, TILED_PANEL, WORD_BLOCKS, strides, with_panel};
+use crate::kernels::activation::{Panels, TILED_PANEL, WIDE_PANEL, WORD_BLOCKS, strides, with_panel};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::rows::{self, nearest};
@@ -117,13 +117,20 @@ impl Kernel for Fixed<'_> {
     unsafe fn run<I: Isa>(self) {
         // SAFETY: the caller's promise; the panel's width is what `panel_of` gives on this path.
         unsafe {
-            for strip in self.strips.clone() {
-                if self.x.panel == 1 {
-                    self.panel::<I, 1>(strip, 0);
-                    continue;
-                }
+            if self.x.panel == 1 {
+                return self.strips.clone().for_each(|strip| self.panel::<I, 1, 1>(strip, 0));
+            }
+            if I::STRIPS == 2 && self.x.panel == WIDE_PANEL {
+                return self.strips.clone().for_each(|strip| self.panel::<I, 1, WIDE_PANEL>(strip, 0));
+            }
+            for first in self.strips.clone().step_by(I::STRIPS) {
+                let strips = first..(first + I::STRIPS).min(self.strips.end);
                 for index in 0..self.x.count() {
-                    with_panel!(I, self.x.panel, M => self.panel::<I, M>(strip, index));
+                    with_panel!(self.x.panel, M => if I::STRIPS == 2 && strips.len() == 2 {
+                        self.panel::<I, 2, M>(first, index);
+                    } else {
+                        strips.clone().for_each(|strip| self.panel::<I, 1, M>(strip, index));
+                    });
                 }
             }
         }
@@ -131,41 +138,59 @@ impl Kernel for Fixed<'_> {
 }
 
 impl Fixed<'_> {
-    /// A strip times a panel of `M` tokens.
+    /// `S` strips from `first` times a panel of `M` tokens.
     #[inline(always)]
-    unsafe fn panel<I: Isa, const M: usize>(&self, strip: usize, index: usize) {
-        let (tile, x) = (self.tiles.strip(strip).as_ptr(), self.x.at(index));
-        // SAFETY: the strip holds `columns` columns, the panel `M` tokens of as many; `out` has room for the panel's tokens.
+    unsafe fn panel<I: Isa, const S: usize, const M: usize>(&self, first: usize, index: usize) {
+        let x = self.x.at(index);
+        let mut tiles = [std::ptr::null(); S];
+        for (s, tile) in tiles.iter_mut().enumerate() {
+            *tile = self.tiles.strip(first + s).as_ptr();
+        }
+        // SAFETY: the strips hold `columns` columns, the panel `M` tokens of as many; `out` has room for the panel's tokens.
         unsafe {
             let (to_token, to_step) = strides::<I>(STEPS, M);
-            let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
+            let out = Output { begin: self.out.begin.add(first * LANES), ..self.out };
             out.fetch(index * M..index * M + x.tokens);
-            let mut sums = [I::splat(0.0); M];
+            let mut sums = [[I::splat(0.0); M]; S];
             let blocks = x.columns / BLOCK;
             for first in (0..blocks).step_by(WORD_BLOCKS) {
-                let mut acc = [I::zero_i(); M];
+                let mut acc = [[I::zero_i(); M]; S];
                 for block in first..(first + WORD_BLOCKS).min(blocks) {
                     let x = x.codes.cast::<i32>().add(block * M * STEPS);
-                    if M == 1 {
+                    if index == 0 {
                         let bytes = STEPS * LANES * 4;
-                        fetch_ahead(tile.wrapping_add(SCALES + block * bytes), bytes);
+                        for tile in tiles {
+                            fetch_ahead(tile.wrapping_add(SCALES + block * bytes), bytes);
+                        }
                     }
                     for step in 0..STEPS {
-                        let w = I::load_b(tile.add(SCALES + (block * STEPS + step) * LANES * 4));
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            *acc = I::dot_words(*acc, w, *x.add(m * to_token + step * to_step));
+                        let at = SCALES + (block * STEPS + step) * LANES * 4;
+                        let mut w = [I::splat_b(0); S];
+                        for (w, tile) in w.iter_mut().zip(tiles) {
+                            *w = I::load_b(tile.add(at));
+                        }
+                        for m in 0..M {
+                            let x = *x.add(m * to_token + step * to_step);
+                            for (acc, w) in acc.iter_mut().zip(w) {
+                                acc[m] = I::dot_words(acc[m], w, x);
+                            }
                         }
                     }
                 }
-                for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
-                    let factor = I::splat(*x.scales.add(first * M + m));
-                    *sum = I::fma(I::to_float(acc), factor, *sum);
+                for (sums, acc) in sums.iter_mut().zip(acc) {
+                    for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
+                        let factor = I::splat(*x.scales.add(first * M + m));
+                        *sum = I::fma(I::to_float(acc), factor, *sum);
+                    }
                 }
             }
-            let scales = I::load(tile.cast());
-            let rows = LANES.min(self.tiles.rows() - strip * LANES);
-            for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
-                out.put::<I>(index * M + m, rows, I::mul(sum, scales));
+            for (s, sums) in sums.into_iter().enumerate() {
+                let scales = I::load(tiles[s].cast());
+                let rows = LANES.min(self.tiles.rows() - (first + s) * LANES);
+                let out = Output { begin: out.begin.add(s * LANES), ..out };
+                for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
+                    out.put::<I>(index * M + m, rows, I::mul(sum, scales));
+                }
             }
         }
     }

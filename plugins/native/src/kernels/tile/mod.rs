@@ -243,7 +243,7 @@ pub(crate) fn product(
     let mut quantized = Quantized::new(tokens, columns);
     let panel = match tiles.takes() {
         Takes::Words => word_panel_of(path, tokens, columns),
-        _ => panel_of(path, tokens),
+        _ => panel_of(tokens),
     };
     let panels = quantized.room().panels(panel, tokens, columns);
     for row in 0..panels.rows() {

@@ -342,9 +342,14 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
     unsafe fn run<I: Isa>(self) {
         // SAFETY: the caller's promise; the panel's width is what `panel_of` gives on this path.
         unsafe {
+            let strips = self.rows.div_ceil(LANES);
             for index in 0..self.x.count() {
-                with_panel!(I, self.x.panel, M => for strip in 0..self.rows.div_ceil(LANES) {
-                    self.panel::<I, M>(index, strip);
+                with_panel!(self.x.panel, M => if I::STRIPS == 2 && strips == 2 {
+                    self.panel::<I, 2, M>(index, 0);
+                } else {
+                    for strip in 0..strips {
+                        self.panel::<I, 1, M>(index, strip);
+                    }
                 });
             }
         }
@@ -352,48 +357,63 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
 }
 
 impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Shape<GROUPS, MINIMUMS>, RUN> {
-    /// A panel of `M` tokens times a strip.
+    /// A panel of `M` tokens times `S` strips from `first`.
     #[inline(always)]
-    unsafe fn panel<I: Isa, const M: usize>(&self, index: usize, strip: usize) {
+    unsafe fn panel<I: Isa, const S: usize, const M: usize>(&self, index: usize, first: usize) {
         let (x, steps) = (self.x.at(index), I::STEPS / GROUPS);
-        // SAFETY: the room holds the strip, the panel `M` tokens; `out` has room for the panel's tokens.
+        // SAFETY: the room holds the strips, the panel `M` tokens; `out` has room for the panel's tokens.
         unsafe {
-            let UnpackedStrip { codes, scales, minimums, sums: apart } = &self.room.strips[strip];
-            let (codes, scales, minimums) = (codes.as_ptr(), scales.as_ptr(), minimums.as_ptr());
+            let strips = self.room.strips.as_ptr().add(first);
             let offsets = self.room.offsets.as_ptr().add(index * M * x.columns / BLOCK * GROUPS);
             let strides = strides::<I>(I::STEPS, M);
-            let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
+            let out = Output { begin: self.out.begin.add(first * LANES), ..self.out };
             out.fetch(index * M..index * M + x.tokens);
-            let mut sums = [I::splat(0.0); M];
+            let mut codes = [std::ptr::null(); S];
+            for (s, codes) in codes.iter_mut().enumerate() {
+                *codes = (*strips.add(s)).codes.as_ptr();
+            }
+            let mut sums = [[I::splat(0.0); M]; S];
             for block in 0..x.columns / BLOCK {
                 for group in 0..GROUPS {
                     let at = block * GROUPS + group;
-                    let mut acc = [I::zero_i(); M];
+                    let mut acc = [[I::zero_i(); M]; S];
                     if !MINIMUMS {
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            *acc = I::splat_i(*offsets.add(at * M + m));
+                        for m in 0..M {
+                            let offset = I::splat_i(*offsets.add(at * M + m));
+                            for acc in &mut acc {
+                                acc[m] = offset;
+                            }
                         }
                     }
                     let x_codes = x.codes.cast::<i32>().add(block * M * I::STEPS + group * steps * strides.1);
-                    I::dots(&mut acc, codes.add(at * steps * 64), steps, x_codes, strides, RUN);
-                    let scale = I::load(scales.add(at * LANES));
-                    for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
-                        let factor = I::splat(*x.scales.add(block * M + m));
-                        *sum = I::fma(I::to_float(acc), I::mul(scale, factor), *sum);
+                    I::dots_of_strips(&mut acc, codes, steps, x_codes, strides, RUN);
+                    for codes in &mut codes {
+                        *codes = codes.add(steps * 64);
                     }
-                    if MINIMUMS {
-                        let minimum = I::load(minimums.add(at * LANES));
-                        for (m, sum) in sums.iter_mut().enumerate() {
-                            let offset = f32::from_bits(*offsets.add(at * M + m) as u32);
-                            *sum = I::fma(minimum, I::splat(offset), *sum);
+                    for (s, (sums, acc)) in sums.iter_mut().zip(acc).enumerate() {
+                        let scale = I::load((*strips.add(s)).scales.as_ptr().add(at * LANES));
+                        for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
+                            let factor = I::splat(*x.scales.add(block * M + m));
+                            *sum = I::fma(I::to_float(acc), I::mul(scale, factor), *sum);
+                        }
+                        if MINIMUMS {
+                            let minimum = I::load((*strips.add(s)).minimums.as_ptr().add(at * LANES));
+                            for (m, sum) in sums.iter_mut().enumerate() {
+                                let offset = f32::from_bits(*offsets.add(at * M + m) as u32);
+                                *sum = I::fma(minimum, I::splat(offset), *sum);
+                            }
                         }
                     }
                 }
             }
-            let rows = LANES.min(self.rows - strip * LANES);
-            for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
-                let token = index * M + m;
-                out.put::<I>(token, rows, I::add(sum, I::load(apart.as_ptr().add(token * LANES))));
+            for (s, sums) in sums.into_iter().enumerate() {
+                let rows = LANES.min(self.rows - (first + s) * LANES);
+                let out = Output { begin: out.begin.add(s * LANES), ..out };
+                let apart = (*strips.add(s)).sums.as_ptr();
+                for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
+                    let token = index * M + m;
+                    out.put::<I>(token, rows, I::add(sum, I::load(apart.add(token * LANES))));
+                }
             }
         }
     }

@@ -1,12 +1,12 @@
 //! Products of quantized activations with tiles.
 //!
 //! One token: codes are unpacked in registers and used at once, so that reading weights is all the work. More tokens: a few
-//! strips are unpacked once, to codes and float scales that stay in near caches, then multiplied by their outliers, and panel by
-//! panel by their codes. Integers are summed over a scale's columns, floats over all, and those of outliers by themselves, in the
+//! strips are unpacked once, to codes and float scales that stay in near caches, and multiplied panel by panel, by outliers and by
+//! codes. Integers are summed over a scale's columns, floats over all, and those of outliers by themselves, in the
 //! same order in both forms: a batch gives bit for bit what its tokens give one by one.
 
 use super::formats::{Format, with_format};
-use super::outliers::{Outliers, Products, weight};
+use super::outliers::{Outliers, Weights, weight};
 use super::{BLOCK, Place, Tiles, fetch_scales};
 use crate::kernels::activation::{Outlier, Panels, WIDEST_PANEL, strides, with_panel};
 use crate::kernels::float::Output;
@@ -30,8 +30,8 @@ pub(super) struct UnpackedStrip {
     pub(super) codes: Vec<u8>,
     pub(super) scales: Vec<f32>,
     pub(super) minimums: Vec<f32>,
-    /// What it gave with outliers, `[tokens][16]`.
-    pub(super) sums: Vec<f32>,
+    /// See [`Weights`].
+    pub(super) weights: Vec<f32>,
 }
 
 impl Unpacked {
@@ -42,7 +42,7 @@ impl Unpacked {
             codes: vec![0; blocks * BLOCK * LANES * 2 + 64],
             scales: vec![0.0; blocks * 2 * LANES],
             minimums: vec![0.0; blocks * 2 * LANES],
-            sums: vec![0.0; tokens * LANES],
+            weights: vec![0.0; (1 + columns) * LANES],
         };
         Self {
             strips: std::array::from_fn(|_| strip()),
@@ -124,13 +124,13 @@ unsafe fn unpacked<S, const RUN: usize>(
     out: Output,
 ) where
     for<'a> Strips<'a, S, RUN>: Kernel<Output = ()>,
-    for<'a> Products<'a, S>: Kernel<Output = ()>,
+    for<'a> Weights<'a, S>: Kernel<Output = ()>,
 {
     let shape = std::marker::PhantomData;
     // SAFETY: the caller's promise.
     unsafe {
         for strip in &mut room.strips[..rows.div_ceil(LANES)] {
-            isa::run(path, Products::<S> { strip, outliers: &room.outliers, tokens: x.tokens, zero, shape });
+            isa::run(path, Weights::<S> { strip, outliers: &room.outliers, zero, shape });
         }
         isa::run(path, Strips::<S, RUN> { room, x, rows, out, shape });
     }
@@ -372,6 +372,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Sha
             for (s, codes) in codes.iter_mut().enumerate() {
                 *codes = (*strips.add(s)).codes.as_ptr();
             }
+            let apart = self.room.outliers.products::<I, S, M>(index, strips);
             let mut sums = [[I::splat(0.0); M]; S];
             for block in 0..x.columns / BLOCK {
                 for group in 0..GROUPS {
@@ -409,10 +410,8 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Sha
             for (s, sums) in sums.into_iter().enumerate() {
                 let rows = LANES.min(self.rows - (first + s) * LANES);
                 let out = Output { begin: out.begin.add(s * LANES), ..out };
-                let apart = (*strips.add(s)).sums.as_ptr();
                 for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
-                    let token = index * M + m;
-                    out.put::<I>(token, rows, I::add(sum, I::load(apart.add(token * LANES))));
+                    out.put::<I>(index * M + m, rows, I::add(sum, apart[s][m]));
                 }
             }
         }

@@ -46,100 +46,152 @@ pub(super) unsafe fn weight<I: Isa>(
     }
 }
 
-/// The outliers of a batch, column by column.
+/// The outliers of a batch, panel by panel.
 pub(super) struct Outliers {
-    list: Vec<Entry>,
-    /// Columns that have any, and where those of each end in the list.
-    columns: Vec<(u32, usize)>,
-    /// For all columns, where the next of theirs goes.
-    next: Vec<usize>,
+    /// Columns that have any, in order.
+    columns: Vec<u32>,
+    /// Of every panel as many rows as its token with most outliers has: `[rows][tokens of a panel]`.
+    entries: Vec<Entry>,
+    /// Where the rows of each panel end.
+    ends: Vec<usize>,
+    /// For all columns that have any, their place among these, from 1.
+    places: Vec<u32>,
 }
 
-/// One token's outlier in a column.
+/// One token's outlier.
 #[derive(Clone, Copy)]
 struct Entry {
-    token: u32,
+    /// Of its column's weights in [`Weights`].
+    place: u32,
     value: f32,
 }
+
+/// What a token has that has fewer outliers than others of its panel: nothing times zero.
+const NONE: Entry = Entry { place: 0, value: 0.0 };
 
 impl Outliers {
     /// For up to so many columns and tokens.
     pub(super) fn new(columns: usize, tokens: usize) -> Self {
-        let most = most_outliers(columns) * tokens;
-        Self { list: Vec::with_capacity(most), columns: Vec::with_capacity(columns), next: vec![0; columns] }
+        Self {
+            columns: Vec::with_capacity(columns),
+            entries: Vec::with_capacity(most_outliers(columns) * tokens),
+            ends: Vec::with_capacity(tokens),
+            places: vec![0; columns],
+        }
     }
 
     /// Collects those of `x`.
     pub(super) fn find(&mut self, x: Panels) {
-        let next = &mut self.next[..x.columns];
-        next.fill(0);
-        each(x, |_, outlier| next[outlier.column as usize] += 1);
-        self.columns.clear();
+        let places = &mut self.places[..x.columns];
+        places.fill(0);
+        self.ends.clear();
         let mut end = 0;
-        for (column, next) in next.iter_mut().enumerate().filter(|(_, count)| **count > 0) {
-            (*next, end) = (end, end + *next);
-            self.columns.push((column as u32, end));
+        for index in 0..x.count() {
+            let mut rows = 0;
+            each(x, index, |_, row, outlier| {
+                places[outlier.column as usize] = 1;
+                rows = rows.max(row + 1);
+            });
+            end += rows * x.panel;
+            self.ends.push(end);
         }
-        self.list.clear();
-        self.list.resize(end, Entry { token: 0, value: 0.0 });
-        each(x, |token, outlier| {
-            let next = &mut next[outlier.column as usize];
-            self.list[*next] = Entry { token, value: outlier.value };
-            *next += 1;
-        });
+        self.columns.clear();
+        for (column, place) in places.iter_mut().enumerate().filter(|(_, place)| **place > 0) {
+            self.columns.push(column as u32);
+            *place = self.columns.len() as u32;
+        }
+        self.entries.clear();
+        self.entries.resize(end, NONE);
+        for index in 0..x.count() {
+            let of_panel = &mut self.entries[begin(&self.ends, index)..];
+            each(x, index, |token, row, outlier| {
+                let place = places[outlier.column as usize];
+                of_panel[row * x.panel + token] = Entry { place, value: outlier.value };
+            });
+        }
     }
-}
 
-/// Calls `f` with every outlier and its token.
-fn each(x: Panels, mut f: impl FnMut(u32, Outlier)) {
-    for index in 0..x.count() {
-        let panel = x.at(index);
-        for token in 0..panel.tokens {
-            let mut at = panel.outliers(token).cast_const();
-            // SAFETY: behind the last is one of no block.
-            unsafe {
-                while (*at).block() < x.columns / BLOCK {
-                    f((index * x.panel + token) as u32, *at);
-                    at = at.add(1);
+    /// Products of `M` tokens' outliers, those of the `index`th panel, with the weights of `S` strips.
+    ///
+    /// # Safety
+    /// The strips' weights are those of these outliers' columns, and panels have `M` tokens.
+    #[inline(always)]
+    pub(super) unsafe fn products<I: Isa, const S: usize, const M: usize>(
+        &self,
+        index: usize,
+        strips: *const UnpackedStrip,
+    ) -> [[I::F; M]; S] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut weights = [std::ptr::null(); S];
+            for (s, weights) in weights.iter_mut().enumerate() {
+                *weights = (*strips.add(s)).weights.as_ptr();
+            }
+            let mut sums = [[I::splat(0.0); M]; S];
+            for row in (begin(&self.ends, index)..*self.ends.get_unchecked(index)).step_by(M) {
+                for m in 0..M {
+                    let entry = *self.entries.get_unchecked(row + m);
+                    let value = I::splat(entry.value);
+                    for (sums, weights) in sums.iter_mut().zip(weights) {
+                        let w = I::load(weights.add(entry.place as usize * LANES));
+                        sums[m] = I::fma(value, w, sums[m]);
+                    }
                 }
             }
+            sums
         }
     }
 }
 
-/// An unpacked strip times all outliers, column by column, so that a weight is unpacked once for all tokens.
-pub(super) struct Products<'a, S> {
+/// Where what ends at each of `ends` begins.
+fn begin(ends: &[usize], index: usize) -> usize {
+    index.checked_sub(1).map_or(0, |before| ends[before])
+}
+
+/// Calls `f` with every outlier of a panel, its token and its number among that token's.
+fn each(x: Panels, index: usize, mut f: impl FnMut(usize, usize, Outlier)) {
+    let panel = x.at(index);
+    for token in 0..panel.tokens {
+        let outliers = panel.outliers(token).cast_const();
+        for row in 0.. {
+            // SAFETY: behind the last is one of no block.
+            let outlier = unsafe { *outliers.add(row) };
+            if outlier.block() >= x.columns / BLOCK {
+                break;
+            }
+            f(token, row, outlier);
+        }
+    }
+}
+
+/// Unpacks an unpacked strip's weights in the columns that have outliers to floats, behind sixteen zeros.
+pub(super) struct Weights<'a, S> {
     pub(super) strip: &'a mut UnpackedStrip,
     pub(super) outliers: &'a Outliers,
-    pub(super) tokens: usize,
     /// The code that means nothing.
     pub(super) zero: i32,
     pub(super) shape: std::marker::PhantomData<S>,
 }
 
-impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Products<'_, Shape<GROUPS, MINIMUMS>> {
+impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Weights<'_, Shape<GROUPS, MINIMUMS>> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let UnpackedStrip { codes, scales, minimums, sums } = self.strip;
-        let Outliers { list, columns, .. } = self.outliers;
-        sums[..self.tokens * LANES].fill(0.0);
-        let mut begin = 0;
-        // SAFETY: the strip has all columns of the list, and sums for all tokens.
+        let UnpackedStrip { codes, scales, minimums, weights } = self.strip;
+        // SAFETY: the strip has all columns of the list, and room for their weights.
         unsafe {
-            for &(column, end) in columns {
+            let mut to = weights.as_mut_ptr();
+            I::store(to, I::splat(0.0));
+            for &column in &self.outliers.columns {
                 let outlier = Outlier { column, value: 0.0 };
                 let block = outlier.block();
                 let at = (block * GROUPS + outlier.group(GROUPS)) * LANES;
                 let codes = I::load_codes(codes.as_ptr().add(block * I::STEPS * 64), outlier.step());
                 let minimum = MINIMUMS.then(|| I::load(minimums.as_ptr().add(at)));
                 let w = weight::<I>(codes, outlier, self.zero, I::load(scales.as_ptr().add(at)), minimum);
-                for entry in list.get_unchecked(begin..end) {
-                    let sum = sums.as_mut_ptr().add(entry.token as usize * LANES);
-                    I::store(sum, I::fma(I::splat(entry.value), w, I::load(sum)));
-                }
-                begin = end;
+                to = to.add(LANES);
+                I::store(to, w);
             }
         }
     }

@@ -22,7 +22,7 @@
 
 use super::isa::{self, Isa, Kernel, LANES, Path};
 use super::tile::BLOCK;
-use super::{LINE, at_line};
+use crate::memory::Aligned;
 
 /// A number is set apart if its magnitude is more than so many times the largest of a usual block of its row.
 const OUTLYING: f32 = 1.5;
@@ -125,7 +125,7 @@ pub(crate) fn most_outliers(columns: usize) -> usize {
 
 /// Room for quantized rows: enough for a number of tokens and columns, used for any fewer.
 pub(crate) struct Quantized {
-    codes: Vec<u32>,
+    codes: Aligned<u32>,
     scales: Vec<f32>,
     sums: Vec<i32>,
     outliers: Vec<Outlier>,
@@ -165,7 +165,7 @@ impl Quantized {
         let rows = tokens.next_multiple_of(WIDEST_PANEL).max(tokens.next_multiple_of(TILED_PANEL));
         let blocks = rows * columns.div_ceil(BLOCK);
         Self {
-            codes: vec![0; blocks * BLOCK / 2 + LINE / 4],
+            codes: Aligned::zeroed(blocks * BLOCK / 2),
             scales: vec![0.0; blocks],
             sums: vec![0; blocks * 2],
             outliers: vec![Outlier::NONE; blocks * (most_outliers(BLOCK) + 1)],
@@ -175,7 +175,7 @@ impl Quantized {
     /// The room, to be shared.
     pub(crate) fn room(&mut self) -> Room {
         Room {
-            codes: at_line(self.codes.as_mut_ptr()),
+            codes: self.codes.as_mut_ptr(),
             scales: self.scales.as_mut_ptr(),
             sums: self.sums.as_mut_ptr(),
             outliers: self.outliers.as_mut_ptr(),

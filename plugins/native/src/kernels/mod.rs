@@ -25,11 +25,6 @@ pub(crate) use isa::{LANES, Path};
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// Where the first cache line of a room begins, which is longer than it has to be by one.
-pub(crate) fn at_line<T>(room: *mut T) -> *mut T {
-    room.wrapping_add(room.align_offset(LINE))
-}
-
 /// How far ahead of a read the caches are asked for what follows. Of 1 to 16 KiB, two to four did best on Zen 5.
 const AHEAD: usize = 4096;
 

@@ -19,6 +19,7 @@ use crate::kernels::tile::Takes;
 use crate::kernels::tile::fixed::Apart;
 use crate::kernels::tile::multiply::Unpacked;
 use crate::kernels::{LANES, Path};
+use crate::memory::Aligned;
 use crate::observer::Observer;
 use crate::profile::Clock;
 use crate::threads::{Member, Pool, Shares};
@@ -111,7 +112,7 @@ pub(crate) struct Engine {
     path: Path,
     /// Most tokens of one run.
     chunk: usize,
-    buffers: Vec<Vec<f32>>,
+    buffers: Vec<Aligned<f32>>,
     scratch: Vec<Scratch>,
     rotations: Vec<Rotation>,
     codes: Quantized,
@@ -144,7 +145,7 @@ impl Engine {
                 .buffers
                 .iter()
                 .enumerate()
-                .map(|(i, buffer)| if external(i) { Vec::new() } else { vec![0.0; buffer.width * chunk] })
+                .map(|(i, buffer)| Aligned::zeroed(if external(i) { 0 } else { buffer.width * chunk }))
                 .collect(),
             scratch: (0..pool.threads())
                 .map(|_| Scratch {
@@ -229,7 +230,7 @@ impl Engine {
         let result = self.program.result;
         let Pointers(pointers) = &mut self.pointers;
         pointers.clear();
-        pointers.extend(self.buffers.iter_mut().map(Vec::as_mut_ptr));
+        pointers.extend(self.buffers.iter_mut().map(|buffer| buffer.as_mut_ptr()));
         if result.domain == Domain::Outputs {
             pointers[result.index] = out.as_mut_ptr();
         }

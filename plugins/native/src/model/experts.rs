@@ -10,6 +10,7 @@ use super::step::{Experts, Step};
 use crate::kernels::LANES;
 use crate::kernels::float::Rows;
 use crate::kernels::rows::{self, Binary};
+use crate::memory::Aligned;
 use crate::threads::{Member, Shares};
 
 /// One token's use of one expert.
@@ -47,9 +48,9 @@ impl RoutePlan {
 /// Buffers for the rows of all chosen experts.
 pub(crate) struct ExpertRoom {
     plan: Vec<RoutePlan>,
-    x: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    x: Aligned<f32>,
+    gate: Aligned<f32>,
+    up: Aligned<f32>,
 }
 
 /// The same, as threads share it.
@@ -72,9 +73,9 @@ impl ExpertRoom {
         let width = mixtures.map(|e| e.width).max()?;
         Some(Self {
             plan: vec![RoutePlan::default()],
-            x: vec![0.0; slots * hidden],
-            gate: vec![0.0; slots * width],
-            up: vec![0.0; slots * width],
+            x: Aligned::zeroed(slots * hidden),
+            gate: Aligned::zeroed(slots * width),
+            up: Aligned::zeroed(slots * width),
         })
     }
 

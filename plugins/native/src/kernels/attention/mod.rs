@@ -8,6 +8,7 @@
 mod words;
 
 use super::isa::{self, Isa, Kernel, LANES, Path};
+use crate::memory::Aligned;
 pub(crate) use words::{put_key, put_value};
 
 /// Positions per page: as many as a validity mask has bits.
@@ -112,8 +113,8 @@ pub(crate) struct Query {
 
 /// Room for one block of queries. One per thread.
 pub(crate) struct Scratch {
-    scores: Vec<f32>,
-    sums: Vec<f32>,
+    scores: Aligned<f32>,
+    sums: Aligned<f32>,
     stride: usize,
     codes: words::Codes,
 }
@@ -123,8 +124,8 @@ impl Scratch {
     pub(crate) fn new(key_width: usize, value_width: usize) -> Self {
         let stride = value_width.next_multiple_of(LANES);
         Self {
-            scores: vec![0.0; QUERIES * PAGE],
-            sums: vec![0.0; QUERIES * stride],
+            scores: Aligned::zeroed(QUERIES * PAGE),
+            sums: Aligned::zeroed(QUERIES * stride),
             stride,
             codes: words::Codes::new(key_width),
         }

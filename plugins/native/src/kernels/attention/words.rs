@@ -14,6 +14,7 @@
 use super::{Attend, LANES, PAGE, PageOfHead, QUERIES, VECTORS};
 use crate::kernels::isa::Isa;
 use crate::kernels::rows::nearest;
+use crate::memory::Aligned;
 
 /// Largest magnitude of a code of a key or a value.
 const LIMIT: f32 = 8191.0;
@@ -53,15 +54,15 @@ const fn place(index: usize, apart: usize) -> usize {
 /// Codes of one block of queries.
 pub(super) struct Codes {
     /// One query, with zeros behind.
-    query: Vec<f32>,
+    query: Aligned<f32>,
     /// `[queries][width]`, in pairs.
-    queries: Vec<u32>,
+    queries: Aligned<u32>,
     /// Words of a query.
     width: usize,
     /// What products with a query's codes, times a key's scale, are scores by.
     scales: [f32; QUERIES],
     /// `[queries][slots]`, in pairs.
-    weights: Vec<u32>,
+    weights: Aligned<u32>,
     weight_scales: [f32; QUERIES],
 }
 
@@ -69,11 +70,11 @@ impl Codes {
     pub(super) fn new(key_width: usize) -> Self {
         let width = key_width.next_multiple_of(COLUMNS) / 2;
         Self {
-            query: vec![0.0; 2 * width],
-            queries: vec![0; QUERIES * width],
+            query: Aligned::zeroed(2 * width),
+            queries: Aligned::zeroed(QUERIES * width),
             width,
             scales: [0.0; QUERIES],
-            weights: vec![0; QUERIES * SLOTS],
+            weights: Aligned::zeroed(QUERIES * SLOTS),
             weight_scales: [0.0; QUERIES],
         }
     }

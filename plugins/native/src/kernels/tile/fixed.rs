@@ -20,7 +20,8 @@ use crate::kernels::activation::{Panels, TILED_PANEL, WIDE_PANEL, WORD_BLOCKS, s
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::rows::{self, nearest};
-use crate::kernels::{LANES, LINE, fetch_ahead};
+use crate::kernels::{LANES, fetch_ahead};
+use crate::memory::Aligned;
 
 /// Largest magnitude of a code.
 const LIMIT: f32 = 8191.0;
@@ -32,8 +33,8 @@ const STEPS: usize = BLOCK / 2;
 /// One thread's room for what tiles of AMX take and give: a strip whose words are taken apart, and sums.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // where there are no tiles
 pub(crate) struct Apart {
-    pub(super) planes: Vec<u8>,
-    pub(super) sums: Vec<i32>,
+    pub(super) planes: Aligned<u8>,
+    pub(super) sums: Aligned<i32>,
 }
 
 impl Apart {
@@ -41,7 +42,7 @@ impl Apart {
     pub(crate) fn new(columns: usize) -> Self {
         // Two times three tiles of sums: those that are being written, and those that are read meanwhile.
         let sums = 2 * 3 * LANES * TILED_PANEL;
-        Self { planes: vec![0; columns * LANES * 2 + LINE], sums: vec![0; sums + LINE / 4] }
+        Self { planes: Aligned::zeroed(columns * LANES * 2), sums: Aligned::zeroed(sums) }
     }
 }
 

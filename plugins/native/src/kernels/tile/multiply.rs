@@ -12,6 +12,7 @@ use crate::kernels::activation::{Outlier, Panels, WIDEST_PANEL, strides, with_pa
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::{LANES, fetch_ahead};
+use crate::memory::Aligned;
 
 /// Strips that are unpacked together: so many lines of a token's output are written one after another, each of which alone would
 /// be a page away from the next token's.
@@ -27,11 +28,11 @@ pub(crate) struct Unpacked {
 
 /// A strip, unpacked.
 pub(super) struct UnpackedStrip {
-    pub(super) codes: Vec<u8>,
-    pub(super) scales: Vec<f32>,
-    pub(super) minimums: Vec<f32>,
+    pub(super) codes: Aligned<u8>,
+    pub(super) scales: Aligned<f32>,
+    pub(super) minimums: Aligned<f32>,
     /// See [`Weights`].
-    pub(super) weights: Vec<f32>,
+    pub(super) weights: Aligned<f32>,
 }
 
 impl Unpacked {
@@ -39,10 +40,10 @@ impl Unpacked {
     pub(crate) fn new(columns: usize, tokens: usize) -> Self {
         let (blocks, tokens) = (columns.div_ceil(BLOCK), tokens.next_multiple_of(WIDEST_PANEL));
         let strip = || UnpackedStrip {
-            codes: vec![0; blocks * BLOCK * LANES * 2 + 64],
-            scales: vec![0.0; blocks * 2 * LANES],
-            minimums: vec![0.0; blocks * 2 * LANES],
-            weights: vec![0.0; (1 + columns) * LANES],
+            codes: Aligned::zeroed(blocks * BLOCK * LANES * 2),
+            scales: Aligned::zeroed(blocks * 2 * LANES),
+            minimums: Aligned::zeroed(blocks * 2 * LANES),
+            weights: Aligned::zeroed((1 + columns) * LANES),
         };
         Self {
             strips: std::array::from_fn(|_| strip()),

@@ -7,11 +7,11 @@
 //! their speed while tiles work, takes as long as their own products.)
 
 use super::{BLOCK, Tiles, fixed};
+use crate::kernels::LANES;
 use crate::kernels::activation::{Panels, TILED_PANEL, WORD_BLOCKS};
 use crate::kernels::float::Output;
 use crate::kernels::isa::TileKernel;
 use crate::kernels::isa::amx::{self, Configured, ROW, ROWS, Tiled};
-use crate::kernels::{LANES, at_line};
 
 /// Bytes of a tile.
 const TILE: usize = ROWS * ROW;
@@ -47,7 +47,7 @@ impl Fixed<'_> {
     #[inline(always)]
     unsafe fn unpack<I: Tiled>(&mut self, strip: usize) {
         let tile = self.tiles.strip(strip)[fixed::SCALES..].as_ptr();
-        let to = at_line(self.room.planes.as_mut_ptr());
+        let to = self.room.planes.as_mut_ptr();
         // SAFETY: the strip holds `columns` columns; the room is for as many.
         unsafe {
             for four in 0..self.x.columns / 4 {
@@ -65,8 +65,8 @@ impl Fixed<'_> {
     unsafe fn panel<I: Tiled>(&mut self, strip: usize, index: usize) {
         let x = self.x.at(index);
         let count = x.columns / BLOCK / WORD_BLOCKS;
-        let planes = at_line(self.room.planes.as_mut_ptr()).cast_const();
-        let sums_of_tiles = at_line(self.room.sums.as_mut_ptr());
+        let planes = self.room.planes.as_ptr();
+        let sums_of_tiles = self.room.sums.as_mut_ptr();
         // SAFETY: the room holds the strip, the panel its tokens; `out` has room for these.
         unsafe {
             let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };

@@ -10,10 +10,11 @@ use crate::threads::Member;
 
 impl Frame<'_> {
     pub(super) fn attention(&self, attention: &Attention, member: Member<'_>, scratch: &mut Scratch) {
-        let Attention { k, v, layer, heads, kv_heads, .. } = *attention;
+        let Attention { q, k, v, layer, heads, kv_heads, .. } = *attention;
         let shape = self.cache.layer(layer);
-        for item in member.share(self.runs.len() * kv_heads, 1) {
-            let (run, head) = (&self.runs[item / kv_heads], item % kv_heads);
+        let runs = self.runs(k.domain);
+        for item in member.share(runs.len() * kv_heads, 1) {
+            let (run, head) = (&runs[item / kv_heads], item % kv_heads);
             for t in run.begin..run.begin + run.len {
                 // SAFETY: each token's slot of each head is one thread's; keys and values are only read here.
                 unsafe {
@@ -29,7 +30,7 @@ impl Frame<'_> {
         member.barrier();
         let sinks = self.vector(attention.sinks);
         let group = heads / kv_heads;
-        for (number, run) in self.runs.iter().enumerate() {
+        for (number, run) in self.runs(q.domain).iter().enumerate() {
             // Threads take turns at shares of heads, which may differ by one.
             let share = member.turned(number).share(heads, 1);
             let mut head = share.start;
@@ -42,7 +43,7 @@ impl Frame<'_> {
         }
     }
 
-    /// Attends for all tokens of a run in some heads that share keys; at most [`QUERIES`] queries.
+    /// Attends for all rows of a run in some heads that share keys; at most [`QUERIES`] queries.
     fn attend(
         &self,
         attention: &Attention,
@@ -56,19 +57,20 @@ impl Frame<'_> {
         let nothing = Sight { from: 0, to: 0 };
         let unused = Query { q: std::ptr::null(), out: std::ptr::null_mut(), sight: nothing, sink: None };
         let mut queries = [unused; QUERIES];
-        let tokens = run.begin..run.begin + run.len;
-        let asked = heads.clone().flat_map(|head| tokens.clone().map(move |token| (head, token)));
+        let rows = run.begin..run.begin + run.len;
+        let asked = heads.clone().flat_map(|head| rows.clone().map(move |row| (head, row)));
         let (mut from, mut to) = (u32::MAX, 0);
-        for (query, (head, token)) in queries.iter_mut().zip(asked) {
+        for (query, (head, row)) in queries.iter_mut().zip(asked) {
             if let Some(rotate) = &attention.rotate_q {
                 // SAFETY: each head of each row is one thread's.
-                unsafe { self.rotate(rotate, q, token, head) };
+                unsafe { self.rotate(rotate, q, row, head) };
             }
-            let sight = sees(self.tokens[token].position, attention.window, attention.causal);
+            let token = self.tokens[self.token(q.domain, row)];
+            let sight = sees(token.position, attention.window, attention.causal);
             (from, to) = (from.min(sight.from), to.max(sight.to));
             *query = Query {
-                q: self.begin(q).wrapping_add(token * q.width + head * shape.key_width),
-                out: self.begin(out).wrapping_add(token * out.width + head * shape.value_width),
+                q: self.begin(q).wrapping_add(row * q.width + head * shape.key_width),
+                out: self.begin(out).wrapping_add(row * out.width + head * shape.value_width),
                 sight,
                 sink: sinks.map(|sinks| sinks[head]),
             };

@@ -7,7 +7,7 @@ use drophammer_sdk::profile::Arithmetic;
 use super::attend::sees;
 use super::execute::{Frame, Program};
 use super::record::MatrixRef;
-use super::step::{Domain, Experts, Step};
+use super::step::{Experts, Step};
 use crate::kernels::attention::PAGE;
 use crate::kernels::tile::Takes;
 
@@ -72,9 +72,10 @@ impl Frame<'_> {
                 let position = (shape.bytes(self.cache.stored()) / PAGE) as u64;
                 let last = self.tokens.iter().map(|token| token.position).max().unwrap_or(0);
                 let mut cost = Cost::default();
-                for run in self.runs {
+                for run in self.runs(attention.q.domain) {
                     let mut longest = 0;
-                    for token in &self.tokens[run.begin..run.begin + run.len] {
+                    for row in run.begin..run.begin + run.len {
+                        let token = self.tokens[self.token(attention.q.domain, row)];
                         let sight = sees(token.position, attention.window, attention.causal);
                         let seen = u64::from(sight.to.min(last) - sight.from + 1);
                         cost.operations += 2 * attention.heads as u64 * width * seen;
@@ -98,7 +99,7 @@ impl Frame<'_> {
 
     /// As if no two tokens shared an expert, while there are enough.
     fn experts_cost(&self, experts: &Experts) -> Cost {
-        let tokens = self.rows(Domain::Tokens);
+        let tokens = self.rows(experts.x.domain);
         let uses = tokens * experts.routing.used as usize;
         let used = uses.min(experts.gate.len());
         let one = [&experts.gate, &experts.up, &experts.down]

@@ -42,12 +42,22 @@ pub(crate) struct Token {
     pub(crate) sequence: u32,
 }
 
-/// Neighbouring tokens of one sequence whose queries are worked on together.
+/// Neighbouring rows, of tokens of one sequence, whose queries are worked on together.
 #[derive(Clone, Copy)]
 pub(super) struct Run {
     pub(super) begin: usize,
     pub(super) len: usize,
     pub(super) sequence: u32,
+}
+
+fn find_runs<'a>(tokens: impl IntoIterator<Item = &'a Token>, runs: &mut Vec<Run>) {
+    runs.clear();
+    for (row, token) in tokens.into_iter().enumerate() {
+        match runs.last_mut() {
+            Some(run) if run.sequence == token.sequence && run.len < QUERIES => run.len += 1,
+            _ => runs.push(Run { begin: row, len: 1, sequence: token.sequence }),
+        }
+    }
 }
 
 /// Sines and cosines of this batch's positions.
@@ -120,6 +130,9 @@ pub(crate) struct Engine {
     experts: Option<ExpertRoom>,
     places: Vec<Place>,
     runs: Vec<Run>,
+    /// Tokens of [`Domain::Late`], and the same in runs.
+    late: Vec<u32>,
+    late_runs: Vec<Run>,
     pointers: Pointers,
     /// Whoever counts what matrices are multiplied with.
     pub(crate) observer: Option<Arc<Observer>>,
@@ -180,6 +193,8 @@ impl Engine {
             experts: ExpertRoom::for_steps(&program.steps, chunk),
             places: Vec::with_capacity(chunk),
             runs: Vec::with_capacity(chunk),
+            late: Vec::with_capacity(chunk),
+            late_runs: Vec::with_capacity(chunk),
             pointers: Pointers(Vec::with_capacity(program.buffers.len())),
             observer: None,
             clock: None,
@@ -217,13 +232,14 @@ impl Engine {
             let place = self.cache.reserve(token.sequence, token.position);
             self.places.push(place);
         }
-        self.runs.clear();
-        for (t, token) in tokens.iter().enumerate() {
-            match self.runs.last_mut() {
-                Some(run) if run.sequence == token.sequence && run.len < QUERIES => run.len += 1,
-                _ => self.runs.push(Run { begin: t, len: 1, sequence: token.sequence }),
-            }
+        self.late.clear();
+        if self.observer.is_some() {
+            self.late.extend(0..tokens.len() as u32);
+        } else {
+            self.late.extend(outputs);
         }
+        find_runs(tokens, &mut self.runs);
+        find_runs(self.late.iter().map(|&t| &tokens[t as usize]), &mut self.late_runs);
         for rotation in &mut self.rotations {
             rotation.prepare(tokens);
         }
@@ -242,6 +258,8 @@ impl Engine {
             outputs,
             places: &self.places,
             runs: &self.runs,
+            late: &self.late,
+            late_runs: &self.late_runs,
             rotations: &self.rotations,
             codes: self.codes.room(),
             words: self.words.room(),
@@ -288,7 +306,9 @@ pub(super) struct Frame<'a> {
     pub(super) tokens: &'a [Token],
     pub(super) outputs: &'a [u32],
     pub(super) places: &'a [Place],
-    pub(super) runs: &'a [Run],
+    runs: &'a [Run],
+    late: &'a [u32],
+    late_runs: &'a [Run],
     pub(super) rotations: &'a [Rotation],
     pub(super) codes: Room,
     pub(super) words: Room,
@@ -301,7 +321,26 @@ impl Frame<'_> {
     pub(super) fn rows(&self, domain: Domain) -> usize {
         match domain {
             Domain::Tokens => self.tokens.len(),
+            Domain::Late => self.late.len(),
             Domain::Outputs => self.outputs.len(),
+        }
+    }
+
+    /// The token that a row belongs to.
+    pub(super) fn token(&self, domain: Domain, row: usize) -> usize {
+        match domain {
+            Domain::Tokens => row,
+            Domain::Late => self.late[row] as usize,
+            Domain::Outputs => self.outputs[row] as usize,
+        }
+    }
+
+    /// Rows in runs. Outputs have none: attention comes before.
+    pub(super) fn runs(&self, domain: Domain) -> &[Run] {
+        match domain {
+            Domain::Tokens => self.runs,
+            Domain::Late => self.late_runs,
+            Domain::Outputs => &[],
         }
     }
 
@@ -348,7 +387,7 @@ impl Frame<'_> {
                 }
             }
             Step::Rope(rotate) => {
-                for part in member.share(self.tokens.len() * rotate.heads, 1) {
+                for part in member.share(self.rows(rotate.x.domain) * rotate.heads, 1) {
                     // SAFETY: each head of each row is one thread's.
                     unsafe { self.rotate(rotate, rotate.x, part / rotate.heads, part % rotate.heads) };
                 }
@@ -391,10 +430,14 @@ impl Frame<'_> {
             }
             Step::Experts(experts) => self.mixture(experts, member, scratch),
             Step::Wanted { x, out } => {
-                for row in member.share(self.outputs.len(), 1) {
+                let rows = self.rows(out.domain);
+                // The rows of `x` are those of `out` or those of all tokens.
+                let same = self.rows(x.domain) == rows;
+                for row in member.share(rows, 1) {
+                    let from = if same { row } else { self.token(out.domain, row) };
                     // SAFETY: each row is one thread's.
                     unsafe {
-                        let from = self.read(*x, self.outputs[row] as usize * x.width, x.width);
+                        let from = self.read(*x, from * x.width, x.width);
                         self.write(*out, row * x.width, x.width).copy_from_slice(from);
                     }
                 }
@@ -420,13 +463,13 @@ impl Frame<'_> {
         }
     }
 
-    /// Rotates one head of one token.
+    /// Rotates one head of one row.
     ///
     /// # Safety
     /// No other thread uses it before the next barrier.
-    pub(super) unsafe fn rotate(&self, rotate: &Rotate, x: Value, token: usize, head: usize) {
-        let (cos, sin) = self.rotations[rotate.table].of(token);
-        let begin = token * x.width + head * rotate.head_width() + rotate.start;
+    pub(super) unsafe fn rotate(&self, rotate: &Rotate, x: Value, row: usize, head: usize) {
+        let (cos, sin) = self.rotations[rotate.table].of(self.token(x.domain, row));
+        let begin = row * x.width + head * rotate.head_width() + rotate.start;
         // SAFETY: the caller's promise.
         let head = unsafe { self.write(x, begin, 2 * cos.len()) };
         rotate_head(self.path, rotate.layout, head, cos, sin);

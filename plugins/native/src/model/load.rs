@@ -13,6 +13,7 @@ use drophammer_models::{Checkpoint, Error, build_decoder, build_encoder};
 use super::execute::Program;
 use super::fuse::fuse;
 use super::matrix::Matrix;
+use super::narrow::narrow;
 use super::record::{MatrixRef, Recorder, VectorRef};
 use super::shelf::{Name, Shelf};
 use super::step::{Step, assign_buffers};
@@ -55,7 +56,7 @@ pub(crate) fn load(checkpoint: &Arc<Checkpoint>, fast: Option<Fast<'_>>) -> Resu
         what: unsupported.0,
     })?;
     let Recorder { steps, matrices, vectors, ropes, caches, .. } = recorder;
-    let (mut steps, result) = fuse(steps, result);
+    let (mut steps, result) = fuse(narrow(steps, result), result);
     let (buffers, result) = assign_buffers(&mut steps, result);
     let mut held: Vec<Matrix> =
         matrices.iter().map(|reference| matrix_of(checkpoint, reference)).collect::<Result<_, _>>()?;

@@ -1,6 +1,6 @@
 //! A model ready to run.
 //!
-//! [`record`] turns an architecture into [`step`]s once and [`fuse`] joins them; [`load`] does that for a checkpoint, whose
+//! [`record`] turns an architecture into [`step`]s once, [`narrow`] leaves out rows that nobody reads and [`fuse`] joins them; [`load`] does that for a checkpoint, whose
 //! weights [`matrix`] holds and, laid out, [`shelf`] keeps. [`execute`] runs the steps on all threads; [`products`], [`attend`] and [`experts`] are the
 //! larger ones; [`cost`] says what each has to read and to
 //! compute.
@@ -12,6 +12,7 @@ mod experts;
 mod fuse;
 pub(crate) mod load;
 pub(crate) mod matrix;
+mod narrow;
 mod products;
 pub(crate) mod record;
 pub(crate) mod shelf;

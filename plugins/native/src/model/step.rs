@@ -12,6 +12,8 @@ use crate::kernels::rows::{Binary, Unary};
 pub(crate) enum Domain {
     /// One per token of the batch.
     Tokens,
+    /// One per token that an output is wanted of; while somebody counts what matrices are multiplied with, one per token.
+    Late,
     /// One per output the caller wants.
     Outputs,
 }
@@ -105,7 +107,7 @@ pub(crate) enum Step {
         out: Value,
     },
     Experts(Experts),
-    /// Keeps the rows that the caller wants.
+    /// Keeps the rows that are in the domain of `out`.
     Wanted {
         x: Value,
         out: Value,

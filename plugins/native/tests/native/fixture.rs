@@ -74,12 +74,17 @@ pub(crate) fn reference(directory: &Path) -> (Vec<Vec<u32>>, Vec<f32>) {
 
 /// Every token's outputs, all sequences in one batch.
 pub(crate) fn forward(session: &mut dyn Session, rows: &[Vec<u32>]) -> Vec<f32> {
+    let outputs: Vec<u32> = (0..rows.iter().map(Vec::len).sum::<usize>() as u32).collect();
+    forward_wanted(session, rows, &outputs)
+}
+
+/// The outputs of some tokens, all sequences in one batch.
+pub(crate) fn forward_wanted(session: &mut dyn Session, rows: &[Vec<u32>], outputs: &[u32]) -> Vec<f32> {
     let tokens: Vec<u32> = rows.concat();
     let positions: Vec<u32> = rows.iter().flat_map(|row| 0..row.len() as u32).collect();
     let sequences: Vec<u32> = rows.iter().zip(0..).flat_map(|(row, s)| vec![s; row.len()]).collect();
-    let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
-    let mut out = vec![f32::NAN; tokens.len() * session.limits().output_width as usize];
-    let batch = Batch { tokens: &tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
+    let mut out = vec![f32::NAN; outputs.len() * session.limits().output_width as usize];
+    let batch = Batch { tokens: &tokens, positions: &positions, sequences: &sequences, outputs };
     session.forward(batch, &mut out).unwrap();
     out
 }

@@ -10,3 +10,4 @@ mod kept;
 mod reference;
 mod sessions;
 mod simd;
+mod wanted;

@@ -19,6 +19,9 @@ use crate::threads::Member;
 /// Up to so many tokens rows of weights are multiplied one by one; beyond it pays to lay them in strips.
 const FEW_TOKENS: usize = 3;
 
+/// Strips of both halves after which rows are gated, of more than a few tokens: what was written is still in a near cache then.
+const GATED_STRIPS: usize = 8;
+
 /// With at least so many tokens for each, threads share tokens, not rows of weights: what a thread quantizes, reads and writes then
 /// stays in its core's caches, which is worth more than unpacking weights in one place.
 const OWN_TOKENS: usize = 96;
@@ -53,6 +56,14 @@ impl Work<'_> {
             ..self
         }
     }
+}
+
+/// Two products that become one, in the place of the first.
+struct Gates {
+    gating: Gating,
+    gate: Value,
+    up: Value,
+    tokens: Range<usize>,
 }
 
 impl Frame<'_> {
@@ -131,32 +142,48 @@ impl Frame<'_> {
                 accumulate: product.accumulate,
             }
         });
-        let rows = products[0].out.width;
-        let (mut my_tokens, mut my_strips) = (0..tokens, 0..rows.div_ceil(LANES));
-        if share_tokens {
-            my_tokens = member.share(tokens, panel);
-            for work in work {
-                let strips = 0..work.matrix.rows.div_ceil(LANES);
-                self.strips(&work.of_tokens(&my_tokens), strips, scratch);
-            }
-        } else if gating.is_none() {
-            self.multiply(work, member, scratch);
-        } else {
+        scratch.unpacked.forget();
+        let my_tokens = if share_tokens { member.share(tokens, panel) } else { 0..tokens };
+        let my_work = work.clone().map(|work| work.of_tokens(&my_tokens));
+        if let Some(gating) = gating {
             // Both halves' same rows are one thread's, which then gates them.
-            my_strips = member.share(my_strips.end, 1);
-            for work in work {
-                self.strips(&work, my_strips.clone(), scratch);
+            let all = products[0].out.width.div_ceil(LANES);
+            let strips = if share_tokens { 0..all } else { member.share(all, 1) };
+            let gates =
+                Gates { gating, gate: products[0].out, up: products[1].out, tokens: my_tokens.clone() };
+            self.gated(my_work, gates, strips, scratch);
+        } else if share_tokens {
+            for work in my_work {
+                let strips = 0..work.matrix.rows.div_ceil(LANES);
+                self.strips(&work, strips, scratch);
             }
+        } else {
+            self.multiply(work, member, scratch);
         }
-        let Some(gating) = gating else { return };
-        let (gate, up) = (self.begin(products[0].out), self.begin(products[1].out));
-        let (begin, end) = (my_strips.start * LANES, (my_strips.end * LANES).min(rows));
-        for t in my_tokens.filter(|_| begin < end) {
-            let at = t * rows + begin;
-            // SAFETY: these rows of both halves are this thread's, for this token.
-            unsafe {
-                let (gate, up) = (gate.add(at), up.add(at));
-                rows::binary(self.path, Binary::Gated(gating), gate, up, gate, end - begin);
+    }
+
+    /// Both halves' products of some strips, gated.
+    fn gated<'w>(
+        &self,
+        work: impl Iterator<Item = Work<'w>> + Clone,
+        gates: Gates,
+        strips: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let Gates { gating, gate, up, tokens } = gates;
+        let rows = gate.width;
+        let group = if tokens.len() > FEW_TOKENS { GATED_STRIPS } else { strips.len().max(1) };
+        for first in strips.clone().step_by(group) {
+            let group = first..(first + group).min(strips.end);
+            for work in work.clone() {
+                self.strips(&work, group.clone(), scratch);
+            }
+            let (begin, end) = (group.start * LANES, (group.end * LANES).min(rows));
+            for t in tokens.clone() {
+                let at = |value: Value| self.begin(value).wrapping_add(t * rows + begin);
+                let (gate, up) = (at(gate), at(up));
+                // SAFETY: these rows of both halves are this thread's, for this token.
+                unsafe { rows::binary(self.path, Binary::Gated(gating), gate, up, gate, end - begin) };
             }
         }
     }

@@ -5,6 +5,8 @@
 //! codes. Integers are summed over a scale's columns, floats over all, and those of outliers by themselves, in the
 //! same order in both forms: a batch gives bit for bit what its tokens give one by one.
 
+use drophammer_formats::DType;
+
 use super::formats::{Format, with_format};
 use super::outliers::{Outliers, Weights, weight};
 use super::{BLOCK, Place, Tiles, fetch_scales};
@@ -24,6 +26,8 @@ pub(crate) struct Unpacked {
     /// For every 16 or 32 columns of every token: what the zero code or the minimum multiplies.
     offsets: Vec<i32>,
     pub(super) outliers: Outliers,
+    /// What offsets and outliers are of: the type of weights and where the activations lie.
+    ready: Option<(DType, usize)>,
 }
 
 /// A strip, unpacked.
@@ -49,15 +53,38 @@ impl Unpacked {
             strips: std::array::from_fn(|_| strip()),
             offsets: vec![0; blocks * 2 * tokens],
             outliers: Outliers::new(columns, tokens),
+            ready: None,
         }
+    }
+
+    /// To be called when activations have changed: what is known of them serves all products until then.
+    pub(crate) fn forget(&mut self) {
+        self.ready = None;
+    }
+
+    /// Finds the offsets and outliers of `x` for weights of a type.
+    ///
+    /// # Safety
+    /// `x` was quantized.
+    unsafe fn prepare<F: Format>(&mut self, dtype: DType, x: Panels, zero: i32) {
+        let place = x.codes.addr();
+        if self.ready == Some((dtype, place)) {
+            return;
+        }
+        if self.ready.is_none_or(|(_, known)| known != place) {
+            self.outliers.find(x);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { offsets::<F>(x, zero, self) };
+        self.ready = Some((dtype, place));
     }
 }
 
 /// Multiplies strips of a matrix: all tokens of `x`, rows of `strips`.
 ///
 /// # Safety
-/// `x` was quantized with as many columns as the tiles have; `out` has room for each token's rows of these strips, which no
-/// other thread uses meanwhile.
+/// `x` was quantized with as many columns as the tiles have, and `room` forgot what was there before; `out` has room for each token's
+/// rows of these strips, which no other thread uses meanwhile.
 pub(crate) unsafe fn multiply(
     path: Path,
     tiles: &Tiles,
@@ -88,11 +115,11 @@ unsafe fn multiply_as<F: Format>(
     unsafe {
         let zero = F::zero(path);
         if x.panel == 1 {
+            room.forget();
             let format = std::marker::PhantomData;
             return isa::run(path, One::<F> { tiles, x, strips, out, room, zero, format });
         }
-        offsets::<F>(x, zero, room);
-        room.outliers.find(x);
+        room.prepare::<F>(tiles.dtype(), x, zero);
         for first in strips.clone().step_by(TOGETHER) {
             let count = TOGETHER.min(strips.end - first);
             for (strip, room) in (first..first + count).zip(&mut room.strips) {
@@ -424,7 +451,6 @@ mod tests {
     use super::super::{product, tiles_of};
     use super::*;
     use crate::kernels::activation::rounded;
-    use drophammer_formats::DType;
 
     const TYPES: &[DType] = &[
         DType::Q4_0,

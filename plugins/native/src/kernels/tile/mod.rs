@@ -13,14 +13,15 @@
 //! comes in two to three times as fast as codes and scales apart. Codes and scales keep their width: a tile takes as many bytes
 //! as the file, give or take a few percent.
 //!
-//! [`formats`] says how each quantized type becomes tiles, [`multiply`] multiplies activations by them and [`outliers`] those
-//! that are set apart; [`fixed`] does both for halves and [`plain`] for plain floats, whose strips have numbers where quantized
+//! [`formats`] says how each quantized type becomes tiles, [`multiply`] multiplies activations of many tokens by them, [`one`] those of one
+//! token and [`outliers`] those that are set apart; [`fixed`] does both for halves and [`plain`] for plain floats, whose strips have numbers where quantized
 //! ones have codes.
 
 pub(crate) mod bits;
 pub(crate) mod fixed;
 pub(crate) mod formats;
 pub(crate) mod multiply;
+mod one;
 mod outliers;
 pub(crate) mod plain;
 #[cfg(target_arch = "x86_64")]

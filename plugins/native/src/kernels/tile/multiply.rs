@@ -18,7 +18,7 @@ use crate::memory::Aligned;
 
 /// Strips that are unpacked together: so many lines of a token's output are written one after another, each of which alone would
 /// be a page away from the next token's.
-const TOGETHER: usize = 2;
+pub(super) const TOGETHER: usize = 2;
 
 /// One thread's room for unpacked strips and what belongs to them.
 pub(crate) struct Unpacked {
@@ -26,6 +26,8 @@ pub(crate) struct Unpacked {
     /// For every 16 or 32 columns of every token: what the zero code or the minimum multiplies.
     pub(super) offsets: Vec<i32>,
     pub(super) outliers: Outliers,
+    /// Of all strips, see [`Weights`].
+    weights: Aligned<f32>,
     /// What offsets and outliers are of: the type of weights and where the activations lie.
     ready: Option<(DType, usize)>,
 }
@@ -35,8 +37,6 @@ pub(super) struct UnpackedStrip {
     pub(super) codes: Aligned<u8>,
     pub(super) scales: Aligned<f32>,
     pub(super) minimums: Aligned<f32>,
-    /// See [`Weights`].
-    pub(super) weights: Aligned<f32>,
 }
 
 impl Unpacked {
@@ -47,12 +47,12 @@ impl Unpacked {
             codes: Aligned::zeroed(blocks * BLOCK * LANES * 2),
             scales: Aligned::zeroed(blocks * 2 * LANES),
             minimums: Aligned::zeroed(blocks * 2 * LANES),
-            weights: Aligned::zeroed((1 + columns) * LANES),
         };
         Self {
             strips: std::array::from_fn(|_| strip()),
             offsets: vec![0; blocks * 2 * tokens],
             outliers: Outliers::new(columns, tokens),
+            weights: Aligned::zeroed((1 + columns) * TOGETHER * LANES),
             ready: None,
         }
     }
@@ -157,8 +157,9 @@ unsafe fn unpacked<S, const RUN: usize>(
     let shape = std::marker::PhantomData;
     // SAFETY: the caller's promise.
     unsafe {
-        for strip in &mut room.strips[..rows.div_ceil(LANES)] {
-            isa::run(path, Weights::<S> { strip, outliers: &room.outliers, zero, shape });
+        for (number, strip) in room.strips[..rows.div_ceil(LANES)].iter().enumerate() {
+            let to = &mut room.weights[number * LANES..];
+            isa::run(path, Weights::<S> { strip, to, outliers: &room.outliers, zero, shape });
         }
         isa::run(path, Strips::<S, RUN> { room, x, rows, out, shape });
     }
@@ -295,7 +296,8 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Sha
             for (s, codes) in codes.iter_mut().enumerate() {
                 *codes = (*strips.add(s)).codes.as_ptr();
             }
-            let apart = self.room.outliers.products::<I, S, M>(index, strips);
+            let weights = self.room.weights.as_ptr().add(first * LANES);
+            let apart = self.room.outliers.products::<I, S, M>(index, weights);
             let mut sums = [[I::splat(0.0); M]; S];
             for block in 0..x.columns / BLOCK {
                 for group in 0..GROUPS {

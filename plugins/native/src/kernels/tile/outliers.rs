@@ -1,7 +1,7 @@
 //! Products with the activations that were set apart: see [`activation`](crate::kernels::activation).
 
 use super::BLOCK;
-use super::multiply::{Shape, UnpackedStrip};
+use super::multiply::{Shape, TOGETHER, UnpackedStrip};
 use crate::kernels::LANES;
 use crate::kernels::activation::{Outlier, Panels, most_outliers};
 use crate::kernels::isa::{Isa, Kernel};
@@ -114,26 +114,23 @@ impl Outliers {
     /// Products of `M` tokens' outliers, those of the `index`th panel, with the weights of `S` strips.
     ///
     /// # Safety
-    /// The strips' weights are those of these outliers' columns, and panels have `M` tokens.
+    /// The weights, from the first of the strips on, are those of these outliers' columns, and panels have `M` tokens.
     #[inline(always)]
     pub(super) unsafe fn products<I: Isa, const S: usize, const M: usize>(
         &self,
         index: usize,
-        strips: *const UnpackedStrip,
+        weights: *const f32,
     ) -> [[I::F; M]; S] {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut weights = [std::ptr::null(); S];
-            for (s, weights) in weights.iter_mut().enumerate() {
-                *weights = (*strips.add(s)).weights.as_ptr();
-            }
             let mut sums = [[I::splat(0.0); M]; S];
             for row in (begin(&self.ends, index)..*self.ends.get_unchecked(index)).step_by(M) {
                 for m in 0..M {
                     let entry = *self.entries.get_unchecked(row + m);
                     let value = I::splat(entry.value);
-                    for (sums, weights) in sums.iter_mut().zip(weights) {
-                        let w = I::load(weights.add(entry.place as usize * LANES));
+                    let weights = weights.add(entry.place as usize * TOGETHER * LANES);
+                    for (s, sums) in sums.iter_mut().enumerate() {
+                        let w = I::load(weights.add(s * LANES));
                         sums[m] = I::fma(value, w, sums[m]);
                     }
                 }
@@ -164,9 +161,12 @@ fn each(x: Panels, index: usize, mut f: impl FnMut(usize, usize, Outlier)) {
     }
 }
 
-/// Unpacks an unpacked strip's weights in the columns that have outliers to floats, behind sixteen zeros.
+/// Unpacks an unpacked strip's weights in the columns that have outliers to floats, behind zeros: sixteen of each of [`TOGETHER`] strips
+/// side by side.
 pub(super) struct Weights<'a, S> {
-    pub(super) strip: &'a mut UnpackedStrip,
+    pub(super) strip: &'a UnpackedStrip,
+    /// Where the strip's begin.
+    pub(super) to: &'a mut [f32],
     pub(super) outliers: &'a Outliers,
     /// The code that means nothing.
     pub(super) zero: i32,
@@ -178,10 +178,10 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Weights<'_, Shape<GRO
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let UnpackedStrip { codes, scales, minimums, weights } = self.strip;
+        let UnpackedStrip { codes, scales, minimums } = self.strip;
         // SAFETY: the strip has all columns of the list, and room for their weights.
         unsafe {
-            let mut to = weights.as_mut_ptr();
+            let mut to = self.to.as_mut_ptr();
             I::store(to, I::splat(0.0));
             for &column in &self.outliers.columns {
                 let outlier = Outlier { column, value: 0.0 };
@@ -190,7 +190,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Weights<'_, Shape<GRO
                 let codes = I::load_codes(codes.as_ptr().add(block * I::STEPS * 64), outlier.step());
                 let minimum = MINIMUMS.then(|| I::load(minimums.as_ptr().add(at)));
                 let w = weight::<I>(codes, outlier, self.zero, I::load(scales.as_ptr().add(at)), minimum);
-                to = to.add(LANES);
+                to = to.add(TOGETHER * LANES);
                 I::store(to, w);
             }
         }

@@ -337,10 +337,7 @@ fn outlying<I: Isa>(largest: impl Iterator<Item = f32> + Clone) -> f32 {
         return f32::INFINITY;
     }
     // Even if hardly anything is usual, doubling comes to an end.
-    let mut top = 0.0;
-    for x in largest.clone() {
-        top = if x > top { x } else { top };
-    }
+    let top = largest.clone().fold(0.0, |top, x| if x > top { x } else { top });
     let least = (top / 65536.0).max(NOTHING);
     (OUTLYING * usual(largest)).max(least)
 }

@@ -28,8 +28,8 @@ pub(crate) const LINE: usize = 64;
 /// How far ahead of a read the caches are asked for what follows. Of 1 to 16 KiB, two to four did best on Zen 5.
 const AHEAD: usize = 4096;
 
-/// Asks for what lies [`AHEAD`] bytes behind the `bytes` that are read next, by whoever reads a long stream of memory. The processor's
-/// own prefetching stops at every page.
+/// Asks for as many `bytes` as are read next, [`AHEAD`] of them: for whoever reads a long stream of memory. The processor's own
+/// prefetching stops at every page.
 #[inline(always)]
 pub(crate) fn fetch_ahead(next: *const u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]

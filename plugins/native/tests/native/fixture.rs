@@ -72,6 +72,12 @@ pub(crate) fn reference(directory: &Path) -> (Vec<Vec<u32>>, Vec<f32>) {
     (rows, due)
 }
 
+/// The tiny models of every architecture that have reference outputs.
+pub(crate) fn architectures() -> Vec<PathBuf> {
+    let all = std::fs::read_dir(fixture("arch")).unwrap().map(|entry| entry.unwrap().path());
+    all.filter(|directory| directory.join("reference.safetensors").exists()).collect()
+}
+
 /// Every token's outputs, all sequences in one batch.
 pub(crate) fn forward(session: &mut dyn Session, rows: &[Vec<u32>]) -> Vec<f32> {
     let outputs: Vec<u32> = (0..rows.iter().map(Vec::len).sum::<usize>() as u32).collect();

@@ -8,7 +8,7 @@ use drophammer_models::export::gguf::GgufExport;
 use drophammer_models::fold::folds;
 use drophammer_quant::{pass, presets};
 
-use crate::fixture::{fixture, forward, largest_difference, load, reference};
+use crate::fixture::{architectures, fixture, forward, largest_difference, load, reference};
 
 /// Logits of a checkpoint that went through a GGUF file of 32-bit floats; `None` where GGUF has no place for it.
 fn logits(checkpoint: Checkpoint, rows: &[Vec<u32>]) -> Option<Vec<f32>> {
@@ -37,8 +37,7 @@ fn scaled(directory: &Path, scale: fn(usize) -> f32) -> (Checkpoint, usize) {
 
 #[test]
 fn powers_of_two_change_no_bit_of_any_architectures_logits_and_other_scales_only_round() {
-    let all = std::fs::read_dir(fixture("arch")).unwrap().map(|entry| entry.unwrap().path());
-    let mut directories: Vec<_> = all.filter(|path| path.is_dir()).collect();
+    let mut directories = architectures();
     directories.push(fixture("shakespeare-llama"));
     directories.sort();
     let (mut compared, mut places) = (0, 0);

@@ -1,6 +1,6 @@
 //! Logits and hidden states against independent float32 implementations.
 
-use crate::fixture::{fixture, forward, largest_difference, load, reference};
+use crate::fixture::{architectures, fixture, forward, largest_difference, load, reference};
 
 #[test]
 fn the_trained_model_gives_the_reference_logits() {
@@ -15,11 +15,7 @@ fn the_trained_model_gives_the_reference_logits() {
 fn every_architecture_gives_its_reference_output() {
     let mut checked = 0;
     let mut failures = Vec::new();
-    for entry in std::fs::read_dir(fixture("arch")).unwrap() {
-        let directory = entry.unwrap().path();
-        if !directory.join("reference.safetensors").exists() {
-            continue;
-        }
+    for directory in architectures() {
         let (rows, due) = reference(&directory);
         let mut session = load(&directory, true, rows.len() as u32);
         let difference = largest_difference(&forward(session.as_mut(), &rows), &due);

@@ -3,7 +3,9 @@
 use drophammer_sdk::Session;
 use drophammer_sdk::calibration::{self, Calibrate};
 
-use crate::fixture::{fixture, forward, forward_wanted, largest_difference, load, quantized, reference};
+use crate::fixture::{
+    architectures, fixture, forward, forward_wanted, largest_difference, load, quantized, reference,
+};
 
 /// Largest difference between a few rows, then what follows one that nobody wanted, and the same when all are wanted.
 fn difference(session: &mut dyn Session, rows: &[Vec<u32>]) -> f32 {
@@ -35,11 +37,7 @@ fn difference(session: &mut dyn Session, rows: &[Vec<u32>]) -> f32 {
 #[test]
 fn a_few_rows_of_every_architecture_are_those_of_all() {
     let mut checked = 0;
-    for entry in std::fs::read_dir(fixture("arch")).unwrap() {
-        let directory = entry.unwrap().path();
-        if !directory.join("reference.safetensors").exists() {
-            continue;
-        }
+    for directory in architectures() {
         let (rows, _) = reference(&directory);
         let mut session = load(&directory, true, rows.len() as u32);
         // Few rows are multiplied by stored weights, many by weights laid in strips: sums in another order.

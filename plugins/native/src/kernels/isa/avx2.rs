@@ -1,9 +1,9 @@
 //! AVX2 with FMA and F16C, and with AVX-VNNI where there is: two registers are sixteen lanes.
 //!
-//! AVX-VNNI multiplies bytes and sums in 32 bits, as AVX-512's VNNI does. AVX2's own instruction for bytes, `vpmaddubsw`, sums two products in sixteen bits. Codes of up to six bits leave room there for
-//! those of more steps, and one instruction widens all of them: twice as many products as by words, since integers are what
-//! these processors do fewest of. Codes that reach 128 are taken as signed, by their magnitudes and by activations with their
-//! signs; each step's sums are widened.
+//! AVX-VNNI multiplies bytes and sums in 32 bits, as AVX-512's VNNI does. AVX2's own instruction for bytes, `vpmaddubsw`, sums
+//! two products in sixteen bits. Codes of up to six bits leave room there for those of more steps, and one instruction widens all
+//! of them: twice as many products as by words, since integers are what these processors do fewest of. Codes that reach 128 are
+//! taken as signed, by their magnitudes and by activations with their signs; each step's sums are widened.
 
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;
@@ -430,7 +430,8 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
         // SAFETY: see the head of this block.
         unsafe {
             if VNNI || run == 1 {
-                return dots_one_by_one::<Self, M>(acc, w, steps, x, (to_token, to_step));
+                let acc = std::array::from_mut(acc);
+                return dots_one_by_one::<Self, false, 1, M>(acc, [w], steps, x, (to_token, to_step));
             }
             for first in (0..steps).step_by(run) {
                 let mut sums = [Self::zero_i(); M];

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::amx::Tiled;
 use super::avx2::pairs;
-use super::{Isa, LANES};
+use super::{Isa, LANES, dots_one_by_one};
 
 /// AVX-512 F, BW, DQ, VL, VNNI.
 #[derive(Clone, Copy)]
@@ -303,24 +303,11 @@ impl Isa for Avx512 {
         w: [*const u8; S],
         steps: usize,
         x: *const i32,
-        (to_token, to_step): (usize, usize),
+        strides: (usize, usize),
         _run: usize,
     ) {
         // SAFETY: see the head of this block.
-        unsafe {
-            for step in 0..steps {
-                let mut codes = [Self::splat_b(0); S];
-                for (codes, w) in codes.iter_mut().zip(w) {
-                    *codes = Self::load_codes(w, step);
-                }
-                for m in 0..M {
-                    let x = *x.add(m * to_token + step * to_step);
-                    for (acc, codes) in acc.iter_mut().zip(codes) {
-                        acc[m] = Self::dot(acc[m], codes, x);
-                    }
-                }
-            }
-        }
+        unsafe { dots_one_by_one::<Self, false, S, M>(acc, w, steps, x, strides) }
     }
     #[inline(always)]
     unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I {

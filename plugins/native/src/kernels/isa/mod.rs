@@ -204,7 +204,7 @@ pub(crate) trait Isa: Copy + 'static {
     ) {
         let _ = run;
         // SAFETY: the caller's promise.
-        unsafe { dots_one_by_one::<Self, M>(acc, w, steps, x, strides) }
+        unsafe { dots_one_by_one::<Self, false, 1, M>(std::array::from_mut(acc), [w], steps, x, strides) }
     }
     /// [`Isa::dots`] of `S` strips, at most [`Isa::STRIPS`].
     #[inline(always)]
@@ -284,14 +284,15 @@ unsafe fn dots_step_by_step<I: Isa>(acc: I::I, w: &[I::B], x: *const i32) -> I::
     }
 }
 
-/// [`Isa::dots`] where an instruction multiplies one token.
+/// [`Isa::dots_of_strips`] where an instruction multiplies one token: each activation by all strips once it is loaded. With `WORDS`
+/// vectors are words, not codes.
 ///
 /// # Safety
 /// As for [`Isa::dots`].
 #[inline(always)]
-unsafe fn dots_one_by_one<I: Isa, const M: usize>(
-    acc: &mut [I::I; M],
-    w: *const u8,
+pub(crate) unsafe fn dots_one_by_one<I: Isa, const WORDS: bool, const S: usize, const M: usize>(
+    acc: &mut [[I::I; M]; S],
+    strips: [*const u8; S],
     steps: usize,
     x: *const i32,
     (to_token, to_step): (usize, usize),
@@ -299,9 +300,15 @@ unsafe fn dots_one_by_one<I: Isa, const M: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         for step in 0..steps {
-            let w = I::load_codes(w, step);
-            for (m, acc) in acc.iter_mut().enumerate() {
-                *acc = I::dot(*acc, w, *x.add(m * to_token + step * to_step));
+            let mut w = [I::splat_b(0); S];
+            for (w, strip) in w.iter_mut().zip(strips) {
+                *w = if WORDS { I::load_b(strip.add(step * 64)) } else { I::load_codes(strip, step) };
+            }
+            for m in 0..M {
+                let x = *x.add(m * to_token + step * to_step);
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    acc[m] = if WORDS { I::dot_words(acc[m], w, x) } else { I::dot(acc[m], w, x) };
+                }
             }
         }
     }

@@ -149,7 +149,7 @@ impl Fixed<'_> {
         }
         // SAFETY: the strips hold `columns` columns, the panel `M` tokens of as many; `out` has room for the panel's tokens.
         unsafe {
-            let (to_token, to_step) = strides::<I>(STEPS, M);
+            let strides = strides::<I>(STEPS, M);
             let out = Output { begin: self.out.begin.add(first * LANES), ..self.out };
             out.fetch(index * M..index * M + x.tokens);
             let mut sums = [[I::splat(0.0); M]; S];
@@ -158,25 +158,15 @@ impl Fixed<'_> {
                 let mut acc = [[I::zero_i(); M]; S];
                 for block in first..(first + WORD_BLOCKS).min(blocks) {
                     let x = x.codes.cast::<i32>().add(block * M * STEPS);
-                    if index == 0 {
-                        let bytes = STEPS * LANES * 4;
-                        for tile in tiles {
-                            fetch_ahead(tile.wrapping_add(SCALES + block * bytes), bytes);
+                    let bytes = STEPS * LANES * 4;
+                    let mut words = tiles;
+                    for words in &mut words {
+                        *words = words.wrapping_add(SCALES + block * bytes);
+                        if index == 0 {
+                            fetch_ahead(*words, bytes);
                         }
                     }
-                    for step in 0..STEPS {
-                        let at = SCALES + (block * STEPS + step) * LANES * 4;
-                        let mut w = [I::splat_b(0); S];
-                        for (w, tile) in w.iter_mut().zip(tiles) {
-                            *w = I::load_b(tile.add(at));
-                        }
-                        for m in 0..M {
-                            let x = *x.add(m * to_token + step * to_step);
-                            for (acc, w) in acc.iter_mut().zip(w) {
-                                acc[m] = I::dot_words(acc[m], w, x);
-                            }
-                        }
-                    }
+                    isa::dots_one_by_one::<I, true, S, M>(&mut acc, words, STEPS, x, strides);
                 }
                 for (sums, acc) in sums.iter_mut().zip(acc) {
                     for (m, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {

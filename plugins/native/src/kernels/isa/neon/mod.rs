@@ -376,7 +376,7 @@ impl<P: Products> Isa for Neon<P> {
             if P::MATRICES {
                 matrices::dots(acc, w, steps, x, strides.0);
             } else {
-                dots_one_by_one::<Self, M>(acc, w, steps, x, strides);
+                dots_one_by_one::<Self, false, 1, M>(std::array::from_mut(acc), [w], steps, x, strides);
             }
         }
     }

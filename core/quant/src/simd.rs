@@ -30,7 +30,7 @@ pub enum Level {
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ and VL besides.
     Avx512,
-    /// x86-64 with AVX-512 and tiles of bytes (AMX). Here the same as [`Level::Avx512`]; kernels of products differ.
+    /// x86-64 with AVX-512, bfloat16 and tiles of it (AMX). Here the same as [`Level::Avx512`]; kernels of products differ.
     Amx,
 }
 
@@ -88,7 +88,9 @@ impl Level {
                     && std::is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Amx => Level::Avx512.is_supported() && has_tiles(),
+            Level::Amx => {
+                Level::Avx512.is_supported() && std::is_x86_feature_detected!("avx512bf16") && has_tiles()
+            }
             #[allow(unreachable_patterns)] // levels of other processor families
             _ => false,
         }
@@ -100,12 +102,12 @@ impl Level {
     }
 }
 
-/// Whether the processor has AMX with products of bytes. (The system may still refuse them.)
+/// Whether the processor has AMX with products of bfloat16. (The system may still refuse them.)
 #[cfg(target_arch = "x86_64")]
 fn has_tiles() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
-    /// Bits of leaf 7: AMX-TILE, AMX-INT8.
-    const TILES: u32 = 1 << 24 | 1 << 25;
+    /// Bits of leaf 7: AMX-TILE, AMX-BF16.
+    const TILES: u32 = 1 << 24 | 1 << 22;
     // In virtual machines the question takes microseconds.
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES == TILES)

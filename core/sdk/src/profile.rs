@@ -50,7 +50,7 @@ pub struct MachineLimits {
     pub read_bytes: f64,
     /// Multiplications and additions of floats a second.
     pub float_operations: f64,
-    /// Multiplications and additions of integers a second.
+    /// Multiplications and additions of integers a second, or of bfloat16 where processors multiply whole tiles of it faster.
     pub integer_operations: f64,
 }
 

@@ -12,6 +12,7 @@
 //!
 //! Besides logits a session tells how its weights are used ([`calibration`]) and where its time goes ([`profile`]).
 
+mod ahead;
 mod cache;
 mod calibration;
 mod convert;

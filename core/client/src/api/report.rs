@@ -146,7 +146,7 @@ pub struct BenchRoofline {
     pub read_bytes_limit: f64,
     /// Multiplications and additions of floats a second.
     pub float_operations_limit: f64,
-    /// Multiplications and additions of integers a second.
+    /// Multiplications and additions of integers a second, or of bfloat16 where processors multiply whole tiles of it faster.
     pub integer_operations_limit: f64,
     /// Kinds of operation while the prompt is read.
     pub prefill: Vec<BenchOperation>,

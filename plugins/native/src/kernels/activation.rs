@@ -14,10 +14,10 @@
 //! panel: [columns/32][tokens of a panel, steps]   scales: [columns/32][tokens]   sums: [columns/16][tokens]
 //! ```
 //!
-//! Tiles of AMX multiply bytes. In panels for them codes of thirteen bits come apart:
+//! Tiles of AMX multiply many tokens as bfloat16, without scales:
 //!
 //! ```text
-//! panel: [columns/64][upper six bits, lower seven][16 tokens][64 columns]
+//! panel: [columns/32][16 tokens][32 columns]
 //! ```
 
 use super::isa::{self, Isa, Kernel, LANES, Path};
@@ -36,9 +36,6 @@ const WORD_LIMIT: f32 = 4095.0;
 /// Blocks that have one scale for all their codes of thirteen bits.
 pub(crate) const WORD_BLOCKS: usize = 2;
 
-/// Words of the upper, or the lower, bits of two blocks of thirteen bits, for all tokens of a panel for tiles.
-const PLANE: usize = TILED_PANEL * 2 * BLOCK / 4;
-
 /// Blocks without a larger magnitude count as zeros: the inverse of their scale would overflow.
 const NOTHING: f32 = 1e-30;
 
@@ -48,16 +45,16 @@ pub(crate) const WIDEST_PANEL: usize = 6;
 /// Tokens of the panels that tiles of AMX take.
 pub(crate) const TILED_PANEL: usize = 16;
 
-/// Fewer tokens are not worth a tile.
-const TILED_TOKENS: usize = 13;
+/// So many tokens are worth laying weights out as tiles. Fewer, as speculation and parallel sequences have them, get the same
+/// numbers as one by one.
+pub(crate) const TILED_TOKENS: usize = 64;
 
 /// Tokens of a panel that only words of weights are multiplied by, where registers hold so many sums of one strip.
 pub(crate) const WIDE_PANEL: usize = 8;
 
-/// Tokens of a panel of codes of thirteen bits alone, when there are `tokens` rows of `columns` in all.
-pub(crate) fn word_panel_of(path: Path, tokens: usize, columns: usize) -> usize {
+/// Tokens of a panel of codes of thirteen bits alone, when there are `tokens` in all.
+pub(crate) fn word_panel_of(path: Path, tokens: usize) -> usize {
     match tokens {
-        TILED_TOKENS.. if path.has_tiles() && columns.is_multiple_of(WORD_BLOCKS * BLOCK) => TILED_PANEL,
         // Weights come from memory, not unpacked from the nearest cache: they are read once, not for each of two panels.
         7..=WIDE_PANEL if path.has_wide_panels() => WIDE_PANEL,
         _ => panel_of(tokens),
@@ -223,12 +220,6 @@ impl Panels {
         }
     }
 
-    /// Where the upper bits of a token's block of thirteen bits go in a panel for tiles; the lower ones [`PLANE`] words behind.
-    fn plane(&self, block: usize, token: usize) -> *mut u32 {
-        let (pair, own) = (block / 2, block % 2);
-        self.codes.wrapping_add(pair * 2 * PLANE + token * BLOCK / 2 + own * BLOCK / 4)
-    }
-
     /// Some tokens alone: whole panels but for the last.
     pub(crate) fn part(&self, tokens: &std::ops::Range<usize>) -> Self {
         Self { tokens: tokens.len(), ..self.at(tokens.start / self.panel) }
@@ -260,6 +251,17 @@ impl Panels {
         // SAFETY: the caller's promise.
         unsafe { isa::run(path, row) }
     }
+
+    /// Rounds one row to bfloat16 into its place in a panel for tiles.
+    ///
+    /// # Safety
+    /// As for [`Panels::quantize`]; the processor has tiles.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) unsafe fn round(&self, row: usize, x: Option<&[f32]>) {
+        let panel = self.at(row / TILED_PANEL);
+        // SAFETY: the caller's promise.
+        unsafe { isa::run_tiles(Rounded(Row::<false> { panel, token: row % TILED_PANEL, x })) }
+    }
 }
 
 /// A row's place in its panel. `WORDS`: codes of thirteen bits in words of sixteen, whatever the path; otherwise what
@@ -290,15 +292,27 @@ impl Kernel for Row<'_, true> {
                     *scales.add(block * panel + self.token) = most / WORD_LIMIT;
                     let [low, high] = self.block::<I>(block);
                     let x = [I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))];
-                    if panel == TILED_PANEL {
-                        let [high, low] = I::byte_planes(x);
-                        let to = self.panel.plane(block, self.token);
-                        to.cast::<[u32; 8]>().write(high);
-                        to.add(PLANE).cast::<[u32; 8]>().write(low);
-                    } else {
-                        self.put::<I>(block, &I::words(x));
-                    }
+                    self.put::<I>(block, &I::words(x));
                 }
+            }
+        }
+    }
+}
+
+/// A row's place in a panel for tiles.
+#[cfg(target_arch = "x86_64")]
+struct Rounded<'a>(Row<'a, false>);
+
+#[cfg(target_arch = "x86_64")]
+impl isa::TileKernel for Rounded<'_> {
+    #[inline(always)]
+    unsafe fn run<I: isa::amx::Tiled>(self) {
+        let Self(row) = self;
+        // SAFETY: this token's places inside the panel; `x` holds `columns` floats, a multiple of 32.
+        unsafe {
+            let to = row.panel.codes.cast::<u8>().add(row.token * isa::amx::ROW);
+            for block in 0..row.panel.columns / BLOCK {
+                I::store_b(to.add(block * isa::amx::TILE), I::bfloats(row.block::<I>(block)));
             }
         }
     }

@@ -20,23 +20,41 @@ pub(crate) mod rotate;
 pub(crate) mod rows;
 pub(crate) mod tile;
 
+#[cfg(target_arch = "x86_64")]
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 pub(crate) use isa::{LANES, Path};
 
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
 /// How far ahead of a read the caches are asked for what follows. Of 1 to 16 KiB, two to four did best on Zen 5.
+#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 4096;
 
-/// Asks for as many `bytes` as are read next, [`AHEAD`] of them: for whoever reads a long stream of memory. The processor's own
-/// prefetching stops at every page.
+/// Whether they are asked at all.
+#[cfg(target_arch = "x86_64")]
+static ASKED: AtomicBool = AtomicBool::new(true);
+
+/// Says whether [`fetch_ahead`] does anything from now on, in all threads.
+pub(crate) fn ask_ahead(ask: bool) {
+    #[cfg(target_arch = "x86_64")]
+    ASKED.store(ask, Relaxed);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ask;
+}
+
+/// Asks for as many `bytes` as are read next, [`AHEAD`] of them: for whoever reads a long stream of memory, which some processors' own
+/// prefetching interrupts at every page.
 #[inline(always)]
 pub(crate) fn fetch_ahead(next: *const u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
-    for at in (AHEAD..AHEAD + bytes).step_by(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint, which may name any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(at).cast()) }
+    if ASKED.load(Relaxed) {
+        for at in (AHEAD..AHEAD + bytes).step_by(LINE) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a hint, which may name any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(at).cast()) }
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (next, bytes);

@@ -10,15 +10,17 @@ use drophammer_models::rope::{Rope, RopeTable};
 use super::experts::ExpertRoom;
 use super::matrix::Matrix;
 use super::step::{Buffer, Domain, Norm, Rotate, Step, Value};
+use crate::ahead::Ahead;
 use crate::cache::{Cache, Place};
 use crate::kernels::activation::{Quantized, Room};
 use crate::kernels::attention::{self, QUERIES};
 use crate::kernels::rotate::rotate_head;
 use crate::kernels::rows;
 use crate::kernels::tile::Takes;
-use crate::kernels::tile::fixed::Apart;
 use crate::kernels::tile::multiply::Unpacked;
-use crate::kernels::{LANES, Path};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::tile::tiled;
+use crate::kernels::{LANES, Path, ask_ahead};
 use crate::memory::Aligned;
 use crate::observer::Observer;
 use crate::profile::Clock;
@@ -109,7 +111,8 @@ pub(super) struct Scratch {
     pub(super) codes: Quantized,
     pub(super) words: Quantized,
     pub(super) unpacked: Unpacked,
-    pub(super) apart: Apart,
+    #[cfg(target_arch = "x86_64")]
+    pub(super) tiled: tiled::Room,
     /// What statistics are counted from.
     pub(super) counted: Vec<f32>,
 }
@@ -120,6 +123,7 @@ pub(crate) struct Engine {
     pub(crate) cache: Cache,
     pool: Pool,
     path: Path,
+    ahead: Ahead,
     /// Most tokens of one run.
     chunk: usize,
     buffers: Vec<Aligned<f32>>,
@@ -169,7 +173,8 @@ impl Engine {
                     codes: Quantized::new(1, coded),
                     words: Quantized::new(1, worded),
                     unpacked: Unpacked::new(coded, chunk),
-                    apart: Apart::new(worded),
+                    #[cfg(target_arch = "x86_64")]
+                    tiled: tiled::Room::new(if path.has_tiles() { coded.max(worded) } else { 0 }),
                     counted: Vec::new(),
                 })
                 .collect(),
@@ -202,6 +207,7 @@ impl Engine {
             cache,
             pool,
             path,
+            ahead: Ahead::new(),
             chunk,
         }
     }
@@ -267,6 +273,9 @@ impl Engine {
             observer: self.observer.as_deref(),
             buffers: &self.pointers,
         };
+        let alone = tokens.len() == 1;
+        ask_ahead(if alone { self.ahead.asks() } else { self.ahead.choice() });
+        let begun = Instant::now();
         let (scratch, clock) = (Shares::new(&mut self.scratch), self.clock.as_deref());
         self.pool.run(tokens.len(), &|member| {
             // SAFETY: each thread takes its own.
@@ -281,6 +290,9 @@ impl Engine {
                 }
             }
         });
+        if alone {
+            self.ahead.done(begun.elapsed());
+        }
         if result.domain == Domain::Tokens {
             let (rows, width) = (&self.buffers[result.index], result.width);
             for (out, &t) in out.chunks_exact_mut(width).zip(outputs) {

@@ -9,10 +9,14 @@ use super::execute::{Frame, Scratch};
 use super::matrix::Matrix;
 use super::step::{Norm, Product, Value};
 use crate::kernels::LANES;
-use crate::kernels::activation::{Panels, Quantized, Room, panel_of, word_panel_of};
+use crate::kernels::activation::{
+    Panels, Quantized, Room, TILED_PANEL, TILED_TOKENS, panel_of, word_panel_of,
+};
 use crate::kernels::float::{Output, Rows, dot, lay_strip, multiply_strip};
 use crate::kernels::rows::{self, Binary};
 use crate::kernels::tile::multiply::multiply;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::tile::tiled;
 use crate::kernels::tile::{Takes, Tiles, fixed, plain};
 use crate::threads::Member;
 
@@ -36,6 +40,8 @@ pub(super) struct Work<'a> {
     pub(super) codes: Option<Panels>,
     /// The same rows as [`Takes::Words`], where the matrix takes them.
     pub(super) words: Option<Panels>,
+    /// The same rows in place of both, rounded for tiles.
+    pub(super) bfloats: Option<Panels>,
     pub(super) tokens: usize,
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
@@ -51,6 +57,7 @@ impl Work<'_> {
             x: Rows { begin: self.x.begin.wrapping_add(tokens.start * self.x.stride), ..self.x },
             codes: self.codes.map(part),
             words: self.words.map(part),
+            bfloats: self.bfloats.map(part),
             tokens: tokens.len(),
             out: self.out.wrapping_add(tokens.start * self.out_stride),
             ..self
@@ -84,14 +91,21 @@ impl Frame<'_> {
         let mut input = Rows { begin: self.begin(x), stride: columns };
         let own = tokens == 1;
         let share_tokens = tokens >= OWN_TOKENS * member.count;
-        let panel =
-            if takes(Takes::Codes) { panel_of(tokens) } else { word_panel_of(self.path, tokens, columns) };
+        let tiled = self.path.has_tiles() && tokens >= TILED_TOKENS;
+        let panel = match () {
+            () if tiled => TILED_PANEL,
+            () if takes(Takes::Codes) => panel_of(tokens),
+            () => word_panel_of(self.path, tokens),
+        };
         let room = |form: Takes, shared: &Room, own_room: &mut Quantized| {
             let room = if own { own_room.room() } else { *shared };
             takes(form).then(|| room.panels(panel, tokens, columns))
         };
         let codes = room(Takes::Codes, &self.codes, &mut scratch.codes);
         let words = room(Takes::Words, &self.words, &mut scratch.words);
+        // Of the same size, and either will do.
+        let (codes, words, bfloats) =
+            if tiled { (None, None, codes.or(words)) } else { (codes, words, None) };
         // SAFETY (of its callers): each row is one thread's; rows beyond the tokens fill a panel up.
         let quantize = |row: usize, x: Option<&[f32]>| unsafe {
             if let Some(codes) = codes {
@@ -100,7 +114,12 @@ impl Frame<'_> {
             if let Some(words) = words {
                 words.quantize_words(self.path, row, x);
             }
+            #[cfg(target_arch = "x86_64")]
+            if let Some(bfloats) = bfloats {
+                bfloats.round(row, x);
+            }
         };
+        let panels = codes.or(words).or(bfloats);
         if own {
             if let Some(norm) = norm {
                 self.norm_row(norm, 0, &mut scratch.row[..columns]);
@@ -109,7 +128,7 @@ impl Frame<'_> {
             // SAFETY: the row is this thread's own, or written before the last barrier.
             quantize(0, Some(unsafe { std::slice::from_raw_parts(input.begin, columns) }));
         } else {
-            let rows = codes.or(words).map_or(tokens, |panels| panels.rows());
+            let rows = panels.map_or(tokens, |panels| panels.rows());
             for row in member.share(rows, panel) {
                 if let Some(norm) = norm.filter(|_| row < tokens) {
                     // SAFETY: each row is one thread's.
@@ -119,7 +138,7 @@ impl Frame<'_> {
                 quantize(row, (row < tokens).then(|| unsafe { self.read(x, row * columns, columns) }));
             }
             let others_read = !share_tokens || self.observer.is_some();
-            if others_read && (norm.is_some() || codes.or(words).is_some()) {
+            if others_read && (norm.is_some() || panels.is_some()) {
                 member.barrier();
             }
         }
@@ -136,6 +155,7 @@ impl Frame<'_> {
                 x: input,
                 codes,
                 words,
+                bfloats,
                 tokens,
                 out: self.begin(product.out),
                 out_stride: product.out.width,
@@ -219,11 +239,15 @@ impl Frame<'_> {
         // SAFETY: these strips' outputs are this thread's; the panels were quantized before the last barrier.
         unsafe {
             match (tiles.takes(), work.codes, work.words) {
+                #[cfg(target_arch = "x86_64")]
+                (Takes::Codes | Takes::Words, ..) if let Some(x) = work.bfloats => {
+                    tiled::multiply(tiles, x, strips, out, &mut scratch.tiled);
+                }
                 (Takes::Codes, Some(x), _) => {
                     multiply(self.path, tiles, x, strips, out, &mut scratch.unpacked);
                 }
                 (Takes::Words, _, Some(x)) => {
-                    fixed::multiply(self.path, tiles, x, strips, out, &mut scratch.apart);
+                    fixed::multiply(self.path, tiles, x, strips, out);
                 }
                 _ => plain::multiply(self.path, tiles, work.x, work.tokens, strips, out),
             }

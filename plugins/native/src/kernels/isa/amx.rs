@@ -45,15 +45,42 @@ fn ask() -> bool {
     false
 }
 
+/// Bytes of a tile.
+pub(crate) const TILE: usize = ROWS * ROW;
+
 /// Vectors that go with tiles.
 ///
 /// # Safety
-/// As for [`Isa`].
+/// As for [`Isa`], with AVX512-BF16.
 pub(crate) trait Tiled: Isa {
-    /// Words of two steps as their upper and their lower seven bits, four neighbouring columns to a lane.
-    unsafe fn planes(words: [Self::B; 2]) -> [Self::B; 2];
-    /// `high · 2¹⁴ + middle · 2⁷ + low`, as floats.
-    unsafe fn joined(high: *const i32, middle: *const i32, low: *const i32) -> Self::F;
+    /// Codes of four neighbouring columns as [`Isa::codes`] gives them, column by column.
+    unsafe fn columns(codes: Self::B) -> [Self::F; 4];
+    /// Words of four neighbouring columns, in the order of [`Isa::words`], column by column.
+    unsafe fn columns_of_words(words: [Self::B; 2]) -> [Self::F; 4];
+    /// Rounds to bfloat16, to nearest even: two neighbouring columns side by side in each lane.
+    unsafe fn bfloat_pairs(first: Self::F, second: Self::F) -> Self::B;
+    /// The same of 32 neighbours, in their order.
+    unsafe fn bfloats(x: [Self::F; 2]) -> Self::B;
+    /// Adds to each lane the products of its two bfloat16 numbers with those of `x`, as tiles do.
+    #[cfg(test)]
+    unsafe fn dot_bfloats(acc: Self::F, w: Self::B, x: u32) -> Self::F;
+}
+
+/// Who multiplies tiles.
+pub(crate) trait Multiply {
+    /// Prepares this thread for it, until it is dropped.
+    ///
+    /// # Safety
+    /// The processor can.
+    unsafe fn begin() -> Self;
+
+    /// Sums of `steps` products of two tiles of 16 tokens, `[16][32 columns]`, with two of 16 rows of weights, `[32 / 2 columns][16][2]`;
+    /// all of bfloat16, each one's steps one after another. Writes four tiles of sums, `[token][row]`: of the first tokens with both
+    /// rows, then of the second.
+    ///
+    /// # Safety
+    /// All of that is there.
+    unsafe fn products<I: Tiled>(&self, x: [*const u8; 2], w: [*const u8; 2], steps: usize, sums: *mut f32);
 }
 
 /// Shapes of this thread's tiles, until it is dropped.
@@ -90,38 +117,78 @@ impl Drop for Configured {
     }
 }
 
-/// Products of two planes of bytes each, `[upper, lower]`: writes those of the upper ones, of the mixed ones, of the lower ones.
-///
-/// # Safety
-/// The tiles are [`Configured`]; all rows are there, and room for three tiles.
-#[inline(always)]
-pub(crate) unsafe fn planes(x: [*const u8; 2], w: [*const u8; 2], out: [*mut i32; 3]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "tileloadd tmm4, [{xh} + {row}]",
-            "tileloadd tmm6, [{wh} + {row}]",
-            "tilezero tmm0",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{wl} + {row}]",
-            "tilezero tmm1",
-            "tdpbssd tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{xl} + {row}]",
-            "tilezero tmm2",
-            "tdpbssd tmm2, tmm5, tmm7",
-            "tdpbssd tmm1, tmm5, tmm6",
-            "tilestored [{high} + {row}], tmm0",
-            "tilestored [{low} + {row}], tmm2",
-            "tilestored [{middle} + {row}], tmm1",
-            xh = in(reg) x[0],
-            xl = in(reg) x[1],
-            wh = in(reg) w[0],
-            wl = in(reg) w[1],
-            high = in(reg) out[0],
-            middle = in(reg) out[1],
-            low = in(reg) out[2],
-            row = in(reg) ROW,
-            options(nostack, preserves_flags)
-        );
+impl Multiply for Configured {
+    unsafe fn begin() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::new() }
+    }
+
+    #[inline(always)]
+    unsafe fn products<I: Tiled>(&self, x: [*const u8; 2], w: [*const u8; 2], steps: usize, sums: *mut f32) {
+        // SAFETY: the caller's promise; there is a configuration.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "tileloadd tmm4, [{x0} + {row}]",
+                "tileloadd tmm6, [{w0} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{w1} + {row}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{x1} + {row}]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {x0}, {tile}",
+                "add {x1}, {tile}",
+                "add {w0}, {tile}",
+                "add {w1}, {tile}",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{sums} + {row}], tmm0",
+                "tilestored [{sums} + {row} + {tile}], tmm1",
+                "tilestored [{sums} + {row} + 2 * {tile}], tmm2",
+                "tilestored [{sums} + {row} + 3 * {tile}], tmm3",
+                x0 = inout(reg) x[0] => _,
+                x1 = inout(reg) x[1] => _,
+                w0 = inout(reg) w[0] => _,
+                w1 = inout(reg) w[1] => _,
+                steps = inout(reg) steps => _,
+                sums = in(reg) sums,
+                row = in(reg) ROW,
+                tile = const TILE,
+                options(nostack)
+            );
+        }
+    }
+}
+
+/// Tiles on a processor that has none, by its vectors: for tests.
+#[cfg(test)]
+pub(crate) struct Emulated;
+
+#[cfg(test)]
+impl Multiply for Emulated {
+    unsafe fn begin() -> Self {
+        Self
+    }
+
+    unsafe fn products<I: Tiled>(&self, x: [*const u8; 2], w: [*const u8; 2], steps: usize, sums: *mut f32) {
+        for (at, (x, w)) in x.into_iter().flat_map(|x| w.into_iter().map(move |w| (x, w))).enumerate() {
+            for token in 0..ROWS {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let mut sum = I::splat(0.0);
+                    for pair in 0..steps * ROWS {
+                        let (tile, row) = (pair / ROWS * TILE, pair % ROWS);
+                        let x = x.add(tile + token * ROW).cast::<u32>().add(row);
+                        sum = I::dot_bfloats(sum, I::load_b(w.add(tile + row * ROW)), *x);
+                    }
+                    I::store(sums.add((at * ROWS + token) * ROWS), sum);
+                }
+            }
+        }
     }
 }

@@ -16,6 +16,17 @@ fn first(n: usize) -> u16 {
     ((1u32 << n.min(16)) - 1) as u16
 }
 
+/// Of 32 words in two halves the first of each, then the second of each, …
+static INTERLEAVED: [u16; 2 * LANES] = {
+    let mut order = [0; 2 * LANES];
+    let mut i = 0;
+    while i < 2 * LANES {
+        order[i] = (i / 2 + i % 2 * LANES) as u16;
+        i += 1;
+    }
+    order
+};
+
 /// Integers up to 127 as bytes.
 #[inline(always)]
 unsafe fn signed_bytes([low, high]: [__m512; 2]) -> __m256i {
@@ -185,21 +196,6 @@ impl Isa for Avx512 {
         words
     }
     #[inline(always)]
-    unsafe fn byte_planes(x: [Self::F; 2]) -> [[u32; 8]; 2] {
-        let mut planes = [[0; 8]; 2];
-        for (i, x) in x.into_iter().enumerate() {
-            // SAFETY: see the head of this block; sixteen bytes are 4 words.
-            unsafe {
-                let x = _mm512_cvtps_epi32(x);
-                let high = _mm512_cvtepi32_epi8(_mm512_srai_epi32::<7>(x));
-                let low = _mm512_cvtepi32_epi8(_mm512_and_si512(x, _mm512_set1_epi32(127)));
-                _mm_storeu_si128(planes[0].as_mut_ptr().add(4 * i).cast(), high);
-                _mm_storeu_si128(planes[1].as_mut_ptr().add(4 * i).cast(), low);
-            }
-        }
-        planes
-    }
-    #[inline(always)]
     unsafe fn words(x: [Self::F; 2]) -> [u32; 16] {
         let mut words = [0; 16];
         for (i, x) in x.into_iter().enumerate() {
@@ -319,24 +315,50 @@ impl Isa for Avx512 {
 // SAFETY of every block below: as above.
 impl Tiled for Avx512 {
     #[inline(always)]
-    unsafe fn planes([even, odd]: [Self::B; 2]) -> [Self::B; 2] {
+    unsafe fn columns(codes: Self::B) -> [Self::F; 4] {
         // SAFETY: see the head of this block.
         unsafe {
-            let (byte, seven) = (_mm512_set1_epi16(0xff), _mm512_set1_epi16(127));
-            let high_even = _mm512_and_si512(_mm512_srai_epi16::<7>(even), byte);
-            let high_odd = _mm512_slli_epi16::<8>(_mm512_srai_epi16::<7>(odd));
-            let low_odd = _mm512_slli_epi16::<8>(_mm512_and_si512(odd, seven));
-            [_mm512_or_si512(high_even, high_odd), _mm512_or_si512(_mm512_and_si512(even, seven), low_odd)]
+            let byte = _mm512_set1_epi32(0xff);
+            [
+                _mm512_cvtepi32_ps(_mm512_and_si512(codes, byte)),
+                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<8>(codes), byte)),
+                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<16>(codes), byte)),
+                _mm512_cvtepi32_ps(_mm512_srli_epi32::<24>(codes)),
+            ]
         }
     }
     #[inline(always)]
-    unsafe fn joined(high: *const i32, middle: *const i32, low: *const i32) -> Self::F {
+    unsafe fn columns_of_words([even, odd]: [Self::B; 2]) -> [Self::F; 4] {
         // SAFETY: see the head of this block.
         unsafe {
-            let (high, middle) = (_mm512_loadu_si512(high.cast()), _mm512_loadu_si512(middle.cast()));
-            let sum = _mm512_add_epi32(_mm512_slli_epi32::<7>(high), middle);
-            let low = _mm512_loadu_si512(low.cast());
-            _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<7>(sum), low))
+            [
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(even))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(odd))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(even)),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(odd)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn bfloat_pairs(first: Self::F, second: Self::F) -> Self::B {
+        // SAFETY: see the head of this block, with AVX512-BF16.
+        unsafe {
+            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+            _mm512_permutexvar_epi16(_mm512_loadu_si512(INTERLEAVED.as_ptr().cast()), halves)
+        }
+    }
+    #[inline(always)]
+    unsafe fn bfloats(x: [Self::F; 2]) -> Self::B {
+        // SAFETY: see the head of this block, with AVX512-BF16; the types have the same bits.
+        unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(x[1], x[0])) }
+    }
+    #[cfg(test)]
+    #[inline(always)]
+    unsafe fn dot_bfloats(acc: Self::F, w: Self::B, x: u32) -> Self::F {
+        // SAFETY: see the head of this block, with AVX512-BF16; the types have the same bits.
+        unsafe {
+            let x = _mm512_set1_epi32(x as i32);
+            _mm512_dpbf16_ps(acc, std::mem::transmute(w), std::mem::transmute(x))
         }
     }
 }

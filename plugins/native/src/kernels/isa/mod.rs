@@ -118,23 +118,6 @@ pub(crate) trait Isa: Copy + 'static {
     }
     /// Integers, up to [`Isa::LIMIT`], as the words that the steps of a block multiply by; as many as there are steps.
     unsafe fn activations(x: [Self::F; 2]) -> [u32; 16];
-    /// Integers of thirteen bits as their upper six and their lower seven, in bytes.
-    #[inline(always)]
-    unsafe fn byte_planes(x: [Self::F; 2]) -> [[u32; 8]; 2] {
-        let mut planes = [[0; 8]; 2];
-        let mut lanes = [0.0; 2 * LANES];
-        // SAFETY: the caller's promise.
-        unsafe {
-            Self::store(lanes.as_mut_ptr(), x[0]);
-            Self::store(lanes.as_mut_ptr().add(LANES), x[1]);
-        }
-        for (at, x) in lanes.into_iter().enumerate() {
-            let x = x as i32;
-            planes[0][at / 4] |= u32::from((x >> 7) as u8) << (at % 4 * 8);
-            planes[1][at / 4] |= (x as u32 & 127) << (at % 4 * 8);
-        }
-        planes
-    }
     /// Integers of sixteen bits in pairs: of every four columns the first and the third, then the second and the fourth.
     unsafe fn words(x: [Self::F; 2]) -> [u32; 16];
 

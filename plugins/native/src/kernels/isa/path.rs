@@ -216,9 +216,9 @@ pub(crate) trait TileKernel {
 /// Runs a kernel with tiles.
 ///
 /// # Safety
-/// The path is [`Path::Amx`]; and what the kernel asks of its arguments.
+/// The processor has AVX512-BF16 besides what [`Path::Avx512`] takes; and what the kernel asks.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c,bmi2")]
 pub(crate) unsafe fn run_tiles<K: TileKernel>(kernel: K) {
     // SAFETY: the caller's promise.
     unsafe { kernel.run::<avx512::Avx512>() }

@@ -13,15 +13,12 @@
 
 use drophammer_formats::DType;
 
-#[cfg(target_arch = "x86_64")]
-use super::tiled;
 use super::{BLOCK, Tiles};
-use crate::kernels::activation::{Panels, TILED_PANEL, WIDE_PANEL, WORD_BLOCKS, strides, with_panel};
+use crate::kernels::activation::{Panels, WIDE_PANEL, WORD_BLOCKS, strides, with_panel};
 use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::rows::{self, nearest};
 use crate::kernels::{LANES, fetch_ahead};
-use crate::memory::Aligned;
 
 /// Largest magnitude of a code.
 const LIMIT: f32 = 8191.0;
@@ -29,22 +26,6 @@ const LIMIT: f32 = 8191.0;
 pub(super) const SCALES: usize = LANES * 4;
 /// Steps of a block: two columns each.
 const STEPS: usize = BLOCK / 2;
-
-/// One thread's room for what tiles of AMX take and give: a strip whose words are taken apart, and sums.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // where there are no tiles
-pub(crate) struct Apart {
-    pub(super) planes: Aligned<u8>,
-    pub(super) sums: Aligned<i32>,
-}
-
-impl Apart {
-    /// For matrices of up to `columns` columns.
-    pub(crate) fn new(columns: usize) -> Self {
-        // Two times three tiles of sums: those that are being written, and those that are read meanwhile.
-        let sums = 2 * 3 * LANES * TILED_PANEL;
-        Self { planes: Aligned::zeroed(columns * LANES * 2), sums: Aligned::zeroed(sums) }
-    }
-}
 
 /// Bytes of a strip; `None` for what is not laid out so.
 pub(super) fn strip_bytes(dtype: DType, columns: usize) -> Option<usize> {
@@ -91,15 +72,8 @@ pub(crate) unsafe fn multiply(
     x: Panels,
     strips: std::ops::Range<usize>,
     out: Output,
-    room: &mut Apart,
 ) {
     assert_eq!(tiles.columns(), x.columns);
-    #[cfg(target_arch = "x86_64")]
-    if x.panel == TILED_PANEL {
-        // SAFETY: the caller's promise; only the path with tiles has such panels.
-        return unsafe { isa::run_tiles(tiled::Fixed { tiles, x, strips, out, room }) };
-    }
-    let _ = room;
     // SAFETY: the caller's promise.
     unsafe { isa::run(path, Fixed { tiles, x, strips, out }) }
 }
@@ -191,6 +165,7 @@ impl Fixed<'_> {
 mod tests {
     use super::super::{product, stored_plainly, tiles_of};
     use super::*;
+    use crate::kernels::activation::word_panel_of;
 
     #[test]
     fn products_on_every_path_are_those_of_the_rounded_numbers_and_a_batch_gives_what_its_tokens_give() {
@@ -215,15 +190,14 @@ mod tests {
                 let tiles = tiles_of(dtype, columns, &stored_plainly(dtype, columns, &w));
                 for path in Path::all() {
                     let product = |x: &[f32]| {
-                        let mut room = Apart::new(columns);
                         // SAFETY (of both): one thread; `product` has the sizes.
                         product(
-                            path,
+                            word_panel_of(path, x.len() / columns),
                             &tiles,
                             x,
                             |panels, row, x| unsafe { panels.quantize_words(path, row, x) },
                             |panels, strips, to| unsafe {
-                                multiply(path, &tiles, panels, strips, to, &mut room);
+                                multiply(path, &tiles, panels, strips, to);
                             },
                         )
                     };

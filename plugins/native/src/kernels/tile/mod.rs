@@ -14,7 +14,7 @@
 //! as the file, give or take a few percent.
 //!
 //! [`formats`] says how each quantized type becomes tiles, [`multiply`] multiplies activations of many tokens by them, [`one`] those of one
-//! token and [`outliers`] those that are set apart; [`fixed`] does both for halves and [`plain`] for plain floats, whose strips have numbers where quantized
+//! token and [`outliers`] those that are set apart; [`fixed`] does both for halves, [`tiled`] multiplies many tokens by any of these where there is AMX, and [`plain`] for plain floats, whose strips have numbers where quantized
 //! ones have codes.
 
 pub(crate) mod bits;
@@ -25,7 +25,7 @@ mod one;
 mod outliers;
 pub(crate) mod plain;
 #[cfg(target_arch = "x86_64")]
-mod tiled;
+pub(crate) mod tiled;
 
 #[cfg(test)]
 use std::sync::Arc;
@@ -33,11 +33,9 @@ use std::sync::Arc;
 use drophammer_formats::DType;
 
 #[cfg(test)]
-use super::activation::{Panels, Quantized, panel_of, word_panel_of};
+use super::activation::{Panels, Quantized};
 #[cfg(test)]
 use super::float::Output;
-#[cfg(test)]
-use super::isa::Path;
 use super::{LANES, LINE};
 use crate::memory::Bytes;
 #[cfg(test)]
@@ -230,10 +228,10 @@ pub(crate) fn tiles_of(dtype: DType, columns: usize, rows: &[Vec<u8>]) -> Tiles 
     Tiles::new(cut, Bytes::of(&Arc::new(memory), Memory::bytes)).unwrap()
 }
 
-/// All rows of tiles times the rows of `x`, `[tokens][columns]`: those that `quantize` makes of them, as `multiply` takes them.
+/// All rows of tiles times the rows of `x`, `[tokens][columns]`: panels that `quantize` makes of them, as `multiply` takes them.
 #[cfg(test)]
 pub(crate) fn product(
-    path: Path,
+    panel: usize,
     tiles: &Tiles,
     x: &[f32],
     quantize: impl Fn(Panels, usize, Option<&[f32]>),
@@ -242,10 +240,6 @@ pub(crate) fn product(
     let (rows, columns) = (tiles.rows(), tiles.columns());
     let tokens = x.len() / columns;
     let mut quantized = Quantized::new(tokens, columns);
-    let panel = match tiles.takes() {
-        Takes::Words => word_panel_of(path, tokens, columns),
-        _ => panel_of(tokens),
-    };
     let panels = quantized.room().panels(panel, tokens, columns);
     for row in 0..panels.rows() {
         quantize(panels, row, x.get(row * columns..(row + 1) * columns));
@@ -265,4 +259,54 @@ pub(crate) fn stored_plainly(dtype: DType, columns: usize, numbers: &[f32]) -> V
         _ => x.to_le_bytes().to_vec(),
     };
     numbers.chunks(columns).map(|row| row.iter().flat_map(bytes).collect()).collect()
+}
+
+/// Quantized types that have tiles.
+#[cfg(test)]
+pub(crate) const TYPES: &[DType] = &[
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q8_0,
+    DType::Q2K,
+    DType::Q3K,
+    DType::Q4K,
+    DType::Q5K,
+    DType::Q6K,
+    DType::Iq4Nl,
+    DType::Iq4Xs,
+    DType::Mxfp4,
+];
+
+/// Random blocks with sane scales: any bytes but exponents that overflow. Some have nothing but the largest codes.
+#[cfg(test)]
+pub(crate) fn blocks(dtype: DType, count: usize, state: &mut u32) -> Vec<u8> {
+    let mut next = || {
+        *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (*state >> 16) as u8
+    };
+    let (bytes, size) = (dtype.block_bytes(), dtype.block_elements());
+    let halves: &[usize] = match dtype {
+        DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
+        DType::Q2K => &[80, 82],
+        DType::Q3K => &[108],
+        DType::Q6K => &[208],
+        DType::Mxfp4 => &[],
+        _ => &[0],
+    };
+    let mut all = Vec::new();
+    for _ in 0..count / size {
+        let same = [0xff, 0x80, 0x7f].get(usize::from(next() % 8));
+        let mut block: Vec<u8> = (0..bytes).map(|_| same.copied().unwrap_or_else(&mut next)).collect();
+        for &at in halves {
+            let half = half::f16::from_f32((f32::from(next()) - 128.0) / 4096.0);
+            block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+        }
+        if dtype == DType::Mxfp4 {
+            block[0] = 118 + block[0] % 8;
+        }
+        all.extend(block);
+    }
+    all
 }

@@ -345,56 +345,9 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Sha
 
 #[cfg(test)]
 mod tests {
-    use super::super::{product, tiles_of};
+    use super::super::{TYPES, blocks, product, tiles_of};
     use super::*;
-    use crate::kernels::activation::rounded;
-
-    const TYPES: &[DType] = &[
-        DType::Q4_0,
-        DType::Q4_1,
-        DType::Q5_0,
-        DType::Q5_1,
-        DType::Q8_0,
-        DType::Q2K,
-        DType::Q3K,
-        DType::Q4K,
-        DType::Q5K,
-        DType::Q6K,
-        DType::Iq4Nl,
-        DType::Iq4Xs,
-        DType::Mxfp4,
-    ];
-
-    /// Random blocks with sane scales: any bytes but exponents that overflow. Some have nothing but the largest codes.
-    fn blocks(dtype: DType, count: usize, state: &mut u32) -> Vec<u8> {
-        let mut next = || {
-            *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (*state >> 16) as u8
-        };
-        let (bytes, size) = (dtype.block_bytes(), dtype.block_elements());
-        let halves: &[usize] = match dtype {
-            DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
-            DType::Q2K => &[80, 82],
-            DType::Q3K => &[108],
-            DType::Q6K => &[208],
-            DType::Mxfp4 => &[],
-            _ => &[0],
-        };
-        let mut all = Vec::new();
-        for _ in 0..count / size {
-            let same = [0xff, 0x80, 0x7f].get(usize::from(next() % 8));
-            let mut block: Vec<u8> = (0..bytes).map(|_| same.copied().unwrap_or_else(&mut next)).collect();
-            for &at in halves {
-                let half = half::f16::from_f32((f32::from(next()) - 128.0) / 4096.0);
-                block[at..at + 2].copy_from_slice(&half.to_le_bytes());
-            }
-            if dtype == DType::Mxfp4 {
-                block[0] = 118 + block[0] % 8;
-            }
-            all.extend(block);
-        }
-        all
-    }
+    use crate::kernels::activation::{panel_of, rounded};
 
     #[test]
     fn every_format_on_every_path_equals_its_decoded_weights_times_the_quantized_activations() {
@@ -441,7 +394,7 @@ mod tests {
                         let mut room = Unpacked::new(columns, x.len() / columns);
                         // SAFETY (of both): one thread; `product` has the sizes.
                         product(
-                            path,
+                            panel_of(x.len() / columns),
                             &tiles,
                             x,
                             |panels, row, x| unsafe { panels.quantize(path, row, x) },

@@ -1,105 +1,284 @@
-//! Products of many tokens with strips of halves by tiles of AMX: those of [`fixed`], bit for bit.
+//! Products of many tokens by tiles of AMX, whatever type the weights are of: weights with their scales and activations as
+//! bfloat16, sums as floats.
 //!
-//! Of codes of fourteen and of thirteen bits the upper ones and the lower seven are multiplied as bytes, both with both, and put
-//! together in 32 bits. From a scale of activations to the next, which is a whole tile, sums leave the tiles through memory.
-//!
-//! (Codes of quantized weights gain nothing: they have a scale for every 32 columns, and what vectors do with each, at half
-//! their speed while tiles work, takes as long as their own products.)
+//! A tile multiplies four times as many columns in a cycle as vectors do, but what vectors have to do for each scale of 32 columns
+//! would take longer than that: so scales go into weights, once for a prompt, and a row's sum over all columns stays in its tile. Both
+//! sides lose what eight bits do not hold, as they do in every framework that computes in bfloat16; sums are rounded in another order
+//! than elsewhere. (Codes and their scales by tiles, bit for bit as [`multiply`](super::multiply) has them, gained nothing.)
 
-use super::{BLOCK, Tiles, fixed};
+use super::formats::{Format, with_format};
+use super::{BLOCK, Place, Tiles, fetch_scales, fixed};
 use crate::kernels::LANES;
-use crate::kernels::activation::{Panels, TILED_PANEL, WORD_BLOCKS};
+use crate::kernels::activation::{Panels, TILED_PANEL};
 use crate::kernels::float::Output;
-use crate::kernels::isa::TileKernel;
-use crate::kernels::isa::amx::{self, Configured, ROW, ROWS, Tiled};
+use crate::kernels::isa::amx::{Configured, Multiply, ROW, ROWS, TILE, Tiled};
+use crate::kernels::isa::{self, TileKernel};
+use crate::memory::Aligned;
 
-/// Bytes of a tile.
-const TILE: usize = ROWS * ROW;
+/// Strips, and panels, that are multiplied at once: every tile that is loaded is used so many times.
+const TOGETHER: usize = 2;
+/// Bytes of activations that stay in a core's own cache while strip after strip is multiplied by them.
+const NEAR: usize = 1 << 20;
+/// Columns that every type's blocks divide.
+const COLUMNS: usize = 256;
 
-/// Strips of halves times all panels.
-pub(super) struct Fixed<'a> {
-    pub(super) tiles: &'a Tiles,
-    pub(super) x: Panels,
-    pub(super) strips: std::ops::Range<usize>,
-    pub(super) out: Output,
-    pub(super) room: &'a mut fixed::Apart,
+/// One thread's room for weights as tiles, and for sums.
+pub(crate) struct Room {
+    weights: Aligned<u8>,
+    sums: Aligned<f32>,
 }
 
-impl TileKernel for Fixed<'_> {
+impl Room {
+    /// For matrices of up to `columns` columns.
+    pub(crate) fn new(columns: usize) -> Self {
+        Self {
+            weights: Aligned::zeroed(TOGETHER * columns * LANES * 2),
+            sums: Aligned::zeroed(TOGETHER * TOGETHER * TILED_PANEL * LANES),
+        }
+    }
+}
+
+/// Multiplies strips of a matrix: all tokens of `x`, rows of `strips`.
+///
+/// # Safety
+/// There are tiles; `x` was rounded, with as many columns as the matrix has, which the room is for; `out` has room for each token's rows
+/// of these strips, which no other thread uses meanwhile.
+pub(crate) unsafe fn multiply(
+    tiles: &Tiles,
+    x: Panels,
+    strips: std::ops::Range<usize>,
+    out: Output,
+    room: &mut Room,
+) {
+    assert_eq!(tiles.columns(), x.columns);
+    let near = (NEAR / (2 * x.rows()) / COLUMNS).max(1) * COLUMNS;
+    let by = std::marker::PhantomData::<Configured>;
+    // SAFETY: the caller's promise.
+    unsafe { isa::run_tiles(Product { tiles, x, strips, out, room, near, by }) }
+}
+
+struct Product<'a, M> {
+    tiles: &'a Tiles,
+    x: Panels,
+    strips: std::ops::Range<usize>,
+    out: Output,
+    room: &'a mut Room,
+    /// Columns after which sums go to their outputs.
+    near: usize,
+    by: std::marker::PhantomData<M>,
+}
+
+impl<M: Multiply> TileKernel for Product<'_, M> {
     #[inline(always)]
-    unsafe fn run<I: Tiled>(mut self) {
+    unsafe fn run<I: Tiled>(self) {
+        let weights = self.room.weights.as_mut_ptr();
         // SAFETY: the caller's promise.
         unsafe {
-            let configured = Configured::new();
-            for strip in self.strips.clone() {
-                self.unpack::<I>(strip);
-                for index in 0..self.x.count() {
-                    self.panel::<I>(strip, index);
-                }
-            }
-            drop(configured);
-        }
-    }
-}
-
-impl Fixed<'_> {
-    /// Takes the words of a strip apart: for every 64 columns a tile of upper bits and one of lower bits.
-    #[inline(always)]
-    unsafe fn unpack<I: Tiled>(&mut self, strip: usize) {
-        let tile = self.tiles.strip(strip)[fixed::SCALES..].as_ptr();
-        let to = self.room.planes.as_mut_ptr();
-        // SAFETY: the strip holds `columns` columns; the room is for as many.
-        unsafe {
-            for four in 0..self.x.columns / 4 {
-                let words = tile.add(2 * four * ROW);
-                let [high, low] = I::planes([I::load_b(words), I::load_b(words.add(ROW))]);
-                let to = to.add(four / ROWS * 2 * TILE + four % ROWS * ROW);
-                I::store_b(to, high);
-                I::store_b(to.add(TILE), low);
-            }
-        }
-    }
-
-    /// A strip times a panel.
-    #[inline(always)]
-    unsafe fn panel<I: Tiled>(&mut self, strip: usize, index: usize) {
-        let x = self.x.at(index);
-        let count = x.columns / BLOCK / WORD_BLOCKS;
-        let planes = self.room.planes.as_ptr();
-        let sums_of_tiles = self.room.sums.as_mut_ptr();
-        // SAFETY: the room holds the strip, the panel its tokens; `out` has room for these.
-        unsafe {
-            let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
-            out.fetch(index * TILED_PANEL..index * TILED_PANEL + x.tokens);
-            let mut sums = [I::splat(0.0); TILED_PANEL];
-            for at in 0..=count {
-                if at < count {
-                    let x = x.codes.cast::<u8>().cast_const().add(at * 2 * TILE);
-                    let w = planes.add(at * 2 * TILE);
-                    amx::planes([x, x.add(TILE)], [w, w.add(TILE)], places(sums_of_tiles, at));
-                }
-                if at > 0 {
-                    let [high, middle, low] = places(sums_of_tiles, at - 1);
-                    let factors = x.scales.add((at - 1) * WORD_BLOCKS * TILED_PANEL);
-                    for (m, sum) in sums.iter_mut().enumerate() {
-                        let m16 = m * LANES;
-                        let made = I::joined(high.add(m16), middle.add(m16), low.add(m16));
-                        *sum = I::fma(made, I::splat(*factors.add(m)), *sum);
+            let by = M::begin();
+            for begin in (0..self.x.columns).step_by(self.near) {
+                let columns = begin..(begin + self.near).min(self.x.columns);
+                let to_strip = columns.len() * LANES * 2;
+                for first in self.strips.clone().step_by(TOGETHER) {
+                    let count = TOGETHER.min(self.strips.end - first);
+                    for strip in 0..count {
+                        self.lay::<I>(first + strip, columns.clone(), weights.add(strip * to_strip));
+                    }
+                    // What there is only one of is multiplied twice.
+                    let w = [weights.cast_const(), weights.add((count - 1) * to_strip)];
+                    for panel in (0..self.x.count()).step_by(TOGETHER) {
+                        self.products::<I>(&by, first, count, panel, &columns, w);
                     }
                 }
             }
-            let scales = I::load(self.tiles.strip(strip).as_ptr().cast());
-            let rows = LANES.min(self.tiles.rows() - strip * LANES);
-            for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
-                out.put::<I>(index * TILED_PANEL + m, rows, I::mul(sum, scales));
+        }
+    }
+}
+
+impl<M: Multiply> Product<'_, M> {
+    /// `count` strips times two panels, or the last.
+    #[inline(always)]
+    unsafe fn products<I: Tiled>(
+        &self,
+        by: &M,
+        first: usize,
+        count: usize,
+        panel: usize,
+        columns: &std::ops::Range<usize>,
+        w: [*const u8; TOGETHER],
+    ) {
+        let last = (panel + TOGETHER).min(self.x.count()) - 1;
+        let panels = [self.x.at(panel), self.x.at(last)];
+        let sums = self.room.sums.as_ptr().cast_mut();
+        // SAFETY: the room holds the strips' tiles; panels hold theirs, `out` their tokens' rows.
+        unsafe {
+            let at = |x: &Panels| x.codes.cast::<u8>().cast_const().add(columns.start / BLOCK * TILE);
+            by.products::<I>([at(&panels[0]), at(&panels[1])], w, columns.len() / BLOCK, sums);
+            for (of_two, (index, x)) in (panel..=last).zip(&panels).enumerate() {
+                for strip in 0..count {
+                    let rows = LANES.min(self.tiles.rows() - (first + strip) * LANES);
+                    let out = Output {
+                        begin: self.out.begin.add((first + strip) * LANES),
+                        stride: self.out.stride,
+                        accumulate: self.out.accumulate || columns.start > 0,
+                    };
+                    let sums = sums.add((of_two * TOGETHER + strip) * TILED_PANEL * LANES);
+                    for m in 0..x.tokens {
+                        out.put::<I>(index * TILED_PANEL + m, rows, I::load(sums.add(m * LANES)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lays some columns of a strip out as tiles, `[columns/32][16 pairs of columns][16 rows]`.
+    #[inline(always)]
+    unsafe fn lay<I: Tiled>(&self, strip: usize, columns: std::ops::Range<usize>, to: *mut u8) {
+        let strip = self.tiles.strip(strip);
+        // SAFETY: the strip holds the columns; the caller's promise.
+        unsafe {
+            with_format!(self.tiles.dtype(), F => lay::<F, I>(strip, columns, to), else {
+                lay_words::<I>(strip, columns, to);
+            });
+        }
+    }
+}
+
+/// Of codes and scales.
+#[inline(always)]
+unsafe fn lay<F: Format, I: Tiled>(strip: &[u8], columns: std::ops::Range<usize>, to: *mut u8) {
+    let strip = strip.as_ptr();
+    let parts = F::COLUMNS / BLOCK;
+    let steps = I::STEPS / F::GROUPS;
+    // SAFETY: the caller promises these columns of the strip, and room for them; they begin with a stored block.
+    unsafe {
+        let zero = I::splat(F::ZERO as f32);
+        let mut to = to;
+        for unit in columns.start / F::COLUMNS..columns.end / F::COLUMNS {
+            let place = Place::of::<F>(unit);
+            let scales = strip.add(place.scales);
+            fetch_scales::<F>(unit, scales);
+            for part in 0..parts {
+                let w = F::unpack::<I>(strip.add(place.codes + part * F::code_bytes()));
+                for (step, w) in w.as_ref().iter().enumerate() {
+                    let scale = F::scale::<I>(scales, part, step / steps);
+                    let offset = if F::MINIMUMS {
+                        F::minimum::<I>(scales, part, step / steps)
+                    } else {
+                        I::mul(zero, scale)
+                    };
+                    put::<I>(to, I::columns(*w), scale, offset);
+                    to = to.add(2 * ROW);
+                }
             }
         }
     }
 }
 
-/// Where the `at`th products' three tiles of sums go, apart from those of its neighbours.
+/// Of words and a scale for each row.
 #[inline(always)]
-fn places(sums: *mut i32, at: usize) -> [*mut i32; 3] {
-    let first = sums.wrapping_add(at % 2 * 3 * LANES * TILED_PANEL);
-    [first, first.wrapping_add(LANES * TILED_PANEL), first.wrapping_add(2 * LANES * TILED_PANEL)]
+unsafe fn lay_words<I: Tiled>(strip: &[u8], columns: std::ops::Range<usize>, to: *mut u8) {
+    // SAFETY: the caller promises these columns of the strip, and room for them.
+    unsafe {
+        let scale = I::load(strip.as_ptr().cast());
+        for (four, column) in columns.step_by(4).enumerate() {
+            let words = strip.as_ptr().add(fixed::SCALES + column * LANES * 2);
+            let words = I::columns_of_words([I::load_b(words), I::load_b(words.add(ROW))]);
+            put::<I>(to.add(four * 2 * ROW), words, scale, I::splat(0.0));
+        }
+    }
+}
+
+/// Four columns' codes, times their scale, less an offset, as two rows of a tile.
+#[inline(always)]
+unsafe fn put<I: Tiled>(to: *mut u8, [a, b, c, d]: [I::F; 4], scale: I::F, offset: I::F) {
+    // SAFETY: the caller promises room for two rows.
+    unsafe {
+        let (a, b) = (I::sub(I::mul(a, scale), offset), I::sub(I::mul(b, scale), offset));
+        let (c, d) = (I::sub(I::mul(c, scale), offset), I::sub(I::mul(d, scale), offset));
+        I::store_b(to, I::bfloat_pairs(a, b));
+        I::store_b(to.add(ROW), I::bfloat_pairs(c, d));
+    }
+}
+
+const _: () = assert!(TILED_PANEL == ROWS && LANES == ROWS);
+
+#[cfg(test)]
+mod tests {
+    use drophammer_formats::DType;
+
+    use super::super::{TYPES, blocks, product, stored_plainly, tiles_of};
+    use super::*;
+    use crate::kernels::isa::Path;
+    use crate::kernels::isa::amx::Emulated;
+
+    fn next(state: &mut u32, limit: f32) -> f32 {
+        *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((*state >> 8) as f32 / 8_388_608.0 - 1.0).powi(3) * limit
+    }
+
+    /// By tiles where there are any; by vectors that do the same where they know bfloat16; not at all elsewhere.
+    fn products_by<M: Multiply>() {
+        let mut state = 7u32;
+        let types = TYPES.iter().copied().chain([DType::F16, DType::BF16]);
+        for (dtype, (rows, columns, tokens)) in
+            types.flat_map(|dtype| [(16, 256, 16), (40, 768, 70), (33, 1024, 33)].map(|size| (dtype, size)))
+        {
+            let x: Vec<f32> = (0..tokens * columns).map(|_| next(&mut state, 9.0)).collect();
+            let (stored, weights): (Vec<_>, Vec<_>) = match drophammer_quant::codec(dtype) {
+                Some(codec) => (0..rows)
+                    .map(|_| {
+                        let (row, mut floats) = (blocks(dtype, columns, &mut state), vec![0.0; columns]);
+                        codec.decode(&row, &mut floats);
+                        (row, floats)
+                    })
+                    .unzip(),
+                None => {
+                    let floats: Vec<f32> = (0..rows * columns)
+                        .map(|_| half::bf16::from_f32(next(&mut state, 1.0)).to_f32())
+                        .collect();
+                    let rows = floats.chunks(columns).map(<[f32]>::to_vec).collect();
+                    (stored_plainly(dtype, columns, &floats), rows)
+                }
+            };
+            let tiles = tiles_of(dtype, columns, &stored);
+            for near in [256, columns] {
+                let mut room = Room::new(columns);
+                let by = std::marker::PhantomData::<M>;
+                // SAFETY (of both): one thread; `product` has the sizes.
+                let out = product(
+                    TILED_PANEL,
+                    &tiles,
+                    &x,
+                    |panels, row, x| unsafe { panels.round(row, x) },
+                    |x, strips, out| unsafe {
+                        let room = &mut room;
+                        isa::run_tiles(Product { tiles: &tiles, x, strips, out, room, near, by });
+                    },
+                );
+                for t in 0..tokens {
+                    for (r, weights) in weights.iter().enumerate() {
+                        let terms = x[t * columns..].iter().zip(weights);
+                        let rounded = |x: &f32| f64::from(half::bf16::from_f32(*x));
+                        let terms = terms.map(|(x, w)| rounded(x) * rounded(w));
+                        let (exact, sizes, most) =
+                            terms.fold((0.0, 0.0, 0f64), |(s, a, m), x| (s + x, a + x.abs(), m.max(x.abs())));
+                        // A weight may be a float's last bit off and then round to its other neighbour; sums are of floats.
+                        let allowed = most / 64.0 + 1e-5 * sizes;
+                        let got = f64::from(out[t * rows + r]);
+                        assert!((got - exact).abs() <= allowed, "{dtype} {t} {r}: {got}, exactly {exact}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_by_tiles_are_those_of_numbers_rounded_to_bfloat16() {
+        if std::is_x86_feature_detected!("avx512bf16") && Path::all().contains(&Path::Avx512) {
+            products_by::<Emulated>();
+        }
+        if Path::all().contains(&Path::Amx) {
+            products_by::<Configured>();
+        }
+    }
 }

@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use super::execute::{Frame, Run, Scratch};
+use super::execute::{Frame, Scratch};
+use super::runs::Run;
 use super::step::Attention;
 use crate::kernels::attention::{self, HeadTask, QUERIES, Query, Sight};
 use crate::threads::Member;

@@ -9,11 +9,12 @@ use drophammer_models::rope::{Rope, RopeTable};
 
 use super::experts::ExpertRoom;
 use super::matrix::Matrix;
+use super::runs::{Run, Span, find_runs, find_spans};
 use super::step::{Buffer, Domain, Norm, Rotate, Step, Value};
 use crate::ahead::Ahead;
 use crate::cache::{Cache, Place};
 use crate::kernels::activation::{Quantized, Room};
-use crate::kernels::attention::{self, QUERIES};
+use crate::kernels::attention;
 use crate::kernels::rotate::rotate_head;
 use crate::kernels::rows;
 use crate::kernels::tile::Takes;
@@ -42,24 +43,6 @@ pub(crate) struct Token {
     pub(crate) id: u32,
     pub(crate) position: u32,
     pub(crate) sequence: u32,
-}
-
-/// Neighbouring rows, of tokens of one sequence, whose queries are worked on together.
-#[derive(Clone, Copy)]
-pub(super) struct Run {
-    pub(super) begin: usize,
-    pub(super) len: usize,
-    pub(super) sequence: u32,
-}
-
-fn find_runs<'a>(tokens: impl IntoIterator<Item = &'a Token>, runs: &mut Vec<Run>) {
-    runs.clear();
-    for (row, token) in tokens.into_iter().enumerate() {
-        match runs.last_mut() {
-            Some(run) if run.sequence == token.sequence && run.len < QUERIES => run.len += 1,
-            _ => runs.push(Run { begin: row, len: 1, sequence: token.sequence }),
-        }
-    }
 }
 
 /// Sines and cosines of this batch's positions.
@@ -137,6 +120,8 @@ pub(crate) struct Engine {
     /// Tokens of [`Domain::Late`], and the same in runs.
     late: Vec<u32>,
     late_runs: Vec<Run>,
+    /// Of every domain's rows.
+    spans: [Vec<Span>; 3],
     pointers: Pointers,
     /// Whoever counts what matrices are multiplied with.
     pub(crate) observer: Option<Arc<Observer>>,
@@ -200,6 +185,7 @@ impl Engine {
             runs: Vec::with_capacity(chunk),
             late: Vec::with_capacity(chunk),
             late_runs: Vec::with_capacity(chunk),
+            spans: std::array::from_fn(|_| Vec::with_capacity(chunk)),
             pointers: Pointers(Vec::with_capacity(program.buffers.len())),
             observer: None,
             clock: None,
@@ -244,8 +230,13 @@ impl Engine {
         } else {
             self.late.extend(outputs);
         }
+        let late = self.late.iter().map(|&t| &tokens[t as usize]);
         find_runs(tokens, &mut self.runs);
-        find_runs(self.late.iter().map(|&t| &tokens[t as usize]), &mut self.late_runs);
+        find_runs(late.clone(), &mut self.late_runs);
+        let [of_tokens, of_late, of_outputs] = &mut self.spans;
+        find_spans(tokens, self.path, of_tokens);
+        find_spans(late, self.path, of_late);
+        find_spans(outputs.iter().map(|&t| &tokens[t as usize]), self.path, of_outputs);
         for rotation in &mut self.rotations {
             rotation.prepare(tokens);
         }
@@ -266,6 +257,7 @@ impl Engine {
             runs: &self.runs,
             late: &self.late,
             late_runs: &self.late_runs,
+            spans: &self.spans,
             rotations: &self.rotations,
             codes: self.codes.room(),
             words: self.words.room(),
@@ -321,6 +313,7 @@ pub(super) struct Frame<'a> {
     runs: &'a [Run],
     late: &'a [u32],
     late_runs: &'a [Run],
+    spans: &'a [Vec<Span>; 3],
     pub(super) rotations: &'a [Rotation],
     pub(super) codes: Room,
     pub(super) words: Room,
@@ -353,6 +346,16 @@ impl Frame<'_> {
             Domain::Tokens => self.runs,
             Domain::Late => self.late_runs,
             Domain::Outputs => &[],
+        }
+    }
+
+    /// Rows in spans.
+    pub(super) fn spans(&self, domain: Domain) -> &[Span] {
+        let [of_tokens, of_late, of_outputs] = self.spans;
+        match domain {
+            Domain::Tokens => of_tokens,
+            Domain::Late => of_late,
+            Domain::Outputs => of_outputs,
         }
     }
 

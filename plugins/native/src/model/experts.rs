@@ -5,7 +5,7 @@
 use drophammer_models::graph::{Routing, Scoring};
 
 use super::execute::{Frame, Scratch};
-use super::products::Work;
+use super::products::{Form, Work};
 use super::step::{Experts, Step};
 use crate::kernels::LANES;
 use crate::kernels::float::Rows;
@@ -200,9 +200,7 @@ impl Frame<'_> {
                 matrix: &self.program.matrices[matrices[expert]],
                 bias: self.vector(biases.get(expert).copied()),
                 x: input(room.x.begin(), hidden, slots.start),
-                words: None,
-                bfloats: None,
-                codes: None,
+                form: Form::default(),
                 tokens: slots.len(),
                 out: out.wrapping_add(slots.start * width),
                 out_stride: width,
@@ -222,9 +220,7 @@ impl Frame<'_> {
             matrix: &self.program.matrices[step.down[expert]],
             bias: self.vector(step.down_bias.get(expert).copied()),
             x: input(room.gate.begin(), width, slots.start),
-            words: None,
-            bfloats: None,
-            codes: None,
+            form: Form::default(),
             tokens: slots.len(),
             out: room.x.begin().wrapping_add(slots.start * hidden),
             out_stride: hidden,

@@ -2,7 +2,7 @@
 //!
 //! [`record`] turns an architecture into [`step`]s once, [`narrow`] leaves out rows that nobody reads and [`fuse`] joins them; [`load`] does that for a checkpoint, whose
 //! weights [`matrix`] holds and, laid out, [`shelf`] keeps. [`execute`] runs the steps on all threads; [`products`], [`attend`] and [`experts`] are the
-//! larger ones; [`cost`] says what each has to read and to
+//! larger ones, and [`runs`] are rows that these work on together; [`cost`] says what each has to read and to
 //! compute.
 
 mod attend;
@@ -15,5 +15,6 @@ pub(crate) mod matrix;
 mod narrow;
 mod products;
 pub(crate) mod record;
+mod runs;
 pub(crate) mod shelf;
 pub(crate) mod step;

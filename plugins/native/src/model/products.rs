@@ -7,17 +7,16 @@ use drophammer_models::graph::Gating;
 
 use super::execute::{Frame, Scratch};
 use super::matrix::Matrix;
+use super::runs::Span;
 use super::step::{Norm, Product, Value};
-use crate::kernels::LANES;
-use crate::kernels::activation::{
-    Panels, Quantized, Room, TILED_PANEL, TILED_TOKENS, panel_of, word_panel_of,
-};
+use crate::kernels::activation::{Panels, Quantized, Room, TILED_PANEL, panel_of, word_panel_of};
 use crate::kernels::float::{Output, Rows, dot, lay_strip, multiply_strip};
 use crate::kernels::rows::{self, Binary};
 use crate::kernels::tile::multiply::multiply;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::tile::tiled;
 use crate::kernels::tile::{Takes, Tiles, fixed, plain};
+use crate::kernels::{LANES, Path};
 use crate::threads::Member;
 
 /// Up to so many tokens rows of weights are multiplied one by one; beyond it pays to lay them in strips.
@@ -30,18 +29,56 @@ const GATED_STRIPS: usize = 8;
 /// stays in its core's caches, which is worth more than unpacking weights in one place.
 const OWN_TOKENS: usize = 96;
 
+/// Rows as what matrices are multiplied by, beside floats: what they take, or bfloat16 in place of both for tiles.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Form {
+    /// As [`Takes::Codes`].
+    codes: Option<Panels>,
+    /// As [`Takes::Words`].
+    words: Option<Panels>,
+    bfloats: Option<Panels>,
+}
+
+impl Form {
+    /// Any of them: all have the same rows.
+    fn panels(&self) -> Option<Panels> {
+        self.codes.or(self.words).or(self.bfloats)
+    }
+
+    /// The same of some tokens, whole panels but for the last.
+    fn part(self, tokens: &Range<usize>) -> Self {
+        let part = |panels: Panels| panels.part(tokens);
+        Self { codes: self.codes.map(part), words: self.words.map(part), bfloats: self.bfloats.map(part) }
+    }
+
+    /// Puts one row in its place.
+    ///
+    /// # Safety
+    /// As for [`Panels::quantize`].
+    unsafe fn put(&self, path: Path, row: usize, x: Option<&[f32]>) {
+        // SAFETY: the caller's promise; only paths with tiles have bfloats.
+        unsafe {
+            if let Some(codes) = self.codes {
+                codes.quantize(path, row, x);
+            }
+            if let Some(words) = self.words {
+                words.quantize_words(path, row, x);
+            }
+            #[cfg(target_arch = "x86_64")]
+            if let Some(bfloats) = self.bfloats {
+                bfloats.round(row, x);
+            }
+        }
+    }
+}
+
 /// One matrix product. The output's rows and the input's lie in buffers that hold `tokens` of them.
 #[derive(Clone, Copy)]
 pub(super) struct Work<'a> {
     pub(super) matrix: &'a Matrix,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) x: Rows,
-    /// The same rows as [`Takes::Codes`], where the matrix takes them.
-    pub(super) codes: Option<Panels>,
-    /// The same rows as [`Takes::Words`], where the matrix takes them.
-    pub(super) words: Option<Panels>,
-    /// The same rows in place of both, rounded for tiles.
-    pub(super) bfloats: Option<Panels>,
+    pub(super) form: Form,
     pub(super) tokens: usize,
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
@@ -52,12 +89,9 @@ pub(super) struct Work<'a> {
 impl Work<'_> {
     /// The same for some tokens, whole panels but for the last.
     fn of_tokens(self, tokens: &Range<usize>) -> Self {
-        let part = |panels: Panels| panels.part(tokens);
         Self {
             x: Rows { begin: self.x.begin.wrapping_add(tokens.start * self.x.stride), ..self.x },
-            codes: self.codes.map(part),
-            words: self.words.map(part),
-            bfloats: self.bfloats.map(part),
+            form: self.form.part(tokens),
             tokens: tokens.len(),
             out: self.out.wrapping_add(tokens.start * self.out_stride),
             ..self
@@ -70,13 +104,11 @@ struct Gates {
     gating: Gating,
     gate: Value,
     up: Value,
-    tokens: Range<usize>,
+    rows: Range<usize>,
 }
 
 impl Frame<'_> {
     /// Products of the same rows, with what was joined to them before and after.
-    ///
-    /// One token's row every thread normalizes and quantizes for itself, which takes less than waiting for another.
     pub(super) fn linear(
         &self,
         x: Value,
@@ -86,14 +118,35 @@ impl Frame<'_> {
         member: Member<'_>,
         scratch: &mut Scratch,
     ) {
-        let (tokens, columns) = (self.rows(x.domain), x.width);
+        for (number, span) in self.spans(x.domain).iter().enumerate() {
+            if number > 0 {
+                // The one before has been read.
+                member.barrier();
+            }
+            self.span(span, x, norm, products, gating, member, scratch);
+        }
+    }
+
+    /// Of the rows of one span. One token's row every thread normalizes and quantizes for itself, which takes less than waiting for
+    /// another.
+    #[allow(clippy::too_many_arguments)] // a span, and those of `linear`
+    fn span(
+        &self,
+        span: &Span,
+        x: Value,
+        norm: Option<&Norm>,
+        products: &[Product],
+        gating: Option<Gating>,
+        member: Member<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let (first, tokens, columns) = (span.rows.start, span.rows.len(), x.width);
         let takes = |form| products.iter().any(|p| self.program.matrices[p.matrix].takes() == form);
-        let mut input = Rows { begin: self.begin(x), stride: columns };
+        let mut input = Rows { begin: self.begin(x).wrapping_add(first * columns), stride: columns };
         let own = tokens == 1;
         let share_tokens = tokens >= OWN_TOKENS * member.count;
-        let tiled = self.path.has_tiles() && tokens >= TILED_TOKENS;
         let panel = match () {
-            () if tiled => TILED_PANEL,
+            () if span.tiled => TILED_PANEL,
             () if takes(Takes::Codes) => panel_of(tokens),
             () => word_panel_of(self.path, tokens),
         };
@@ -103,42 +156,31 @@ impl Frame<'_> {
         };
         let codes = room(Takes::Codes, &self.codes, &mut scratch.codes);
         let words = room(Takes::Words, &self.words, &mut scratch.words);
-        // Of the same size, and either will do.
-        let (codes, words, bfloats) =
-            if tiled { (None, None, codes.or(words)) } else { (codes, words, None) };
-        // SAFETY (of its callers): each row is one thread's; rows beyond the tokens fill a panel up.
-        let quantize = |row: usize, x: Option<&[f32]>| unsafe {
-            if let Some(codes) = codes {
-                codes.quantize(self.path, row, x);
-            }
-            if let Some(words) = words {
-                words.quantize_words(self.path, row, x);
-            }
-            #[cfg(target_arch = "x86_64")]
-            if let Some(bfloats) = bfloats {
-                bfloats.round(row, x);
-            }
+        let form = match () {
+            // Of the same size, and either will do.
+            () if span.tiled => Form { bfloats: codes.or(words), ..Form::default() },
+            () => Form { codes, words, bfloats: None },
         };
-        let panels = codes.or(words).or(bfloats);
         if own {
             if let Some(norm) = norm {
-                self.norm_row(norm, 0, &mut scratch.row[..columns]);
+                self.norm_row(norm, first, &mut scratch.row[..columns]);
                 input.begin = scratch.row.as_ptr();
             }
             // SAFETY: the row is this thread's own, or written before the last barrier.
-            quantize(0, Some(unsafe { std::slice::from_raw_parts(input.begin, columns) }));
+            unsafe { form.put(self.path, 0, Some(std::slice::from_raw_parts(input.begin, columns))) };
         } else {
-            let rows = panels.map_or(tokens, |panels| panels.rows());
+            let rows = form.panels().map_or(tokens, |panels| panels.rows());
             for row in member.share(rows, panel) {
+                let at = (first + row) * columns;
                 if let Some(norm) = norm.filter(|_| row < tokens) {
                     // SAFETY: each row is one thread's.
-                    self.norm_row(norm, row, unsafe { self.write(x, row * columns, columns) });
+                    self.norm_row(norm, first + row, unsafe { self.write(x, at, columns) });
                 }
-                // SAFETY: as above.
-                quantize(row, (row < tokens).then(|| unsafe { self.read(x, row * columns, columns) }));
+                // SAFETY: as above; rows beyond the tokens fill a panel up.
+                unsafe { form.put(self.path, row, (row < tokens).then(|| self.read(x, at, columns))) };
             }
             let others_read = !share_tokens || self.observer.is_some();
-            if others_read && (norm.is_some() || panels.is_some()) {
+            if others_read && (norm.is_some() || form.panels().is_some()) {
                 member.barrier();
             }
         }
@@ -153,11 +195,9 @@ impl Frame<'_> {
                 matrix,
                 bias: self.vector(product.bias),
                 x: input,
-                codes,
-                words,
-                bfloats,
+                form,
                 tokens,
-                out: self.begin(product.out),
+                out: self.begin(product.out).wrapping_add(first * product.out.width),
                 out_stride: product.out.width,
                 accumulate: product.accumulate,
             }
@@ -169,8 +209,8 @@ impl Frame<'_> {
             // Both halves' same rows are one thread's, which then gates them.
             let all = products[0].out.width.div_ceil(LANES);
             let strips = if share_tokens { 0..all } else { member.share(all, 1) };
-            let gates =
-                Gates { gating, gate: products[0].out, up: products[1].out, tokens: my_tokens.clone() };
+            let rows = first + my_tokens.start..first + my_tokens.end;
+            let gates = Gates { gating, gate: products[0].out, up: products[1].out, rows };
             self.gated(my_work, gates, strips, scratch);
         } else if share_tokens {
             for work in my_work {
@@ -190,19 +230,19 @@ impl Frame<'_> {
         strips: Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let Gates { gating, gate, up, tokens } = gates;
-        let rows = gate.width;
-        let group = if tokens.len() > FEW_TOKENS { GATED_STRIPS } else { strips.len().max(1) };
+        let Gates { gating, gate, up, rows } = gates;
+        let width = gate.width;
+        let group = if rows.len() > FEW_TOKENS { GATED_STRIPS } else { strips.len().max(1) };
         for first in strips.clone().step_by(group) {
             let group = first..(first + group).min(strips.end);
             for work in work.clone() {
                 self.strips(&work, group.clone(), scratch);
             }
-            let (begin, end) = (group.start * LANES, (group.end * LANES).min(rows));
-            for t in tokens.clone() {
-                let at = |value: Value| self.begin(value).wrapping_add(t * rows + begin);
+            let (begin, end) = (group.start * LANES, (group.end * LANES).min(width));
+            for row in rows.clone() {
+                let at = |value: Value| self.begin(value).wrapping_add(row * width + begin);
                 let (gate, up) = (at(gate), at(up));
-                // SAFETY: these rows of both halves are this thread's, for this token.
+                // SAFETY: these rows of both halves are this thread's, of this row.
                 unsafe { rows::binary(self.path, Binary::Gated(gating), gate, up, gate, end - begin) };
             }
         }
@@ -238,9 +278,9 @@ impl Frame<'_> {
         let out = Output { begin: work.out, stride: work.out_stride, accumulate: work.accumulate };
         // SAFETY: these strips' outputs are this thread's; the panels were quantized before the last barrier.
         unsafe {
-            match (tiles.takes(), work.codes, work.words) {
+            match (tiles.takes(), work.form.codes, work.form.words) {
                 #[cfg(target_arch = "x86_64")]
-                (Takes::Codes | Takes::Words, ..) if let Some(x) = work.bfloats => {
+                (Takes::Codes | Takes::Words, ..) if let Some(x) = work.form.bfloats => {
                     tiled::multiply(tiles, x, strips, out, &mut scratch.tiled);
                 }
                 (Takes::Codes, Some(x), _) => {

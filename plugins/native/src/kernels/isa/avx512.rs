@@ -357,8 +357,8 @@ impl Tiled for Avx512 {
     unsafe fn dot_bfloats(acc: Self::F, w: Self::B, x: u32) -> Self::F {
         // SAFETY: see the head of this block, with AVX512-BF16; the types have the same bits.
         unsafe {
-            let x = _mm512_set1_epi32(x as i32);
-            _mm512_dpbf16_ps(acc, std::mem::transmute(w), std::mem::transmute(x))
+            let bfloats = |x| std::mem::transmute::<__m512i, __m512bh>(x);
+            _mm512_dpbf16_ps(acc, bfloats(w), bfloats(_mm512_set1_epi32(x as i32)))
         }
     }
 }

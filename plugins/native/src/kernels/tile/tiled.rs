@@ -224,21 +224,21 @@ mod tests {
             types.flat_map(|dtype| [(16, 256, 16), (40, 768, 70), (33, 1024, 33)].map(|size| (dtype, size)))
         {
             let x: Vec<f32> = (0..tokens * columns).map(|_| next(&mut state, 9.0)).collect();
-            let (stored, weights): (Vec<_>, Vec<_>) = match drophammer_quant::codec(dtype) {
-                Some(codec) => (0..rows)
-                    .map(|_| {
-                        let (row, mut floats) = (blocks(dtype, columns, &mut state), vec![0.0; columns]);
-                        codec.decode(&row, &mut floats);
-                        (row, floats)
-                    })
-                    .unzip(),
-                None => {
-                    let floats: Vec<f32> = (0..rows * columns)
-                        .map(|_| half::bf16::from_f32(next(&mut state, 1.0)).to_f32())
-                        .collect();
-                    let rows = floats.chunks(columns).map(<[f32]>::to_vec).collect();
-                    (stored_plainly(dtype, columns, &floats), rows)
-                }
+            let (stored, weights): (Vec<_>, Vec<_>) = if let Some(codec) = drophammer_quant::codec(dtype) {
+                let row = |state: &mut u32| {
+                    let (row, mut floats) = (blocks(dtype, columns, state), vec![0.0; columns]);
+                    codec.decode(&row, &mut floats);
+                    (row, floats)
+                };
+                (0..rows).map(|_| row(&mut state)).unzip()
+            } else {
+                let floats: Vec<f32> = (0..rows * columns)
+                    .map(|_| half::bf16::from_f32(next(&mut state, 1.0)).to_f32())
+                    .collect();
+                (
+                    stored_plainly(dtype, columns, &floats),
+                    floats.chunks(columns).map(<[f32]>::to_vec).collect(),
+                )
             };
             let tiles = tiles_of(dtype, columns, &stored);
             for near in [256, columns] {

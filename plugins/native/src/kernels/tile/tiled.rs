@@ -17,10 +17,9 @@ use crate::memory::Aligned;
 
 /// Strips, and panels, that are multiplied at once: every tile that is loaded is used so many times.
 const TOGETHER: usize = 2;
-/// Bytes of activations that stay in a core's own cache while strip after strip is multiplied by them.
-const NEAR: usize = 1 << 20;
-/// Columns that every type's blocks divide.
-const COLUMNS: usize = 256;
+/// Columns, whole blocks of every type, after which sums go to their outputs: so many of some hundred tokens stay in a core's own cache
+/// while strip after strip is multiplied by them. The same for any number of tokens, so that sums are.
+const NEAR: usize = 1024;
 
 /// One thread's room for weights as tiles, and for sums.
 pub(crate) struct Room {
@@ -51,10 +50,9 @@ pub(crate) unsafe fn multiply(
     room: &mut Room,
 ) {
     assert_eq!(tiles.columns(), x.columns);
-    let near = (NEAR / (2 * x.rows()) / COLUMNS).max(1) * COLUMNS;
     let by = std::marker::PhantomData::<Configured>;
     // SAFETY: the caller's promise.
-    unsafe { isa::run_tiles(Product { tiles, x, strips, out, room, near, by }) }
+    unsafe { isa::run_tiles(Product { tiles, x, strips, out, room, by }) }
 }
 
 struct Product<'a, M> {
@@ -63,8 +61,6 @@ struct Product<'a, M> {
     strips: std::ops::Range<usize>,
     out: Output,
     room: &'a mut Room,
-    /// Columns after which sums go to their outputs.
-    near: usize,
     by: std::marker::PhantomData<M>,
 }
 
@@ -75,8 +71,8 @@ impl<M: Multiply> TileKernel for Product<'_, M> {
         // SAFETY: the caller's promise.
         unsafe {
             let by = M::begin();
-            for begin in (0..self.x.columns).step_by(self.near) {
-                let columns = begin..(begin + self.near).min(self.x.columns);
+            for begin in (0..self.x.columns).step_by(NEAR) {
+                let columns = begin..(begin + NEAR).min(self.x.columns);
                 let to_strip = columns.len() * LANES * 2;
                 for first in self.strips.clone().step_by(TOGETHER) {
                     let count = TOGETHER.min(self.strips.end - first);
@@ -112,12 +108,17 @@ impl<M: Multiply> Product<'_, M> {
         // SAFETY: the room holds the strips' tiles; panels hold theirs, `out` their tokens' rows.
         unsafe {
             let at = |x: &Panels| x.codes.cast::<u8>().cast_const().add(columns.start / BLOCK * TILE);
+            let begin = self.out.begin.add(first * LANES);
+            for strip in 0..count {
+                let out = Output { begin: begin.add(strip * LANES), ..self.out };
+                out.fetch(panel * TILED_PANEL..last * TILED_PANEL + panels[1].tokens);
+            }
             by.products::<I>([at(&panels[0]), at(&panels[1])], w, columns.len() / BLOCK, sums);
             for (of_two, (index, x)) in (panel..=last).zip(&panels).enumerate() {
                 for strip in 0..count {
                     let rows = LANES.min(self.tiles.rows() - (first + strip) * LANES);
                     let out = Output {
-                        begin: self.out.begin.add((first + strip) * LANES),
+                        begin: begin.add(strip * LANES),
                         stride: self.out.stride,
                         accumulate: self.out.accumulate || columns.start > 0,
                     };
@@ -221,7 +222,7 @@ mod tests {
         let mut state = 7u32;
         let types = TYPES.iter().copied().chain([DType::F16, DType::BF16]);
         for (dtype, (rows, columns, tokens)) in
-            types.flat_map(|dtype| [(16, 256, 16), (40, 768, 70), (33, 1024, 33)].map(|size| (dtype, size)))
+            types.flat_map(|dtype| [(16, 256, 16), (40, 768, 70), (33, 1280, 33)].map(|size| (dtype, size)))
         {
             let x: Vec<f32> = (0..tokens * columns).map(|_| next(&mut state, 9.0)).collect();
             let (stored, weights): (Vec<_>, Vec<_>) = if let Some(codec) = drophammer_quant::codec(dtype) {
@@ -241,32 +242,29 @@ mod tests {
                 )
             };
             let tiles = tiles_of(dtype, columns, &stored);
-            for near in [256, columns] {
-                let mut room = Room::new(columns);
-                let by = std::marker::PhantomData::<M>;
-                // SAFETY (of both): one thread; `product` has the sizes.
-                let out = product(
-                    TILED_PANEL,
-                    &tiles,
-                    &x,
-                    |panels, row, x| unsafe { panels.round(row, x) },
-                    |x, strips, out| unsafe {
-                        let room = &mut room;
-                        isa::run_tiles(Product { tiles: &tiles, x, strips, out, room, near, by });
-                    },
-                );
-                for t in 0..tokens {
-                    for (r, weights) in weights.iter().enumerate() {
-                        let terms = x[t * columns..].iter().zip(weights);
-                        let rounded = |x: &f32| f64::from(half::bf16::from_f32(*x));
-                        let terms = terms.map(|(x, w)| rounded(x) * rounded(w));
-                        let (exact, sizes, most) =
-                            terms.fold((0.0, 0.0, 0f64), |(s, a, m), x| (s + x, a + x.abs(), m.max(x.abs())));
-                        // A weight may be a float's last bit off and then round to its other neighbour; sums are of floats.
-                        let allowed = most / 64.0 + 1e-5 * sizes;
-                        let got = f64::from(out[t * rows + r]);
-                        assert!((got - exact).abs() <= allowed, "{dtype} {t} {r}: {got}, exactly {exact}");
-                    }
+            let mut room = Room::new(columns);
+            let by = std::marker::PhantomData::<M>;
+            // SAFETY (of both): one thread; `product` has the sizes.
+            let out = product(
+                TILED_PANEL,
+                &tiles,
+                &x,
+                |panels, row, x| unsafe { panels.round(row, x) },
+                |x, strips, out| unsafe {
+                    isa::run_tiles(Product { tiles: &tiles, x, strips, out, room: &mut room, by });
+                },
+            );
+            for t in 0..tokens {
+                for (r, weights) in weights.iter().enumerate() {
+                    let terms = x[t * columns..].iter().zip(weights);
+                    let rounded = |x: &f32| f64::from(half::bf16::from_f32(*x));
+                    let terms = terms.map(|(x, w)| rounded(x) * rounded(w));
+                    let (exact, sizes, most) =
+                        terms.fold((0.0, 0.0, 0f64), |(s, a, m), x| (s + x, a + x.abs(), m.max(x.abs())));
+                    // A weight may be a float's last bit off and then round to its other neighbour; sums are of floats.
+                    let allowed = most / 64.0 + 1e-5 * sizes;
+                    let got = f64::from(out[t * rows + r]);
+                    assert!((got - exact).abs() <= allowed, "{dtype} {t} {r}: {got}, exactly {exact}");
                 }
             }
         }

@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Tui(Dashboard),
     /// Run the daemon in the foreground.
     Daemon,
+    /// Stop the daemon. Jobs go on where they were when it next starts.
+    Stop(Daemon),
     /// The daemon in brief.
     Status(Query),
     /// Every job the daemon remembers.

@@ -56,6 +56,23 @@ fn a_second_daemon_is_told_who_holds_the_home() {
 }
 
 #[test]
+fn it_stops_when_told_and_goes_on_with_its_jobs_when_started_again() {
+    let mut daemon = Daemon::misbehaving(&["patient"], "").unwrap();
+    write_model(&daemon.models().join("tiny")).unwrap();
+    let job = daemon.wait_for_job(Some("faulty-patient"), &["running"]).unwrap();
+    let stopped = daemon.home.run(&["stop"]).unwrap();
+    assert_eq!(stopped.code, 0, "{}", stopped.stderr);
+    assert!(stopped.stdout.contains(&daemon.pid().to_string()), "{}", stopped.stdout);
+    let again = daemon.home.run(&["stop"]).unwrap();
+    assert_eq!(again.code, 1);
+    assert!(again.stderr.contains("no daemon is running"), "{}", again.stderr);
+    assert!(!daemon.is_alive());
+    daemon.kill_and_restart().unwrap();
+    let resumed = daemon.wait_for_job(Some("faulty-patient"), &["running"]).unwrap();
+    assert_eq!(resumed["id"], job["id"]);
+}
+
+#[test]
 fn the_control_socket_is_its_users_alone() {
     use std::os::unix::fs::PermissionsExt as _;
     let daemon = Daemon::misbehaving(&["obey"], "").unwrap();

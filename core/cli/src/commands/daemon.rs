@@ -1,15 +1,21 @@
 //! Commands about the running daemon, through its control API.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use drophammer_client::api::{self, AddModel, ForgeModel};
-use drophammer_client::{Client, Endpoint};
+use drophammer_client::{Client, ClientError, Endpoint};
 
 use super::picture::{self, Point};
 use super::table::{columns, maybe, size};
 use super::{answer, print};
 use crate::arguments::{Daemon, Models, Query};
 use crate::failure::{Exit, Failure, Result};
+
+/// How long a daemon may take to stop: it answers what it was asked first.
+const STOPPING: Duration = Duration::from_secs(60);
+/// How often it is looked for meanwhile.
+const EVERY: Duration = Duration::from_millis(100);
 
 /// Runs the daemon in the foreground; its log goes to standard error.
 pub(super) fn run() -> Result<()> {
@@ -30,6 +36,23 @@ pub(super) fn endpoint(daemon: Daemon) -> Result<Endpoint> {
         Some(endpoint) => Ok(endpoint),
         None => Ok(Endpoint::in_home(&drophammer_daemon::home::find()?)),
     }
+}
+
+/// Stops the daemon and waits until it is gone.
+pub(super) async fn stop(daemon: Daemon) -> Result<()> {
+    let client = client(daemon)?;
+    let pid = client.status().await?.pid;
+    client.shutdown().await?;
+    for _ in 0..STOPPING.as_millis() / EVERY.as_millis() {
+        if let Err(ClientError::NoDaemon { .. }) = client.status().await {
+            print(&format!("the daemon (process {pid}) has stopped\n"));
+            return Ok(());
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+    let seconds = STOPPING.as_secs();
+    let message = format!("the daemon (process {pid}) was asked to stop and still runs after {seconds} s");
+    Err(Failure::new(Exit::Failed, message, "its log says what it waits for; jobs survive if it is killed"))
 }
 
 pub(super) async fn status(query: Query) -> Result<()> {

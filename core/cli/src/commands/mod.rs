@@ -34,6 +34,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     match arguments.command.unwrap_or(Command::Tui(arguments.dashboard)) {
         Command::Tui(dashboard) => dashboard::run(dashboard),
         Command::Daemon => daemon::run(),
+        Command::Stop(daemon) => wait(daemon::stop(daemon)),
         Command::Status(query) => wait(daemon::status(query)),
         Command::Jobs(query) => wait(daemon::jobs(query)),
         Command::Models(models) => wait(daemon::models(models)),

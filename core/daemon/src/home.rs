@@ -37,6 +37,11 @@ pub fn find() -> anyhow::Result<PathBuf> {
     std::path::absolute(&path).with_context(|| path.display().to_string())
 }
 
+/// The lock that one daemon holds, in a home at `root`.
+pub(crate) fn lock_in(root: &Path) -> PathBuf {
+    root.join("daemon.lock")
+}
+
 impl Home {
     /// Where everything is; nothing is made.
     ///
@@ -90,7 +95,7 @@ impl Home {
 
     /// The lock that one daemon holds.
     pub fn lock(&self) -> PathBuf {
-        self.root.join("daemon.lock")
+        lock_in(&self.root)
     }
 
     /// Where installed runtimes are.

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::path::Path;
 
 use anyhow::Context as _;
 use rustix::fs::{FlockOperation, flock};
@@ -19,6 +20,13 @@ pub struct Holder {
     pub pid: u32,
     /// Where it listens.
     pub socket: std::path::PathBuf,
+}
+
+/// Whether some daemon holds the home at `root`.
+pub fn is_held(root: &Path) -> bool {
+    File::open(crate::home::lock_in(root)).is_ok_and(|file| {
+        matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK))
+    })
 }
 
 /// The home is another daemon's.
@@ -86,7 +94,9 @@ mod tests {
         let error = Lock::take(&home).unwrap_err().to_string();
         assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
         assert!(error.contains("control.sock"), "{error}");
+        assert!(is_held(directory.path()));
         drop(lock);
+        assert!(!is_held(directory.path()));
         Lock::take(&home).unwrap();
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use drophammer_client::api::{self, AddModel, ForgeModel};
 use drophammer_client::{Client, ClientError, Endpoint};
+use drophammer_daemon::lock;
 
 use super::picture::{self, Point};
 use super::table::{columns, maybe, size};
@@ -38,13 +39,15 @@ pub(super) fn endpoint(daemon: Daemon) -> Result<Endpoint> {
     }
 }
 
-/// Stops the daemon and waits until it is gone.
+/// Stops the daemon and waits until it is gone: one of this machine until it gives its home back, which it does when its workers have ended.
 pub(super) async fn stop(daemon: Daemon) -> Result<()> {
+    let home = if daemon.connect.is_none() { Some(drophammer_daemon::home::find()?) } else { None };
     let client = client(daemon)?;
     let pid = client.status().await?.pid;
     client.shutdown().await?;
     for _ in 0..STOPPING.as_millis() / EVERY.as_millis() {
-        if let Err(ClientError::NoDaemon { .. }) = client.status().await {
+        let answers = !matches!(client.status().await, Err(ClientError::NoDaemon { .. }));
+        if !answers && !home.as_deref().is_some_and(lock::is_held) {
             print(&format!("the daemon (process {pid}) has stopped\n"));
             return Ok(());
         }

@@ -14,7 +14,7 @@ use crate::arguments::{Daemon, Models, Query};
 use crate::failure::{Exit, Failure, Result};
 
 /// How long a daemon may take to stop: it answers what it was asked first.
-const STOPPING: Duration = Duration::from_secs(60);
+const STOPPING: Duration = Duration::from_secs(30);
 /// How often it is looked for meanwhile.
 const EVERY: Duration = Duration::from_millis(100);
 

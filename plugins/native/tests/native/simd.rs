@@ -83,7 +83,7 @@ fn tiles_change_no_bit_of_few_tokens_and_little_of_many() {
         // A path that this processor lacks falls back to the best it has, and both are the same.
         assert!(logits("amx", model, true) == logits("avx512", model, true), "{scheme}");
         let many = |simd| logits_of(100, simd, model, true);
-        let difference = largest_difference(&many("amx"), &many("avx512"));
+        let difference = largest_difference(&many("amx"), &many("portable"));
         assert!(difference <= 0.2, "{scheme}: largest difference {difference}");
     }
 }

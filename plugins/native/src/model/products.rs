@@ -145,10 +145,12 @@ impl Frame<'_> {
         let mut input = Rows { begin: self.begin(x).wrapping_add(first * columns), stride: columns };
         let own = tokens == 1;
         let share_tokens = tokens >= OWN_TOKENS * member.count;
-        let panel = match () {
-            () if span.tiled => TILED_PANEL,
-            () if takes(Takes::Codes) => panel_of(tokens),
-            () => word_panel_of(self.path, tokens),
+        let panel = if span.tiled {
+            TILED_PANEL
+        } else if takes(Takes::Codes) {
+            panel_of(tokens)
+        } else {
+            word_panel_of(self.path, tokens)
         };
         let room = |form: Takes, shared: &Room, own_room: &mut Quantized| {
             let room = if own { own_room.room() } else { *shared };
@@ -156,10 +158,11 @@ impl Frame<'_> {
         };
         let codes = room(Takes::Codes, &self.codes, &mut scratch.codes);
         let words = room(Takes::Words, &self.words, &mut scratch.words);
-        let form = match () {
-            // Of the same size, and either will do.
-            () if span.tiled => Form { bfloats: codes.or(words), ..Form::default() },
-            () => Form { codes, words, bfloats: None },
+        let form = if span.tiled {
+            // Of the same size: either will do.
+            Form { bfloats: codes.or(words), ..Form::default() }
+        } else {
+            Form { codes, words, bfloats: None }
         };
         if own {
             if let Some(norm) = norm {

@@ -92,11 +92,18 @@ impl Kernel for Fixed<'_> {
     unsafe fn run<I: Isa>(self) {
         // SAFETY: the caller's promise; the panel's width is what `panel_of` gives on this path.
         unsafe {
+            // (Loops: of closures only small ones are inlined, and compiled for the instruction set.)
             if self.x.panel == 1 {
-                return self.strips.clone().for_each(|strip| self.panel::<I, 1, 1>(strip, 0));
+                for strip in self.strips.clone() {
+                    self.panel::<I, 1, 1>(strip, 0);
+                }
+                return;
             }
             if I::STRIPS == 2 && self.x.panel == WIDE_PANEL {
-                return self.strips.clone().for_each(|strip| self.panel::<I, 1, WIDE_PANEL>(strip, 0));
+                for strip in self.strips.clone() {
+                    self.panel::<I, 1, WIDE_PANEL>(strip, 0);
+                }
+                return;
             }
             for first in self.strips.clone().step_by(I::STRIPS) {
                 let strips = first..(first + I::STRIPS).min(self.strips.end);
@@ -104,7 +111,9 @@ impl Kernel for Fixed<'_> {
                     with_panel!(self.x.panel, M => if I::STRIPS == 2 && strips.len() == 2 {
                         self.panel::<I, 2, M>(first, index);
                     } else {
-                        strips.clone().for_each(|strip| self.panel::<I, 1, M>(strip, index));
+                        for strip in strips.clone() {
+                            self.panel::<I, 1, M>(strip, index);
+                        }
                     });
                 }
             }

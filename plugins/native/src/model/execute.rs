@@ -9,6 +9,7 @@ use drophammer_models::rope::{Rope, RopeTable};
 
 use super::experts::ExpertRoom;
 use super::matrix::Matrix;
+use super::products::Linear;
 use super::runs::{Run, Span, find_runs, find_spans};
 use super::step::{Buffer, Domain, Norm, Rotate, Step, Value};
 use crate::ahead::Ahead;
@@ -392,7 +393,8 @@ impl Frame<'_> {
         match step {
             Step::Embed { table, index, out } => self.embed(*table, *index, *out, member),
             Step::Linear { x, norm, products, gating } => {
-                self.linear(*x, norm.as_ref(), products, *gating, member, scratch);
+                let linear = Linear { x: *x, norm: norm.as_ref(), products, gating: *gating };
+                self.linear(linear, member, scratch);
             }
             Step::Norm(norm) => {
                 for row in member.share(self.rows(norm.x.domain), 1) {

@@ -107,39 +107,31 @@ struct Gates {
     rows: Range<usize>,
 }
 
+/// Products of the same rows, with what was joined to them before and after: [`Step::Linear`](super::step::Step::Linear).
+#[derive(Clone, Copy)]
+pub(super) struct Linear<'a> {
+    pub(super) x: Value,
+    pub(super) norm: Option<&'a Norm>,
+    pub(super) products: &'a [Product],
+    pub(super) gating: Option<Gating>,
+}
+
 impl Frame<'_> {
-    /// Products of the same rows, with what was joined to them before and after.
-    pub(super) fn linear(
-        &self,
-        x: Value,
-        norm: Option<&Norm>,
-        products: &[Product],
-        gating: Option<Gating>,
-        member: Member<'_>,
-        scratch: &mut Scratch,
-    ) {
-        for (number, span) in self.spans(x.domain).iter().enumerate() {
+    /// All rows, span by span.
+    pub(super) fn linear(&self, linear: Linear<'_>, member: Member<'_>, scratch: &mut Scratch) {
+        for (number, span) in self.spans(linear.x.domain).iter().enumerate() {
             if number > 0 {
                 // The one before has been read.
                 member.barrier();
             }
-            self.span(span, x, norm, products, gating, member, scratch);
+            self.span(span, linear, member, scratch);
         }
     }
 
-    /// Of the rows of one span. One token's row every thread normalizes and quantizes for itself, which takes less than waiting for
+    /// The rows of one span. One token's row every thread normalizes and quantizes for itself, which takes less than waiting for
     /// another.
-    #[allow(clippy::too_many_arguments)] // a span, and those of `linear`
-    fn span(
-        &self,
-        span: &Span,
-        x: Value,
-        norm: Option<&Norm>,
-        products: &[Product],
-        gating: Option<Gating>,
-        member: Member<'_>,
-        scratch: &mut Scratch,
-    ) {
+    fn span(&self, span: &Span, linear: Linear<'_>, member: Member<'_>, scratch: &mut Scratch) {
+        let Linear { x, norm, products, gating } = linear;
         let (first, tokens, columns) = (span.rows.start, span.rows.len(), x.width);
         let takes = |form| products.iter().any(|p| self.program.matrices[p.matrix].takes() == form);
         let mut input = Rows { begin: self.begin(x).wrapping_add(first * columns), stride: columns };
@@ -245,7 +237,7 @@ impl Frame<'_> {
             for row in rows.clone() {
                 let at = |value: Value| self.begin(value).wrapping_add(row * width + begin);
                 let (gate, up) = (at(gate), at(up));
-                // SAFETY: these rows of both halves are this thread's, of this row.
+                // SAFETY: of this row these of both halves are this thread's.
                 unsafe { rows::binary(self.path, Binary::Gated(gating), gate, up, gate, end - begin) };
             }
         }

@@ -71,7 +71,7 @@ pub(crate) trait Multiply {
     /// Prepares this thread for it, until it is dropped.
     ///
     /// # Safety
-    /// The processor can.
+    /// The processor can, and of AMX it is [`permitted`].
     unsafe fn begin() -> Self;
 
     /// Sums of `steps` products of two tiles of 16 tokens, `[16][32 columns]`, with two of 16 rows of weights, `[32 / 2 columns][16][2]`;
@@ -83,15 +83,18 @@ pub(crate) trait Multiply {
     unsafe fn products<I: Tiled>(&self, x: [*const u8; 2], w: [*const u8; 2], steps: usize, sums: *mut f32);
 }
 
-/// Shapes of this thread's tiles, until it is dropped.
+/// Shapes of this thread's tiles, eight whole ones, until it is dropped.
 pub(crate) struct Configured(());
 
-impl Configured {
-    /// Eight whole tiles.
-    ///
-    /// # Safety
-    /// [`permitted`], and the processor has AMX.
-    pub(crate) unsafe fn new() -> Self {
+impl Drop for Configured {
+    fn drop(&mut self) {
+        // SAFETY: there is a configuration.
+        unsafe { asm!("tilerelease", options(nostack, preserves_flags)) };
+    }
+}
+
+impl Multiply for Configured {
+    unsafe fn begin() -> Self {
         #[repr(C, align(64))]
         struct Shapes {
             palette: u8,
@@ -107,20 +110,6 @@ impl Configured {
         // SAFETY: 64 bytes of a valid configuration.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, preserves_flags)) };
         Self(())
-    }
-}
-
-impl Drop for Configured {
-    fn drop(&mut self) {
-        // SAFETY: there is a configuration.
-        unsafe { asm!("tilerelease", options(nostack, preserves_flags)) };
-    }
-}
-
-impl Multiply for Configured {
-    unsafe fn begin() -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self::new() }
     }
 
     #[inline(always)]

@@ -323,13 +323,20 @@ pub(crate) unsafe fn scatter_half(path: Path, x: &[f32], out: *mut u16, stride: 
 /// # Safety
 /// As for [`scatter_half`].
 pub(crate) unsafe fn scatter_bytes(x: &[f32], out: *mut i8, stride: usize) -> f32 {
-    let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let largest = largest_magnitude(x);
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     for (i, x) in x.iter().enumerate() {
         // SAFETY: the caller's promise.
         unsafe { *out.add(i * stride) = nearest(x * inverse) as i8 };
     }
     largest / 127.0
+}
+
+/// The largest magnitude, 0 of nothing; not a number if one of them is none.
+#[inline(always)]
+pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
+    // Magnitudes are ordered as their bits are, whose comparison no sum of floats waits for.
+    f32::from_bits(x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff)))
 }
 
 /// The nearest integer, for magnitudes that sixteen bits hold; ties to even.

@@ -6,12 +6,14 @@ use std::ops::Range;
 use super::execute::{Frame, Scratch};
 use super::runs::Run;
 use super::step::Attention;
-use crate::kernels::attention::{self, HeadTask, QUERIES, Query, Sight};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::attention::tiled;
+use crate::kernels::attention::{self, HeadTask, QUERIES, Query, Sight, Stored};
 use crate::threads::Member;
 
 impl Frame<'_> {
     pub(super) fn attention(&self, attention: &Attention, member: Member<'_>, scratch: &mut Scratch) {
-        let Attention { q, k, v, layer, heads, kv_heads, .. } = *attention;
+        let Attention { q, k, v, layer, kv_heads, .. } = *attention;
         let shape = self.cache.layer(layer);
         let runs = self.runs(k.domain);
         for item in member.share(runs.len() * kv_heads, 1) {
@@ -29,66 +31,134 @@ impl Frame<'_> {
             }
         }
         member.barrier();
-        let sinks = self.vector(attention.sinks);
+        for span in self.spans(q.domain) {
+            let runs = self.runs(q.domain);
+            let of_row = |row| runs.partition_point(|run| run.begin < row);
+            let runs = &runs[of_row(span.rows.start)..of_row(span.rows.end)];
+            match self.cache.stored() {
+                #[cfg(target_arch = "x86_64")]
+                Stored::Word if span.tiled => self.attend_by_tiles(attention, runs, member, scratch),
+                _ => self.attend_run_by_run(attention, runs, member, scratch),
+            }
+        }
+    }
+
+    fn attend_run_by_run(
+        &self,
+        attention: &Attention,
+        runs: &[Run],
+        member: Member<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let Attention { heads, kv_heads, .. } = *attention;
         let group = heads / kv_heads;
-        for (number, run) in self.runs(q.domain).iter().enumerate() {
+        for (number, run) in runs.iter().enumerate() {
             // Threads take turns at shares of heads, which may differ by one.
             let share = member.turned(number).share(heads, 1);
             let mut head = share.start;
             while head < share.end {
                 // Heads that share keys go through them together, as far as there is room for their queries.
                 let together = (QUERIES / run.len).min(group - head % group).min(share.end - head);
-                self.attend(attention, run, head..head + together, sinks, scratch);
+                self.attend(attention, run, head..head + together, scratch);
                 head += together;
             }
         }
     }
 
-    /// Attends for all rows of a run in some heads that share keys; at most [`QUERIES`] queries.
-    fn attend(
+    /// By tiles, which take more queries at once: those of two neighbouring runs, in as many heads that share keys as there is room for.
+    #[cfg(target_arch = "x86_64")]
+    fn attend_by_tiles(
         &self,
         attention: &Attention,
-        run: &Run,
-        heads: Range<usize>,
-        sinks: Option<&[f32]>,
+        runs: &[Run],
+        member: Member<'_>,
         scratch: &mut Scratch,
     ) {
-        let Attention { q, out, layer, .. } = *attention;
-        let shape = self.cache.layer(layer);
-        let nothing = Sight { from: 0, to: 0 };
-        let unused = Query { q: std::ptr::null(), out: std::ptr::null_mut(), sight: nothing, sink: None };
-        let mut queries = [unused; QUERIES];
-        let rows = run.begin..run.begin + run.len;
-        let asked = heads.clone().flat_map(|head| rows.clone().map(move |row| (head, row)));
-        let (mut from, mut to) = (u32::MAX, 0);
-        for (query, (head, row)) in queries.iter_mut().zip(asked) {
-            if let Some(rotate) = &attention.rotate_q {
-                // SAFETY: each head of each row is one thread's.
-                unsafe { self.rotate(rotate, q, row, head) };
+        let Attention { heads, kv_heads, .. } = *attention;
+        let group = heads / kv_heads;
+        let mut queries = [Query::NONE; tiled::GROUPS * tiled::GROUP];
+        let mut item = 0;
+        for runs in runs.chunk_by(|a, b| a.sequence == b.sequence).flat_map(|runs| runs.chunks(2)) {
+            for head in (0..heads).step_by(group) {
+                for first in (head..head + group).step_by(tiled::GROUPS / 2) {
+                    // Later runs see more: every other round goes backwards, so that shares are even.
+                    let (round, turn) = (item / member.count, item % member.count);
+                    item += 1;
+                    if member.index != if round % 2 == 0 { turn } else { member.count - 1 - turn } {
+                        continue;
+                    }
+                    let together = first..(first + tiled::GROUPS / 2).min(head + group);
+                    let queries = &mut queries[..together.len() * runs.len() * tiled::GROUP];
+                    let asked = together.flat_map(|head| runs.iter().map(move |run| (head, run)));
+                    let Sight { from, to } = self.ask(attention, asked, tiled::GROUP, queries);
+                    let (task, kv_head) = (self.head_task(attention, queries), head / group);
+                    let pages = self.cache.pages(runs[0].sequence, attention.layer, kv_head, from, to);
+                    // SAFETY: queries were written before the step; each head of each run is one thread's output; only paths with
+                    // tiles have tiled spans.
+                    unsafe { tiled::attend(task, pages, &mut scratch.attention_tiles) };
+                }
             }
-            let token = self.tokens[self.token(q.domain, row)];
-            let sight = sees(token.position, attention.window, attention.causal);
-            (from, to) = (from.min(sight.from), to.max(sight.to));
-            *query = Query {
-                q: self.begin(q).wrapping_add(row * q.width + head * shape.key_width),
-                out: self.begin(out).wrapping_add(row * out.width + head * shape.value_width),
-                sight,
-                sink: sinks.map(|sinks| sinks[head]),
-            };
         }
-        let task = HeadTask {
+    }
+
+    /// Attends for all rows of a run in some heads that share keys; at most [`QUERIES`] queries.
+    fn attend(&self, attention: &Attention, run: &Run, heads: Range<usize>, scratch: &mut Scratch) {
+        let mut queries = [Query::NONE; QUERIES];
+        let queries = &mut queries[..heads.len() * run.len];
+        let asked = heads.clone().map(|head| (head, run));
+        let Sight { from, to } = self.ask(attention, asked, run.len, queries);
+        let task = self.head_task(attention, queries);
+        let kv_head = heads.start / (attention.heads / attention.kv_heads);
+        let pages = self.cache.pages(run.sequence, attention.layer, kv_head, from, to);
+        // SAFETY: queries were written before the step; each head of each run is one thread's output.
+        unsafe { attention::attend(self.path, task, pages, &mut scratch.attention) };
+    }
+
+    fn head_task<'a>(&self, attention: &Attention, queries: &'a [Query]) -> HeadTask<'a> {
+        let shape = self.cache.layer(attention.layer);
+        HeadTask {
             stored: self.cache.stored(),
             key_width: shape.key_width,
             value_width: shape.value_width,
             value_stride: shape.value_stride(),
             scale: attention.scale,
             softcap: attention.softcap,
-            queries: &queries[..heads.len() * run.len],
-        };
-        let kv_head = heads.start / (attention.heads / attention.kv_heads);
-        let pages = self.cache.pages(run.sequence, layer, kv_head, from, to);
-        // SAFETY: queries were written before the step; each head of each run is one thread's output.
-        unsafe { attention::attend(self.path, task, pages, &mut scratch.attention) };
+            queries,
+        }
+    }
+
+    /// Writes down the queries of runs' rows in heads, which are this thread's, each run's `apart` from the next one's; gives back what
+    /// they see together.
+    fn ask<'r>(
+        &self,
+        attention: &Attention,
+        asked: impl Iterator<Item = (usize, &'r Run)>,
+        apart: usize,
+        queries: &mut [Query],
+    ) -> Sight {
+        let Attention { q, out, layer, .. } = *attention;
+        let shape = self.cache.layer(layer);
+        let sinks = self.vector(attention.sinks);
+        let mut all = Sight { from: u32::MAX, to: 0 };
+        for (queries, (head, run)) in queries.chunks_mut(apart).zip(asked) {
+            queries.fill(Query::NONE);
+            for (query, row) in queries.iter_mut().zip(run.begin..run.begin + run.len) {
+                if let Some(rotate) = &attention.rotate_q {
+                    // SAFETY: each head of each row is one thread's.
+                    unsafe { self.rotate(rotate, q, row, head) };
+                }
+                let token = self.tokens[self.token(q.domain, row)];
+                let sight = sees(token.position, attention.window, attention.causal);
+                all = Sight { from: all.from.min(sight.from), to: all.to.max(sight.to) };
+                *query = Query {
+                    q: self.begin(q).wrapping_add(row * q.width + head * shape.key_width),
+                    out: self.begin(out).wrapping_add(row * out.width + head * shape.value_width),
+                    sight,
+                    sink: sinks.map(|sinks| sinks[head]),
+                };
+            }
+        }
+        all
     }
 }
 

@@ -97,6 +97,8 @@ pub(super) struct Scratch {
     pub(super) unpacked: Unpacked,
     #[cfg(target_arch = "x86_64")]
     pub(super) tiled: tiled::Room,
+    #[cfg(target_arch = "x86_64")]
+    pub(super) attention_tiles: attention::tiled::Room,
     /// What statistics are counted from.
     pub(super) counted: Vec<f32>,
 }
@@ -141,6 +143,8 @@ impl Engine {
         let layers = || (0..cache.layers()).map(|layer| cache.layer(layer));
         let keys = layers().map(|layer| layer.key_width).max().unwrap_or(0);
         let values = layers().map(|layer| layer.value_width).max().unwrap_or(0);
+        #[cfg(target_arch = "x86_64")]
+        let tiled = |width: usize| if path.has_tiles() { width } else { 0 };
         let external =
             |buffer: usize| buffer == program.result.index && program.result.domain == Domain::Outputs;
         Self {
@@ -160,7 +164,9 @@ impl Engine {
                     words: Quantized::new(1, worded),
                     unpacked: Unpacked::new(coded, chunk),
                     #[cfg(target_arch = "x86_64")]
-                    tiled: tiled::Room::new(if path.has_tiles() { coded.max(worded) } else { 0 }),
+                    tiled: tiled::Room::new(tiled(coded.max(worded))),
+                    #[cfg(target_arch = "x86_64")]
+                    attention_tiles: attention::tiled::Room::new(tiled(keys), tiled(values)),
                     counted: Vec::new(),
                 })
                 .collect(),

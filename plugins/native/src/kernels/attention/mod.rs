@@ -5,6 +5,8 @@
 //! one component of sixteen keys and scores need no horizontal sums; values lie along, `[PAGE][value stride]`.
 //! (Running softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.)
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tiled;
 mod words;
 
 use super::isa::{self, Isa, Kernel, LANES, Path};
@@ -96,7 +98,7 @@ pub(crate) struct HeadTask<'a> {
     pub(crate) value_stride: usize,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
-    /// At most [`QUERIES`].
+    /// At most [`QUERIES`]; by tiles, whole groups of [`tiled::GROUP`].
     pub(crate) queries: &'a [Query],
 }
 
@@ -109,6 +111,12 @@ pub(crate) struct Query {
     pub(crate) out: *mut f32,
     pub(crate) sight: Sight,
     pub(crate) sink: Option<f32>,
+}
+
+impl Query {
+    /// Of no token.
+    pub(crate) const NONE: Self =
+        Self { q: std::ptr::null(), out: std::ptr::null_mut(), sight: Sight { from: 0, to: 0 }, sink: None };
 }
 
 /// Room for one block of queries. One per thread.
@@ -434,16 +442,7 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                 self.page::<I, STORED, Q, V>(page, &mut largest, &mut totals);
             }
             for (row, query) in self.task.queries.iter().enumerate() {
-                let mut total = totals[row];
-                let mut factor = 1.0;
-                if let Some(sink) = query.sink {
-                    // The sink takes part in the sum alone.
-                    let top = largest[row].max(sink);
-                    factor = (largest[row] - top).exp();
-                    total = total * factor + (sink - top).exp();
-                }
-                // A query that sees nothing gets zeros.
-                let factor = if total > 0.0 { factor / total } else { 0.0 };
+                let factor = share(largest[row], totals[row], query.sink);
                 let mut at = 0;
                 while at < self.task.value_width {
                     let sum = I::load(self.scratch.sums.as_ptr().add(row * stride + at));
@@ -457,6 +456,19 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
             }
         }
     }
+}
+
+/// What weighed sums are to be multiplied by, when weights add up to `total` beside a largest score of `largest`.
+fn share(largest: f32, mut total: f32, sink: Option<f32>) -> f32 {
+    let mut factor = 1.0;
+    if let Some(sink) = sink {
+        // The sink takes part in the sum alone.
+        let top = largest.max(sink);
+        factor = (largest - top).exp();
+        total = total * factor + (sink - top).exp();
+    }
+    // A query that sees nothing gets zeros.
+    if total > 0.0 { factor / total } else { 0.0 }
 }
 
 impl<P: Iterator<Item = PageOfHead>> Kernel for Attend<'_, P> {

@@ -1,4 +1,28 @@
 use super::*;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::isa::{TileKernel, amx::Emulated};
+
+/// Who attends.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Path(Path),
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+    #[cfg(target_arch = "x86_64")]
+    EmulatedTiles,
+}
+
+/// The queries as tiles take them: two alone, the others together; groups are filled up.
+#[cfg(target_arch = "x86_64")]
+fn in_groups(queries: &[Query]) -> Vec<Query> {
+    let (alone, together) = queries.split_at(2.min(queries.len()));
+    let mut groups = Vec::new();
+    for group in alone.chunks(1).chain(together.chunks(tiled::GROUP)) {
+        groups.extend_from_slice(group);
+        groups.resize(groups.len().next_multiple_of(tiled::GROUP), Query::NONE);
+    }
+    groups
+}
 
 #[test]
 fn sights_cover_the_positions_they_name() {
@@ -83,8 +107,21 @@ fn the_running_softmax_equals_the_definition_with_windows_holes_caps_and_sinks()
                 })
                 .collect();
             let kinds = [(0, Stored::Float, 2e-5), (1, Stored::Word, 6e-4)];
-            let all = Path::all().into_iter().flat_map(|path| kinds.map(|kind| (path, kind)));
-            for (path, (form, stored, tolerance)) in all {
+            let mut all: Vec<(By, usize, Stored, f64)> = Path::all()
+                .into_iter()
+                .flat_map(|path| {
+                    kinds.map(|(form, stored, tolerance)| (By::Path(path), form, stored, tolerance))
+                })
+                .collect();
+            #[cfg(target_arch = "x86_64")]
+            {
+                // Eight bits, of queries, keys, weights and values each.
+                all.push((By::EmulatedTiles, 1, Stored::Word, 0.015));
+                if Path::all().contains(&Path::Amx) {
+                    all.push((By::Tiles, 1, Stored::Word, 0.015));
+                }
+            }
+            for (by, form, stored, tolerance) in all {
                 let mut out = vec![f32::NAN; queries * value_width];
                 let asked: Vec<Query> = (sights.iter().enumerate())
                     .map(|(i, &sight)| Query {
@@ -94,6 +131,8 @@ fn the_running_softmax_equals_the_definition_with_windows_holes_caps_and_sinks()
                         sink,
                     })
                     .collect();
+                #[cfg(target_arch = "x86_64")]
+                let asked = if matches!(by, By::Path(_)) { asked } else { in_groups(&asked) };
                 let task = HeadTask {
                     stored,
                     key_width: width,
@@ -110,7 +149,19 @@ fn the_running_softmax_equals_the_definition_with_windows_holes_caps_and_sinks()
                     valid: *valid,
                 });
                 // SAFETY: the sizes above.
-                unsafe { attend(path, task, views, &mut Scratch::new(width, value_width)) };
+                unsafe {
+                    match by {
+                        By::Path(path) => attend(path, task, views, &mut Scratch::new(width, value_width)),
+                        #[cfg(target_arch = "x86_64")]
+                        By::Tiles => tiled::attend(task, views, &mut tiled::Room::new(width, value_width)),
+                        #[cfg(target_arch = "x86_64")]
+                        By::EmulatedTiles => {
+                            let room = &mut tiled::Room::new(width, value_width);
+                            let by = std::marker::PhantomData::<Emulated>;
+                            tiled::ByTiles { task, pages: views, room, by }.run::<isa::Portable>();
+                        }
+                    }
+                }
                 for (i, sight) in sights.iter().enumerate() {
                     let seen: Vec<usize> =
                         (sight.from as usize..=sight.to as usize).filter(|&p| p != hole).collect();
@@ -125,7 +176,7 @@ fn the_running_softmax_equals_the_definition_with_windows_holes_caps_and_sinks()
                     );
                     for (a, b) in out[i * value_width..].iter().zip(expected) {
                         let error = (f64::from(*a) - b).abs();
-                        assert!(error < tolerance, "{stored:?} {path:?}: {a} and {b}");
+                        assert!(error < tolerance, "{stored:?} {by:?}: {a} and {b}");
                     }
                 }
             }

@@ -13,7 +13,7 @@
 
 use super::{Attend, LANES, PAGE, PageOfHead, QUERIES, VECTORS};
 use crate::kernels::isa::Isa;
-use crate::kernels::rows::nearest;
+use crate::kernels::rows::{largest_magnitude, nearest};
 use crate::memory::Aligned;
 
 /// Largest magnitude of a code of a key or a value.
@@ -30,7 +30,7 @@ const COLUMNS: usize = 2 * LANES;
 const SLOTS: usize = PAGE / 2;
 
 /// Pairs of so many columns.
-const fn pairs(columns: usize) -> usize {
+pub(super) const fn pairs(columns: usize) -> usize {
     columns.next_multiple_of(4) / 2
 }
 
@@ -42,7 +42,7 @@ pub(super) const fn code_bytes(columns: usize) -> usize {
 /// Scales of a page, from that of `slot` on, behind codes of so many columns.
 #[inline(always)]
 #[allow(clippy::cast_ptr_alignment)] // pages begin at cache lines
-fn scales(page: *mut u8, columns: usize, slot: usize) -> *mut f32 {
+pub(super) fn scales(page: *mut u8, columns: usize, slot: usize) -> *mut f32 {
     page.wrapping_add(PAGE * code_bytes(columns)).cast::<f32>().wrapping_add(slot)
 }
 
@@ -113,7 +113,7 @@ pub(crate) unsafe fn put_value(value: &[f32], page: *mut u8, slot: usize, stride
 /// `to` gives a place for each number.
 #[inline(always)]
 unsafe fn put(x: &[f32], to: impl Fn(usize) -> *mut i16) -> f32 {
-    let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let largest = largest_magnitude(x);
     let inverse = if largest > NOTHING { LIMIT / largest } else { 0.0 };
     for (i, x) in x.iter().enumerate() {
         // SAFETY: the caller's promise.
@@ -147,7 +147,7 @@ unsafe fn fix<I: Isa>(x: *const f32, columns: usize, largest: f32, sum: f32, out
 /// # Safety
 /// The processor has the instructions.
 #[inline(always)]
-unsafe fn power<I: Isa>(x: I::F) -> I::F {
+pub(super) unsafe fn power<I: Isa>(x: I::F) -> I::F {
     // SAFETY: the caller's promise.
     unsafe {
         let x = I::max(x, I::splat(-126.0));

@@ -252,3 +252,43 @@ impl Isa for Portable {
         })
     }
 }
+
+// SAFETY of every block below: as above.
+#[cfg(all(test, target_arch = "x86_64"))]
+impl super::amx::Tiled for Portable {
+    unsafe fn columns(_: Self::B) -> [Self::F; 4] {
+        unreachable!("the codes of this path are words")
+    }
+    unsafe fn columns_of_words(words: [Self::B; 2]) -> [Self::F; 4] {
+        let column = |column: usize| {
+            std::array::from_fn(|i| {
+                let at = 4 * i + column / 2 * 2;
+                let word = &words[column % 2][at..at + 2];
+                f32::from(i16::from_le_bytes([word[0], word[1]]))
+            })
+        };
+        [0, 1, 2, 3].map(column)
+    }
+    unsafe fn bfloat_pairs(first: Self::F, second: Self::F) -> Self::B {
+        let pairs = first.into_iter().zip(second).flat_map(|(a, b)| [a, b]);
+        let mut out = [0; 64];
+        for (out, x) in out.chunks_exact_mut(2).zip(pairs) {
+            out.copy_from_slice(&bf16::from_f32(x).to_le_bytes());
+        }
+        out
+    }
+    unsafe fn bfloats([low, high]: [Self::F; 2]) -> Self::B {
+        let mut out = [0; 64];
+        for (out, x) in out.chunks_exact_mut(2).zip(low.into_iter().chain(high)) {
+            out.copy_from_slice(&bf16::from_f32(x).to_le_bytes());
+        }
+        out
+    }
+    unsafe fn dot_bfloats(acc: Self::F, w: Self::B, x: u32) -> Self::F {
+        let of = |bits: u32| f32::from_bits(bits << 16);
+        std::array::from_fn(|i| {
+            let w = u32::from_le_bytes([w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]]);
+            acc[i] + of(w & 0xffff) * of(x & 0xffff) + of(w >> 16) * of(x >> 16)
+        })
+    }
+}

@@ -167,7 +167,10 @@ unsafe fn lay<F: Format, I: Tiled>(strip: &[u8], columns: std::ops::Range<usize>
                     } else {
                         I::mul(zero, scale)
                     };
-                    put::<I>(to, I::columns(*w), scale, offset);
+                    let [a, b, c, d] = I::columns(*w);
+                    let (a, b) = (I::sub(I::mul(a, scale), offset), I::sub(I::mul(b, scale), offset));
+                    let (c, d) = (I::sub(I::mul(c, scale), offset), I::sub(I::mul(d, scale), offset));
+                    put::<I>(to, [a, b, c, d]);
                     to = to.add(2 * ROW);
                 }
             }
@@ -184,18 +187,23 @@ unsafe fn lay_words<I: Tiled>(strip: &[u8], columns: std::ops::Range<usize>, to:
         for (four, column) in columns.step_by(4).enumerate() {
             let words = strip.as_ptr().add(fixed::SCALES + column * LANES * 2);
             let words = I::columns_of_words([I::load_b(words), I::load_b(words.add(ROW))]);
-            put::<I>(to.add(four * 2 * ROW), words, scale, I::splat(0.0));
+            put::<I>(to.add(four * 2 * ROW), times::<I>(words, [scale; 4]));
         }
     }
 }
 
-/// Four columns' codes, times their scale, less an offset, as two rows of a tile.
+/// Four columns of codes, each times its scale.
 #[inline(always)]
-unsafe fn put<I: Tiled>(to: *mut u8, [a, b, c, d]: [I::F; 4], scale: I::F, offset: I::F) {
+pub(crate) unsafe fn times<I: Tiled>([a, b, c, d]: [I::F; 4], scale: [I::F; 4]) -> [I::F; 4] {
+    // SAFETY: the caller's promise.
+    unsafe { [I::mul(a, scale[0]), I::mul(b, scale[1]), I::mul(c, scale[2]), I::mul(d, scale[3])] }
+}
+
+/// Four columns as two rows of a tile.
+#[inline(always)]
+pub(crate) unsafe fn put<I: Tiled>(to: *mut u8, [a, b, c, d]: [I::F; 4]) {
     // SAFETY: the caller promises room for two rows.
     unsafe {
-        let (a, b) = (I::sub(I::mul(a, scale), offset), I::sub(I::mul(b, scale), offset));
-        let (c, d) = (I::sub(I::mul(c, scale), offset), I::sub(I::mul(d, scale), offset));
         I::store_b(to, I::bfloat_pairs(a, b));
         I::store_b(to.add(ROW), I::bfloat_pairs(c, d));
     }

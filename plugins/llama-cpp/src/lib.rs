@@ -6,7 +6,8 @@
 //! - [`fit`] says what memory a session takes and how many layers an accelerator holds;
 //! - [`adapter`] makes GGUF adapters of Hugging Face ones.
 //!
-//! Reference mode computes in float32 with plain weights: float32 cache, no flash attention, no weights laid out anew. With
+//! Reference mode computes in float32 with plain weights: float32 cache, no flash attention, no weights laid out anew, and on
+//! the processor where no accelerator is asked for. With
 //! quantized weights ggml rounds activations to eight bits whatever the mode; the job's log says so.
 
 mod adapter;
@@ -44,7 +45,7 @@ impl LlamaCpp {
                 .with_help("Use the native backend, or build this plugin on this machine."));
         }
         ffi::find_kernels(&host.plugin);
-        if !ffi::devices::all().iter().any(|device| device.kind == ffi::devices::Kind::Cpu) {
+        if !ffi::devices::has_processor() {
             let message = format!("{}: no kernels for this processor lie here", host.plugin.display());
             return Err(BackendError::new(ErrorCode::MissingRuntime, message)
                 .with_help("Install the plugin again with all its files, or use the native backend."));

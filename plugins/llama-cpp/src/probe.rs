@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use drophammer_forge::gguf;
-use drophammer_sdk::{Device as Told, Estimate, FormatSupport, Goal, ProbeReport, ProbeRequest, Result};
+use drophammer_sdk::{
+    Device as Told, Estimate, FormatSupport, Goal, ProbeReport, ProbeRequest, Problem, Result,
+};
 use serde_json::Value;
 
 use crate::ffi;
@@ -16,15 +18,26 @@ const OFFERED: [&str; 3] = ["q8_0", "q4_k_m", "f16"];
 /// Tokens that the placement of layers is told for.
 const CONTEXT: u64 = 4096;
 
+/// Kinds of accelerator, and whether this build has kernels for them.
+const ACCELERATORS: [(&str, bool); 5] = [
+    ("cuda", cfg!(feature = "cuda")),
+    ("hip", cfg!(feature = "hip")),
+    ("metal", cfg!(feature = "metal")),
+    ("opencl", cfg!(feature = "opencl")),
+    ("vulkan", cfg!(feature = "vulkan")),
+];
+
 /// Describes the machine and plans the request's goals.
 ///
 /// # Errors
 /// When the source cannot be read.
 pub(crate) fn report(request: &ProbeRequest) -> Result<ProbeReport> {
     let compiled = devices::compiled_in();
+    let all = devices::all();
     let mut report = ProbeReport {
         runtime_version: Some(ffi::version()),
-        devices: devices::all().iter().map(|device| told(device, &compiled)).collect(),
+        problems: unused(&ACCELERATORS, all.iter().any(Device::holds_layers)).into_iter().collect(),
+        devices: all.iter().map(|device| told(device, &compiled)).collect(),
         formats: vec![FormatSupport {
             format: "gguf".into(),
             schemes: gguf::schemes().map(str::to_owned).collect(),
@@ -38,6 +51,19 @@ pub(crate) fn report(request: &ProbeRequest) -> Result<ProbeReport> {
         report.estimates = goals.iter().map(|goal| estimate(source, goal)).collect::<Result<_>>()?;
     }
     Ok(report)
+}
+
+/// What to say of kernels for accelerators where there is none: without it models would be slow for no reason anybody can see.
+fn unused(kinds: &[(&str, bool)], found: bool) -> Option<Problem> {
+    let compiled: Vec<_> = kinds.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+    (!compiled.is_empty() && !found).then(|| Problem {
+        message: format!(
+            "built with {}, but no such accelerator answers: models run on the processor",
+            compiled.join(" and ")
+        ),
+        help: "Install its driver and the libraries this build was linked against, or build the plugin without it."
+            .into(),
+    })
 }
 
 fn told(device: &Device, compiled: &[String]) -> Told {
@@ -54,7 +80,7 @@ fn told(device: &Device, compiled: &[String]) -> Told {
     Told {
         id: device.id.clone(),
         name,
-        kind: if device.kind == Kind::Gpu { "gpu" } else { "cpu" }.into(),
+        kind: if device.holds_layers() { "gpu" } else { "cpu" }.into(),
         memory_bytes: known(device.total),
         free_bytes: known(device.free),
         emulated: false,
@@ -90,4 +116,17 @@ fn estimate(source: &Path, goal: &Goal) -> Result<Estimate> {
     }
     estimate.reason = (!notes.is_empty()).then(|| notes.join("; "));
     Ok(estimate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unused;
+
+    #[test]
+    fn kernels_without_their_accelerator_are_told() {
+        assert_eq!(unused(&[("cuda", false)], false), None);
+        assert_eq!(unused(&[("cuda", true)], true), None);
+        let told = unused(&[("cuda", true), ("hip", false), ("vulkan", true)], false).unwrap();
+        assert!(told.message.starts_with("built with cuda and vulkan, but"), "{told:?}");
+    }
 }

@@ -46,14 +46,12 @@ impl LlamaSession {
         let settings = wishes.settings(request, &checked, job.as_ref());
         let per_token = fit::cache_per_token(&checked, settings.keys, settings.values);
         let tokens = u64::from(settings.context) * u64::from(settings.sequences);
-        if !is_encoder(&checked) {
-            let what = format!("{} sequences of {} tokens", settings.sequences, settings.context);
-            let bytes = per_token.iter().sum::<u64>().saturating_mul(tokens);
-            fit::check_cache(bytes, &format!("{} of {}", what, request.path.display()), job.as_ref())?;
-        }
-        let per_layer: Vec<u64> = per_token.iter().map(|bytes| bytes.saturating_mul(tokens)).collect();
-        let placement =
-            fit::place(&checked.source, &per_layer, request.device.as_deref(), wishes.gpu_layers)?;
+        let kept = if is_encoder(&checked) { 0 } else { tokens };
+        let per_layer: Vec<u64> = per_token.iter().map(|bytes| bytes.saturating_mul(kept)).collect();
+        let placement = fit::place(&checked.source, &per_layer, wishes.device.as_deref(), wishes.gpu_layers)?;
+        let what = format!("{} sequences of {} tokens", settings.sequences, settings.context);
+        let what = format!("{what} of {}", request.path.display());
+        fit::check_cache(placement.host_cache, placement.host_free, &what, job.as_ref())?;
         job.log(LogLevel::Info, &format!("{}, {}", ffi::version(), placement.told));
         if request.reference && checked.source.tensors().iter().any(|tensor| tensor.dtype.is_block()) {
             job.log(LogLevel::Warning, ROUNDED);
@@ -118,6 +116,7 @@ struct Wishes {
     values: Stored,
     flash: Flash,
     pooling: Option<Pooling>,
+    device: Option<String>,
     gpu_layers: Option<u32>,
 }
 
@@ -167,7 +166,10 @@ impl Wishes {
                 })?)
             }
         };
-        Ok(Self { keys, values, flash: flash.unwrap_or(usual), pooling, gpu_layers })
+        let device = request.device.clone().or(text(options, "device")?);
+        // Accelerators round to sixteen bits, or to TF32's ten, what the processor does not.
+        let device = device.or_else(|| (request.reference && gpu_layers.is_none()).then(|| "cpu".into()));
+        Ok(Self { keys, values, flash: flash.unwrap_or(usual), pooling, device, gpu_layers })
     }
 
     fn settings(&self, request: &LoadRequest, model: &Checked, job: &dyn JobContext) -> Settings {
@@ -202,6 +204,13 @@ impl Wishes {
 
 fn invalid(message: String, help: &str) -> BackendError {
     BackendError::new(ErrorCode::InvalidRequest, message).with_help(help)
+}
+
+/// An option that is any text.
+fn text(options: &Options, name: &str) -> Result<Option<String>> {
+    let Some(value) = options.get(name) else { return Ok(None) };
+    let found = value.as_str().map(str::to_owned);
+    found.map(Some).ok_or_else(|| invalid(format!("option `{name}` is {value}"), "Write a device's name."))
 }
 
 /// An option that is one of some words.

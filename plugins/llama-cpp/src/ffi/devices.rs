@@ -15,42 +15,70 @@ pub(crate) struct Device {
     pub(crate) description: String,
     /// What it is.
     pub(crate) kind: Kind,
+    /// Where it is plugged in: the same for a card that two backends reach. Empty where unknown.
+    pub(crate) place: String,
     /// Bytes free and in all; 0 where unknown.
     pub(crate) free: u64,
     pub(crate) total: u64,
     pub(super) pointer: sys::ggml_backend_dev_t,
 }
 
+impl Device {
+    /// One that tests place layers on; the library never sees it.
+    #[cfg(test)]
+    pub(crate) fn imagined(id: &str, kind: Kind, place: &str, free: u64) -> Self {
+        let (id, place) = (id.to_owned(), place.to_owned());
+        Self { id, description: String::new(), kind, place, free, total: free, pointer: std::ptr::null_mut() }
+    }
+
+    /// Whether layers can be put on it.
+    pub(crate) fn holds_layers(&self) -> bool {
+        matches!(self.kind, Kind::Gpu | Kind::Integrated)
+    }
+}
+
 /// What a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Cpu,
+    /// With memory of its own.
     Gpu,
+    /// Shares the processor's memory.
+    Integrated,
     /// Helps the processor with some operations (BLAS, AMX); holds no layers.
     Helper,
+}
+
+/// Whether there are kernels for the processor. Unlike [`all`] it wakes no accelerator, which takes time and memory.
+pub(crate) fn has_processor() -> bool {
+    start();
+    // SAFETY: gives a device or null.
+    unsafe { !sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU).is_null() }
 }
 
 /// All devices, in ggml's order.
 pub(crate) fn all() -> Vec<Device> {
     start();
-    // SAFETY: an index below the count gives a device that lives as long as the program; the two numbers are written
-    // before they are read.
+    // SAFETY: an index below the count gives a device that lives as long as the program; its properties are plain data, which
+    // it fills.
     unsafe {
         let count = sys::ggml_backend_dev_count();
         let device = |index| {
             let pointer = sys::ggml_backend_dev_get(index);
-            let (mut free, mut total) = (0, 0);
-            sys::ggml_backend_dev_memory(pointer, &raw mut free, &raw mut total);
+            let mut told = std::mem::zeroed::<sys::ggml_backend_dev_props>();
+            sys::ggml_backend_dev_get_props(pointer, &raw mut told);
             Device {
-                id: owned(sys::ggml_backend_dev_name(pointer)).to_lowercase(),
-                description: owned(sys::ggml_backend_dev_description(pointer)),
-                kind: match sys::ggml_backend_dev_type(pointer) {
+                id: owned(told.name).to_lowercase(),
+                description: owned(told.description),
+                kind: match told.type_ {
                     sys::GGML_BACKEND_DEVICE_TYPE_CPU => Kind::Cpu,
-                    sys::GGML_BACKEND_DEVICE_TYPE_GPU | sys::GGML_BACKEND_DEVICE_TYPE_IGPU => Kind::Gpu,
+                    sys::GGML_BACKEND_DEVICE_TYPE_GPU => Kind::Gpu,
+                    sys::GGML_BACKEND_DEVICE_TYPE_IGPU => Kind::Integrated,
                     _ => Kind::Helper,
                 },
-                free: free as u64,
-                total: total as u64,
+                place: owned(told.device_id),
+                free: told.memory_free as u64,
+                total: told.memory_total as u64,
                 pointer,
             }
         };

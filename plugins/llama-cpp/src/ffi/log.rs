@@ -74,6 +74,14 @@ pub(crate) fn errors() -> String {
     if errors.is_empty() { "llama.cpp gave no reason".to_owned() } else { errors.join("; ") }
 }
 
+/// Whether errors say that memory could not be had: the library has no code for that.
+pub(super) fn tells_of_memory(errors: &str) -> bool {
+    let errors = errors.to_lowercase();
+    ["unable to allocate", "failed to allocate", "allocation of size", "out of memory", "outofdevicememory"]
+        .iter()
+        .any(|words| errors.contains(words))
+}
+
 unsafe extern "C" fn heard(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
     let text = owned(text);
     let mut lines = Vec::new();
@@ -141,6 +149,21 @@ mod tests {
         assert!(!output.status.success());
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("failed assertion: here.cpp:7: GGML_ASSERT(two == 3) failed"), "{said}");
+    }
+
+    #[test]
+    fn words_about_memory_are_known() {
+        let table = [
+            ("unable to allocate CUDA0 buffer", true),
+            ("failed to allocate Vulkan0 buffer of size 7", true),
+            ("Device memory allocation of size 7 failed", true),
+            ("ErrorOutOfDeviceMemory", true),
+            ("CUDA error: out of memory", true),
+            ("unknown model architecture", false),
+        ];
+        for (said, expected) in table {
+            assert_eq!(super::tells_of_memory(said), expected, "{said}");
+        }
     }
 
     /// Fails in the process that the test above starts, which says so in its environment.

@@ -25,7 +25,7 @@ unsafe impl Sync for Model {}
 pub(crate) struct LoadOptions<'a> {
     /// Layers on accelerators; the rest stays with the processor.
     pub(crate) gpu_layers: u32,
-    /// The only device besides the processor; `None` lets ggml use all.
+    /// The only device besides the processor; `None` leaves everything to the processor.
     pub(crate) device: Option<&'a Device>,
     /// Whether weights may be laid out anew for faster products.
     pub(crate) repack: bool,
@@ -49,16 +49,16 @@ impl Model {
             go_on
         };
         let mut hear: &mut dyn FnMut(f32) -> bool = &mut hear;
-        let mut devices = options.device.map(|device| [device.pointer, std::ptr::null_mut()]);
+        // Without a list the library takes every accelerator, for products of long prompts even where no layer lies on it.
+        let mut devices =
+            [options.device.map_or(std::ptr::null_mut(), |device| device.pointer), std::ptr::null_mut()];
         // SAFETY: the defaults are plain data. Everything the parameters point to (devices, the progress function) lives
         // until the call returns, and the library does not use it afterwards.
         let pointer = unsafe {
             let mut parameters = sys::llama_model_default_params();
             parameters.n_gpu_layers = i32::try_from(options.gpu_layers).unwrap_or(i32::MAX);
             parameters.use_extra_bufts = options.repack;
-            if let Some(devices) = &mut devices {
-                parameters.devices = devices.as_mut_ptr();
-            }
+            parameters.devices = devices.as_mut_ptr();
             parameters.progress_callback = Some(progressed);
             parameters.progress_callback_user_data = (&raw mut hear).cast();
             sys::llama_model_load_from_file(name.as_ptr(), parameters)
@@ -69,7 +69,14 @@ impl Model {
         if cancelled {
             return Err(BackendError::cancelled());
         }
-        let message = format!("{}: llama.cpp cannot load it: {}", path.display(), log::errors());
+        let errors = log::errors();
+        let message = format!("{}: llama.cpp cannot load it: {errors}", path.display());
+        if log::tells_of_memory(&errors) {
+            return Err(BackendError::new(ErrorCode::OutOfResources, message).with_help(
+                "Put fewer layers on the accelerator (`gpu_layers`), all on the processor (`device = \"cpu\"`), or \
+                 free memory.",
+            ));
+        }
         Err(BackendError::new(ErrorCode::UnsupportedInput, message)
             .with_help("Convert the model again from its source, or load it with another backend."))
     }

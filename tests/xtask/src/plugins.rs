@@ -22,14 +22,28 @@ pub(crate) struct Options {
     /// test covers it yet.
     #[arg(long)]
     every_processor: bool,
+    /// llama.cpp with an accelerator of this kind, used where one is found (may be given several times): cuda needs NVIDIA's
+    /// toolkit, vulkan its headers, those of SPIR-V and glslc. Brings kernels for every kind of processor with it.
+    #[arg(long, value_parser = ["cuda", "hip", "metal", "mkl", "opencl", "vulkan"])]
+    accelerator: Vec<String>,
     /// Only these plugins, by folder name; all by default.
     names: Vec<String>,
 }
 
 /// The task.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let features = if options.every_processor { &["drophammer-llama-cpp/dynamic"][..] } else { &[] };
-    build_with(options.release, features, &options.names)
+    build_with(options.release, &features(options.every_processor, &options.accelerator), &options.names)
+}
+
+/// Features of llama.cpp's crate. An accelerator's kernels are a library of their own, so that the plugin also works where its
+/// driver is missing; that library is linked against NVIDIA's shared ones instead of holding a copy of them.
+fn features(every_processor: bool, accelerators: &[String]) -> Vec<String> {
+    let mut features: Vec<_> =
+        accelerators.iter().map(|name| format!("drophammer-llama-cpp/{name}")).collect();
+    if every_processor || !features.is_empty() {
+        features.push("drophammer-llama-cpp/dynamic".to_owned());
+    }
+    features
 }
 
 /// Builds the `drophammer` binary and the plugins (all, where no names are given), and packages the plugins.
@@ -38,7 +52,7 @@ pub(crate) fn build(release: bool, names: &[String]) -> Result<()> {
 }
 
 /// The same with features of the plugins' crates.
-fn build_with(release: bool, features: &[&str], names: &[String]) -> Result<()> {
+fn build_with(release: bool, features: &[String], names: &[String]) -> Result<()> {
     let sources = sources(names)?;
     // Its session half is built against the runtime's headers. Without them it is built all the same, and says so.
     if sources.iter().any(|source| source.ends_with("plugins/mlx"))
@@ -121,4 +135,21 @@ fn crate_name(folder: &Path) -> Result<String> {
 fn library_name(package: &str) -> String {
     let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     format!("{prefix}{}{suffix}", package.replace('-', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::features;
+
+    #[test]
+    fn an_accelerator_is_a_library_beside_the_plugin() {
+        let told = |every, names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            features(every, &names).join(" ").replace("drophammer-llama-cpp/", "")
+        };
+        assert_eq!(told(false, &[]), "");
+        assert_eq!(told(true, &[]), "dynamic");
+        assert_eq!(told(true, &["cuda"]), "cuda dynamic");
+        assert_eq!(told(false, &["cuda", "vulkan"]), "cuda vulkan dynamic");
+    }
 }

@@ -1,5 +1,7 @@
 //! The machine: sampled about once a second while somebody watches, and not at all otherwise.
 
+mod nvidia;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use sysinfo::{
 
 use crate::board::Board;
 use crate::moment::now;
+use nvidia::Nvidia;
 
 /// A sample younger than this is given again.
 const FRESH: Duration = Duration::from_millis(500);
@@ -32,6 +35,7 @@ struct Sampler {
     disks: Disks,
     networks: Networks,
     components: Components,
+    nvidia: Nvidia,
     taken: Instant,
     last: api::Hardware,
 }
@@ -70,6 +74,7 @@ impl Sampler {
             disks: Disks::new_with_refreshed_list(),
             networks: Networks::new_with_refreshed_list(),
             components: Components::new_with_refreshed_list(),
+            nvidia: Nvidia::find(),
             taken: Instant::now(),
             last: api::Hardware::default(),
         }
@@ -98,12 +103,12 @@ impl Sampler {
             memory: self.memory(),
             disks: self.disks(home, seconds),
             network: self.network(seconds),
-            gpus: Vec::new(),
+            gpus: self.nvidia.sample(),
             npus: Vec::new(),
             power_watts: None,
             workers: workers.into_iter().map(|worker| self.worker(worker)).collect(),
             daemon: self.process(own),
-            problems: Vec::new(),
+            problems: self.nvidia.problem().into_iter().collect(),
         };
     }
 

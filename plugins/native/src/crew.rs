@@ -86,7 +86,9 @@ impl Crew {
         };
         let Some(mut trial) = self.trial else {
             add(&mut self.window);
-            if self.window.jobs == WINDOW {
+            // Where there is reason enough for a trial that is due, nobody need wait until the window is full.
+            let enough = self.pause <= 1 && self.window.overslept == OVERSLEPT;
+            if self.window.jobs == WINDOW || enough {
                 self.consider();
             }
             return;
@@ -102,7 +104,9 @@ impl Crew {
             self.now = trial.threads;
             (self.fewer, self.pauses) = (1, *PAUSE.start());
         } else if trial.threads < self.now && 2 * self.fewer < self.now {
-            (self.fewer, self.pause) = (2 * self.fewer, 1);
+            // At once: what the present number takes is still known.
+            self.fewer *= 2;
+            self.trial = Some(Trial { threads: self.now - self.fewer, sum: Sum::default(), most: trial.most });
             return;
         } else {
             (self.fewer, self.pauses) = (1, (2 * self.pauses).min(*PAUSE.end()));
@@ -123,7 +127,7 @@ impl Crew {
             return;
         };
         if self.pause == 0 {
-            let most = BETTER * window.seconds / f64::from(WINDOW) * f64::from(TRIAL);
+            let most = BETTER * window.seconds / f64::from(window.jobs) * f64::from(TRIAL);
             self.trial = Some(Trial { threads, sum: Sum::default(), most });
         }
     }
@@ -164,9 +168,19 @@ mod tests {
     }
 
     #[test]
+    fn of_many_threads_as_many_as_are_in_the_way_make_room_within_a_few_tokens() {
+        let mut crew = Crew::new(16);
+        for _ in 0..OVERSLEPT + 3 * TRIAL {
+            let late = crew.threads() + 4 > 16;
+            crew.done(1, Duration::from_millis(if late { 50 } else { 2 }), late);
+        }
+        assert_eq!((crew.threads(), crew.trial.is_none()), (12, true));
+    }
+
+    #[test]
     fn jobs_of_another_size_end_a_trial() {
         let mut crew = Crew::new(2);
-        for _ in 0..WINDOW {
+        for _ in 0..OVERSLEPT {
             crew.done(1, Duration::from_millis(9), true);
         }
         assert_eq!(crew.threads(), 1, "a trial");

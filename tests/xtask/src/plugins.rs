@@ -72,6 +72,10 @@ fn build_with(release: bool, features: &[String], names: &[String]) -> Result<()
     for feature in features {
         build.args(["--features", feature]);
     }
+    if cfg!(target_arch = "x86_64") && features.iter().any(|feature| feature.ends_with("/dynamic")) {
+        let own = std::env::var("CXXFLAGS").unwrap_or_default();
+        build.env("CXXFLAGS", format!("{own} {KEEP_STORES}"));
+    }
     let messages = shell::read(&mut build)?;
     let built = target().join(if release { "release" } else { "debug" });
     for source in &sources {
@@ -86,6 +90,11 @@ fn build_with(release: bool, features: &[String], names: &[String]) -> Result<()
     }
     Ok(())
 }
+
+/// GCC knows of the 64 bytes that AMX tiles are configured by only that an instruction reads the first eight, and drops llama.cpp's
+/// stores of the others: its kernels for Sapphire Rapids then end with an illegal instruction at their first tile (seen with GCC
+/// 12.2; ggml-org/llama.cpp#26954). Without these two passes they work.
+const KEEP_STORES: &str = "-fno-tree-dse -fno-dse";
 
 /// Files that a crate's build script left in `companions` of its directory, among cargo's messages: they go beside the dylib.
 fn companions(messages: &str, package: &str) -> Result<Vec<PathBuf>> {

@@ -106,7 +106,8 @@ impl Crew {
         } else if trial.threads < self.now && 2 * self.fewer < self.now {
             // At once: what the present number takes is still known.
             self.fewer *= 2;
-            self.trial = Some(Trial { threads: self.now - self.fewer, sum: Sum::default(), most: trial.most });
+            self.trial =
+                Some(Trial { threads: self.now - self.fewer, sum: Sum::default(), most: trial.most });
             return;
         } else {
             (self.fewer, self.pauses) = (1, (2 * self.pauses).min(*PAUSE.end()));

@@ -6,9 +6,9 @@ use std::ops::Range;
 use super::execute::{Frame, Scratch};
 use super::runs::Run;
 use super::step::Attention;
+use crate::kernels::attention::{self, HeadTask, QUERIES, Query, Sight};
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::attention::tiled;
-use crate::kernels::attention::{self, HeadTask, QUERIES, Query, Sight, Stored};
+use crate::kernels::attention::{Stored, tiled};
 use crate::threads::Member;
 
 impl Frame<'_> {
@@ -35,11 +35,12 @@ impl Frame<'_> {
             let runs = self.runs(q.domain);
             let of_row = |row| runs.partition_point(|run| run.begin < row);
             let runs = &runs[of_row(span.rows.start)..of_row(span.rows.end)];
-            match self.cache.stored() {
-                #[cfg(target_arch = "x86_64")]
-                Stored::Word if span.tiled => self.attend_by_tiles(attention, runs, member, scratch),
-                _ => self.attend_run_by_run(attention, runs, member, scratch),
+            #[cfg(target_arch = "x86_64")]
+            if span.tiled && self.cache.stored() == Stored::Word {
+                self.attend_by_tiles(attention, runs, member, scratch);
+                continue;
             }
+            self.attend_run_by_run(attention, runs, member, scratch);
         }
     }
 

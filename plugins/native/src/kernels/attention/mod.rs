@@ -1,8 +1,9 @@
 //! Attention over pages of keys and values, with a running softmax: memory for one page of scores, whatever the length.
 //!
 //! A page holds [`PAGE`] positions of one key/value head: as floats, halves and bytes, which are multiplied as floats, or as
-//! [`words`], which are multiplied as they are, or for many tokens of a prompt by tiles where there is AMX. Keys lie *across*, `[key width][PAGE]`, so that a vector holds
-//! one component of sixteen keys and scores need no horizontal sums; values lie along, `[PAGE][value stride]`.
+//! [`words`], which are multiplied as they are, or for many tokens of a prompt by tiles where there is AMX. Keys lie
+//! *across*, `[key width][PAGE]`, so that a vector holds one component of sixteen keys and scores need no horizontal sums;
+//! values lie along, `[PAGE][value stride]`.
 //! (Running softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.)
 
 #[cfg(target_arch = "x86_64")]

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::execute::{Frame, Scratch};
 use super::runs::Run;
 use super::step::Attention;
-use crate::kernels::attention::{self, HeadTask, QUERIES, Query, Sight};
+use crate::kernels::attention::{self, HeadTask, PageOfHead, QUERIES, Query, Sight};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::attention::{Stored, tiled};
 use crate::threads::Member;
@@ -90,10 +90,7 @@ impl Frame<'_> {
                     }
                     let together = first..(first + tiled::GROUPS / 2).min(head + group);
                     let queries = &mut queries[..together.len() * runs.len() * tiled::GROUP];
-                    let asked = together.flat_map(|head| runs.iter().map(move |run| (head, run)));
-                    let Sight { from, to } = self.ask(attention, asked, tiled::GROUP, queries);
-                    let (task, kv_head) = (self.head_task(attention, queries), head / group);
-                    let pages = self.cache.pages(runs[0].sequence, attention.layer, kv_head, from, to);
+                    let (task, pages) = self.ask(attention, together, runs, tiled::GROUP, queries);
                     // SAFETY: queries were written before the step; each head of each run is one thread's output; only paths with
                     // tiles have tiled spans.
                     unsafe { tiled::attend(task, pages, &mut scratch.attention_tiles) };
@@ -106,43 +103,29 @@ impl Frame<'_> {
     fn attend(&self, attention: &Attention, run: &Run, heads: Range<usize>, scratch: &mut Scratch) {
         let mut queries = [Query::NONE; QUERIES];
         let queries = &mut queries[..heads.len() * run.len];
-        let asked = heads.clone().map(|head| (head, run));
-        let Sight { from, to } = self.ask(attention, asked, run.len, queries);
-        let task = self.head_task(attention, queries);
-        let kv_head = heads.start / (attention.heads / attention.kv_heads);
-        let pages = self.cache.pages(run.sequence, attention.layer, kv_head, from, to);
+        let (task, pages) = self.ask(attention, heads, std::slice::from_ref(run), run.len, queries);
         // SAFETY: queries were written before the step; each head of each run is one thread's output.
         unsafe { attention::attend(self.path, task, pages, &mut scratch.attention) };
     }
 
-    fn head_task<'a>(&self, attention: &Attention, queries: &'a [Query]) -> HeadTask<'a> {
-        let shape = self.cache.layer(attention.layer);
-        HeadTask {
-            stored: self.cache.stored(),
-            key_width: shape.key_width,
-            value_width: shape.value_width,
-            value_stride: shape.value_stride(),
-            scale: attention.scale,
-            softcap: attention.softcap,
-            queries,
-        }
-    }
-
-    /// Writes down the queries of runs' rows in heads, which are this thread's, each run's `apart` from the next one's; gives back what
-    /// they see together.
-    fn ask<'r>(
-        &self,
+    /// Writes down the queries of a sequence's runs in heads that share keys, which are this thread's, each run's `apart` from the next
+    /// one's; gives back what is asked with them, and the pages that they see together.
+    fn ask<'a>(
+        &'a self,
         attention: &Attention,
-        asked: impl Iterator<Item = (usize, &'r Run)>,
+        heads: Range<usize>,
+        runs: &[Run],
         apart: usize,
-        queries: &mut [Query],
-    ) -> Sight {
+        queries: &'a mut [Query],
+    ) -> (HeadTask<'a>, impl Iterator<Item = PageOfHead> + use<'a>) {
         let Attention { q, out, layer, .. } = *attention;
         let shape = self.cache.layer(layer);
         let sinks = self.vector(attention.sinks);
-        let mut all = Sight { from: u32::MAX, to: 0 };
+        let kv_head = heads.start / (attention.heads / attention.kv_heads);
+        let (mut from, mut to) = (u32::MAX, 0);
+        queries.fill(Query::NONE);
+        let asked = heads.flat_map(|head| runs.iter().map(move |run| (head, run)));
         for (queries, (head, run)) in queries.chunks_mut(apart).zip(asked) {
-            queries.fill(Query::NONE);
             for (query, row) in queries.iter_mut().zip(run.begin..run.begin + run.len) {
                 if let Some(rotate) = &attention.rotate_q {
                     // SAFETY: each head of each row is one thread's.
@@ -150,7 +133,7 @@ impl Frame<'_> {
                 }
                 let token = self.tokens[self.token(q.domain, row)];
                 let sight = sees(token.position, attention.window, attention.causal);
-                all = Sight { from: all.from.min(sight.from), to: all.to.max(sight.to) };
+                (from, to) = (from.min(sight.from), to.max(sight.to));
                 *query = Query {
                     q: self.begin(q).wrapping_add(row * q.width + head * shape.key_width),
                     out: self.begin(out).wrapping_add(row * out.width + head * shape.value_width),
@@ -159,7 +142,16 @@ impl Frame<'_> {
                 };
             }
         }
-        all
+        let task = HeadTask {
+            stored: self.cache.stored(),
+            key_width: shape.key_width,
+            value_width: shape.value_width,
+            value_stride: shape.value_stride(),
+            scale: attention.scale,
+            softcap: attention.softcap,
+            queries,
+        };
+        (task, self.cache.pages(runs[0].sequence, layer, kv_head, from, to))
     }
 }
 

@@ -253,6 +253,16 @@ impl Isa for Portable {
     }
 }
 
+/// As bfloat16, one after another.
+#[cfg(all(test, target_arch = "x86_64"))]
+fn rounded(x: impl Iterator<Item = f32>) -> [u8; 64] {
+    let mut out = [0; 64];
+    for (out, x) in out.chunks_exact_mut(2).zip(x) {
+        out.copy_from_slice(&bf16::from_f32(x).to_le_bytes());
+    }
+    out
+}
+
 // SAFETY of every block below: as above.
 #[cfg(all(test, target_arch = "x86_64"))]
 impl super::amx::Tiled for Portable {
@@ -270,19 +280,10 @@ impl super::amx::Tiled for Portable {
         [0, 1, 2, 3].map(column)
     }
     unsafe fn bfloat_pairs(first: Self::F, second: Self::F) -> Self::B {
-        let pairs = first.into_iter().zip(second).flat_map(|(a, b)| [a, b]);
-        let mut out = [0; 64];
-        for (out, x) in out.chunks_exact_mut(2).zip(pairs) {
-            out.copy_from_slice(&bf16::from_f32(x).to_le_bytes());
-        }
-        out
+        rounded(first.into_iter().zip(second).flat_map(|(a, b)| [a, b]))
     }
     unsafe fn bfloats([low, high]: [Self::F; 2]) -> Self::B {
-        let mut out = [0; 64];
-        for (out, x) in out.chunks_exact_mut(2).zip(low.into_iter().chain(high)) {
-            out.copy_from_slice(&bf16::from_f32(x).to_le_bytes());
-        }
-        out
+        rounded(low.into_iter().chain(high))
     }
     unsafe fn dot_bfloats(acc: Self::F, w: Self::B, x: u32) -> Self::F {
         let of = |bits: u32| f32::from_bits(bits << 16);

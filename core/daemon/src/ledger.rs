@@ -250,18 +250,36 @@ impl Ledger {
         book.models.values().map(|model| (model.name.clone(), model.path.clone())).collect()
     }
 
-    /// Changes a model, adding it when it is new. Written and told only when something changed.
+    /// Changes a model, adding it when it is new.
     pub fn change_model(&self, name: &str, path: &Path, change: impl FnOnce(&mut ModelRecord)) {
         let mut book = self.book();
         let known = book.models.get(name).cloned();
         let mut model = known.clone().unwrap_or_else(|| ModelRecord::new(name, path.to_owned()));
         change(&mut model);
-        if known.as_ref() == Some(&model) {
+        self.model_changed(&mut book, known.as_ref(), model);
+    }
+
+    /// Changes what is known of the files that a job works on; false when they went or are others by now, and then
+    /// nothing is changed.
+    pub fn learn(&self, job: &JobRecord, change: impl FnOnce(&mut ModelRecord)) -> bool {
+        let mut book = self.book();
+        let same = |model: &&ModelRecord| model.fingerprint == Some(job.fingerprint);
+        let Some(known) = book.models.get(&job.model).filter(same).cloned() else { return false };
+        let mut model = known.clone();
+        change(&mut model);
+        self.model_changed(&mut book, Some(&known), model);
+        true
+    }
+
+    /// Written and told only when something changed.
+    fn model_changed(&self, book: &mut Book, known: Option<&ModelRecord>, model: ModelRecord) {
+        if known == Some(&model) {
             return;
         }
         self.written(self.store.save_model(&model));
-        book.models.insert(name.to_owned(), model);
-        self.tell_model(&book, name);
+        let name = model.name.clone();
+        book.models.insert(name.clone(), model);
+        self.tell_model(book, &name);
     }
 
     /// Forgets a model that left no artifact.

@@ -150,6 +150,10 @@ impl Job {
         let refused = Err(Refused { state: self.state, event });
         let to = |state| Ok(Self { state, cancelling: false, ..self });
         match (self.state, event) {
+            // An intake leaves nothing between its stages to go on from: it walks both whenever it starts.
+            (State::Queued, Event::Start) if self.kind == Kind::Intake => {
+                Ok(Self { state: State::Running, ..self.from_the_start() })
+            }
             (State::Queued, Event::Start) => to(State::Running),
             (State::Queued | State::Blocked, Event::Cancel) => to(State::Cancelled),
             (State::Queued, Event::Interrupted) => Ok(self),
@@ -179,7 +183,7 @@ impl Job {
         }
     }
 
-    /// The same job, to be done from the start of its route: its source changed or its staging is gone.
+    /// The same job, to be done from the start of its route: what its stages left is of no use or gone.
     #[must_use]
     pub fn from_the_start(self) -> Self {
         Self { stage: self.kind.route()[0], ..self }
@@ -228,6 +232,14 @@ mod tests {
     fn an_interrupted_job_resumes_in_its_stage_without_a_strike() {
         let job = run(Kind::Forge, &[Start, StageDone, Interrupted]);
         assert_eq!((job.state, job.stage, job.attempt, job.strikes), (State::Queued, Stage::Measure, 1, 0));
+    }
+
+    #[test]
+    fn an_intake_interrupted_while_it_plans_is_not_done_before_it_has_planned() {
+        let job = run(Kind::Intake, &[Start, StageDone, Interrupted, Start]);
+        assert_eq!((job.state, job.stage), (State::Running, Stage::Identify));
+        let job = job.after(StageDone).unwrap();
+        assert_eq!((job.state, job.stage), (State::Running, Stage::Plan));
     }
 
     #[test]
@@ -283,7 +295,8 @@ mod tests {
             for event in events {
                 let Ok(next) = job.after(event) else { continue };
                 prop_assert!(kind.route().contains(&next.stage));
-                prop_assert!(next.stage >= job.stage, "stages never go back by themselves");
+                let begins_anew = intake && event == Start;
+                prop_assert!(next.stage >= job.stage || begins_anew, "stages never go back by themselves");
                 prop_assert!(next.attempt >= job.attempt && next.strikes <= MAX_STRIKES);
                 prop_assert!(!next.cancelling || next.state == State::Running);
                 if job.state == State::Succeeded {

@@ -347,11 +347,7 @@ impl Pipeline {
             }
             Err(error) => return Err(Stop::broken("panic", error.to_string(), "please report it")),
         };
-        self.ledger.change_model(&job.model, &model.path, |model| {
-            if model.fingerprint == Some(job.fingerprint) {
-                model.digest = Some(digest.clone());
-            }
-        });
+        self.ledger.learn(job, |model| model.digest = Some(digest.clone()));
         Ok(digest)
     }
 

@@ -19,17 +19,23 @@ impl Pipeline {
             self.ledger.remove_job(job.id);
             return;
         };
-        let identity = match identify(&model.path).await {
+        let identified = identify(&model.path).await;
+        let known = self.ledger.learn(&job, |model| match &identified {
+            Ok(identity) => (model.identity, model.error) = (Some(identity.clone()), None),
+            Err(error) => model.error = Some(error.clone()),
+        });
+        if !known {
+            // Its files changed or went while they were looked at; their next settling starts over.
+            self.ledger.remove_job(job.id);
+            return;
+        }
+        let identity = match identified {
             Ok(identity) => identity,
             Err(error) => {
-                self.ledger.change_model(&job.model, &model.path, |model| model.error = Some(error.clone()));
                 self.fail(job.id, Cause::Broken, error);
                 return;
             }
         };
-        self.ledger.change_model(&job.model, &model.path, |model| {
-            (model.identity, model.error) = (Some(identity.clone()), None);
-        });
         self.journal.job(job.id, LogLevel::Info, format!("identified: {}", describe(&identity)));
         if self.ledger.happen(job.id, Event::StageDone).is_err() {
             return;
@@ -42,8 +48,8 @@ impl Pipeline {
                 return;
             }
         };
-        if self.ledger.model(&job.model).is_none_or(|now| now.fingerprint != Some(job.fingerprint)) {
-            // It changed or went while it was planned; its next settling starts over.
+        if !self.ledger.learn(&job, |_| ()) {
+            // Or while they were planned for.
             self.ledger.remove_job(job.id);
             return;
         }

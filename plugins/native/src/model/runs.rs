@@ -75,7 +75,7 @@ mod tests {
             let found: Vec<_> = found.into_iter().map(|span| (span.rows.len(), span.tiled)).collect();
             assert_eq!(found, with_tiles);
             let mut found = Vec::new();
-            find_spans(&tokens, Path::Avx512, &mut found);
+            find_spans(&tokens, Path::Avx512Vnni, &mut found);
             assert!(found.iter().all(|span| *span == Span { rows: 0..tokens.len(), tiled: false }));
         }
     }

@@ -1,15 +1,18 @@
-//! AVX-512 with VNNI: one register is sixteen lanes.
+//! AVX-512, with VNNI where there is: one register is sixteen lanes.
+//!
+//! Without VNNI (the first servers that had AVX-512, of 2017 and 2018) products of bytes are summed in sixteen bits first, as
+//! [`avx2`](super::avx2) tells.
 
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;
 
 use super::amx::Tiled;
 use super::avx2::pairs;
-use super::{Isa, LANES, dots_one_by_one};
+use super::{Isa, LANES, dots_one_by_one, dots_step_by_step};
 
-/// AVX-512 F, BW, DQ, VL, VNNI.
+/// AVX-512 F, BW, DQ, VL, and whether VNNI.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub(crate) struct Avx512<const VNNI: bool>;
 
 #[inline(always)]
 fn first(n: usize) -> u16 {
@@ -38,7 +41,7 @@ unsafe fn signed_bytes([low, high]: [__m512; 2]) -> __m256i {
 }
 
 // SAFETY of every block below: the caller promises the instruction set and the elements that are loaded or stored.
-impl Isa for Avx512 {
+impl<const VNNI: bool> Isa for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
@@ -276,6 +279,17 @@ impl Isa for Avx512 {
         bytes
     }
     #[inline(always)]
+    unsafe fn codes_about_128(mut bytes: [Self::B; 8]) -> Self::Codes {
+        if VNNI {
+            return bytes;
+        }
+        for w in &mut bytes {
+            // SAFETY: see the head of this block.
+            *w = unsafe { _mm512_xor_si512(*w, _mm512_set1_epi8(i8::MIN)) };
+        }
+        bytes
+    }
+    #[inline(always)]
     unsafe fn codes_of_nibbles(packed: [Self::B; 4]) -> Self::Codes {
         let mut codes = [packed[0]; 8];
         for (i, packed) in packed.into_iter().enumerate() {
@@ -288,10 +302,48 @@ impl Isa for Avx512 {
         }
         codes
     }
+    /// Codes as unsigned bytes, without VNNI as signed ones.
     #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::B, x: i32) -> Self::I {
         // SAFETY: see the head of this block.
-        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
+        unsafe {
+            let x = _mm512_set1_epi32(x);
+            if VNNI {
+                return _mm512_dpbusd_epi32(acc, w, x);
+            }
+            // At most 2 · 128 · 127, which sixteen bits hold.
+            let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+            _mm512_add_epi32(acc, widened(_mm512_maddubs_epi16(_mm512_abs_epi8(w), x)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let x = _mm512_set1_epi32(x);
+            if VNNI {
+                return _mm512_dpwssd_epi32(acc, w, x);
+            }
+            _mm512_add_epi32(acc, _mm512_madd_epi16(w, x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dots_of_one(mut acc: Self::I, w: &[Self::B], x: *const i32, run: usize) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe {
+            if VNNI || run == 1 {
+                return dots_step_by_step::<Self>(acc, w, x);
+            }
+            for (few, w) in w.chunks(run).enumerate() {
+                let x = x.add(few * run);
+                let mut sums = _mm512_setzero_si512();
+                for (step, w) in w.iter().enumerate() {
+                    sums = Self::densest(sums, *w, *x.add(step));
+                }
+                acc = _mm512_add_epi32(acc, widened(sums));
+            }
+            acc
+        }
     }
     #[inline(always)]
     unsafe fn dots_of_strips<const S: usize, const M: usize>(
@@ -299,21 +351,56 @@ impl Isa for Avx512 {
         w: [*const u8; S],
         steps: usize,
         x: *const i32,
-        strides: (usize, usize),
-        _run: usize,
+        (to_token, to_step): (usize, usize),
+        run: usize,
     ) {
         // SAFETY: see the head of this block.
-        unsafe { dots_one_by_one::<Self, false, S, M>(acc, w, steps, x, strides) }
+        unsafe {
+            if VNNI || run == 1 {
+                return dots_one_by_one::<Self, false, S, M>(acc, w, steps, x, (to_token, to_step));
+            }
+            // Strip by strip: registers do not hold two strips' sums of sixteen bits besides.
+            for (acc, w) in acc.iter_mut().zip(w) {
+                for first in (0..steps).step_by(run) {
+                    let mut sums = [_mm512_setzero_si512(); M];
+                    for step in first..first + run {
+                        let w = Self::load_codes(w, step);
+                        for (m, sums) in sums.iter_mut().enumerate() {
+                            *sums = Self::densest(*sums, w, *x.add(m * to_token + step * to_step));
+                        }
+                    }
+                    for (acc, sums) in acc.iter_mut().zip(sums) {
+                        *acc = _mm512_add_epi32(*acc, widened(sums));
+                    }
+                }
+            }
+        }
     }
+    /// In sixteen bits, two sums to a lane, but with VNNI.
     #[inline(always)]
-    unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+    unsafe fn densest(sums: Self::I, w: Self::B, x: i32) -> Self::I {
         // SAFETY: see the head of this block.
-        unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(x)) }
+        unsafe {
+            if VNNI {
+                return Self::dot(sums, w, x);
+            }
+            _mm512_add_epi16(sums, _mm512_maddubs_epi16(w, _mm512_set1_epi32(x)))
+        }
     }
 }
 
+/// Of every lane the sum of its two sums of sixteen bits.
+///
+/// # Safety
+/// The processor has AVX-512 BW.
+#[inline(always)]
+unsafe fn widened(sums: __m512i) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_madd_epi16(sums, _mm512_set1_epi16(1)) }
+}
+
 // SAFETY of every block below: as above.
-impl Tiled for Avx512 {
+impl Tiled for Avx512<true> {
     #[inline(always)]
     unsafe fn columns(codes: Self::B) -> [Self::F; 4] {
         // SAFETY: see the head of this block.

@@ -21,9 +21,12 @@ pub(crate) enum Path {
     /// The same with AVX-VNNI.
     #[cfg(target_arch = "x86_64")]
     AvxVnni,
-    /// AVX-512 with VNNI.
+    /// AVX-512.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same with VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
     /// The same, and tiles for products of many tokens.
     #[cfg(target_arch = "x86_64")]
     Amx,
@@ -50,12 +53,16 @@ impl Path {
         match level {
             #[cfg(target_arch = "x86_64")]
             Level::Amx => match Self::of(Level::Avx512) {
-                Path::Avx512 if level.is_supported() && amx::permitted() => Path::Amx,
+                Path::Avx512Vnni if level.is_supported() && amx::permitted() => Path::Amx,
                 without => without,
             },
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if level.is_supported() && std::is_x86_feature_detected!("avx512vnni") => {
-                Path::Avx512
+            Level::Avx512 if level.is_supported() => {
+                if std::is_x86_feature_detected!("avx512vnni") {
+                    Path::Avx512Vnni
+                } else {
+                    Path::Avx512
+                }
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::AvxVnni if Level::AvxVnni.is_supported() => Path::AvxVnni,
@@ -84,7 +91,7 @@ impl Path {
     pub(crate) fn takes_bytes(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 | Path::AvxVnni | Path::Avx512 | Path::Amx => true,
+            Path::Avx2 | Path::AvxVnni | Path::Avx512 | Path::Avx512Vnni | Path::Amx => true,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot | Path::NeonMatrix => true,
             _ => false,
@@ -95,7 +102,7 @@ impl Path {
     pub(crate) fn signs_codes(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => true,
+            Path::Avx2 | Path::Avx512 => true,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot | Path::NeonMatrix => true,
             _ => false,
@@ -115,7 +122,7 @@ impl Path {
     pub(crate) fn has_wide_panels(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 | Path::Amx => true,
+            Path::Avx512 | Path::Avx512Vnni | Path::Amx => true,
             _ => false,
         }
     }
@@ -124,7 +131,7 @@ impl Path {
     pub(crate) fn columns_at_once(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 | Path::AvxVnni | Path::Avx512 | Path::Amx => 4,
+            Path::Avx2 | Path::AvxVnni | Path::Avx512 | Path::Avx512Vnni | Path::Amx => 4,
             #[cfg(target_arch = "aarch64")]
             Path::NeonDot => 4,
             #[cfg(target_arch = "aarch64")]
@@ -142,7 +149,9 @@ impl Path {
             #[cfg(target_arch = "x86_64")]
             Path::AvxVnni => "AVX2, AVX-VNNI",
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => "AVX-512 VNNI",
+            Path::Avx512 => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512Vnni => "AVX-512 VNNI",
             #[cfg(target_arch = "x86_64")]
             Path::Amx => "AVX-512 VNNI, AMX",
             #[cfg(target_arch = "aarch64")]
@@ -175,7 +184,10 @@ pub(crate) unsafe fn run<K: Kernel>(path: Path, kernel: K) -> K::Output {
     match path {
         // SAFETY: `Path::of` gives this path only where the processor has the features.
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512 | Path::Amx => unsafe { run_avx512(kernel) },
+        Path::Avx512Vnni | Path::Amx => unsafe { run_avx512_vnni(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512 => unsafe { run_avx512(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Path::AvxVnni => unsafe { run_avx_vnni(kernel) },
@@ -197,10 +209,17 @@ pub(crate) unsafe fn run<K: Kernel>(path: Path, kernel: K) -> K::Output {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2")]
 unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's promise.
-    unsafe { kernel.run::<avx512::Avx512>() }
+    unsafe { kernel.run::<avx512::Avx512<false>>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi2")]
+unsafe fn run_avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's promise.
+    unsafe { kernel.run::<avx512::Avx512<true>>() }
 }
 
 /// Work with tiles, written over the vectors that go with them.
@@ -216,12 +235,12 @@ pub(crate) trait TileKernel {
 /// Runs a kernel with tiles.
 ///
 /// # Safety
-/// The processor has AVX512-BF16 besides what [`Path::Avx512`] takes; and what the kernel asks.
+/// The processor has AVX512-BF16 besides what [`Path::Avx512Vnni`] takes; and what the kernel asks.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c,bmi2")]
 pub(crate) unsafe fn run_tiles<K: TileKernel>(kernel: K) {
     // SAFETY: the caller's promise.
-    unsafe { kernel.run::<avx512::Avx512>() }
+    unsafe { kernel.run::<avx512::Avx512<true>>() }
 }
 
 #[cfg(target_arch = "x86_64")]

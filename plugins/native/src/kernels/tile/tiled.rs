@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn products_by_tiles_are_those_of_numbers_rounded_to_bfloat16() {
-        if std::is_x86_feature_detected!("avx512bf16") && Path::all().contains(&Path::Avx512) {
+        if std::is_x86_feature_detected!("avx512bf16") && Path::all().contains(&Path::Avx512Vnni) {
             products_by::<Emulated>();
         }
         if Path::all().contains(&Path::Amx) {

@@ -122,9 +122,11 @@ fn a_daemon_killed_at_any_moment_finishes_its_work_when_it_comes_back() {
     for round in 0..6u64 {
         let name = format!("tiny-{round}");
         write_model(&daemon.models().join(&name)).unwrap();
-        // A different moment of the life of a dropped model each time.
-        std::thread::sleep(Duration::from_millis(90 + 170 * round));
-        daemon.kill_and_restart().unwrap();
+        // A different moment of the life of a dropped model each time; and again, in what the next daemon took up.
+        for moment in [90 + 170 * round, 130] {
+            std::thread::sleep(Duration::from_millis(moment));
+            daemon.kill_and_restart().unwrap();
+        }
         for artifact in daemon.library().unwrap() {
             check_artifact(&artifact);
         }

@@ -83,6 +83,11 @@ impl Path {
     pub(crate) fn all() -> Vec<Self> {
         let mut all: Vec<Self> = Level::supported().map(Self::of).collect();
         all.dedup();
+        // What processors without VNNI take, those with it can run too.
+        #[cfg(target_arch = "x86_64")]
+        if Level::Avx512.is_supported() && !all.contains(&Path::Avx512) {
+            all.push(Path::Avx512);
+        }
         all
     }
 

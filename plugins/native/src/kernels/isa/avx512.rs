@@ -51,6 +51,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
 
     const FLOAT_ROWS: usize = 12;
     const STRIPS: usize = 2;
+    const STRIPS_OF_CODES: usize = if VNNI { 2 } else { 1 };
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -359,7 +360,6 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
             if VNNI || run == 1 {
                 return dots_one_by_one::<Self, false, S, M>(acc, w, steps, x, (to_token, to_step));
             }
-            // Strip by strip: registers do not hold two strips' sums of sixteen bits besides.
             for (acc, w) in acc.iter_mut().zip(w) {
                 for first in (0..steps).step_by(run) {
                     let mut sums = [_mm512_setzero_si512(); M];

@@ -55,6 +55,8 @@ pub(crate) trait Isa: Copy + 'static {
     /// Strips that products of integers take at once, 1 or 2: registers hold their sums for a panel of tokens, as integers and as
     /// floats. Two use an activation twice once it is loaded.
     const STRIPS: usize = 1;
+    /// The same of codes, whose sums of sixteen bits take registers besides on some paths: see [`Isa::dots_of_one`].
+    const STRIPS_OF_CODES: usize = Self::STRIPS;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -189,7 +191,7 @@ pub(crate) trait Isa: Copy + 'static {
         // SAFETY: the caller's promise.
         unsafe { dots_one_by_one::<Self, false, 1, M>(std::array::from_mut(acc), [w], steps, x, strides) }
     }
-    /// [`Isa::dots`] of `S` strips, at most [`Isa::STRIPS`].
+    /// [`Isa::dots`] of `S` strips, at most [`Isa::STRIPS_OF_CODES`].
     #[inline(always)]
     unsafe fn dots_of_strips<const S: usize, const M: usize>(
         acc: &mut [[Self::I; M]; S],

@@ -268,7 +268,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
         unsafe {
             let strips = self.rows.div_ceil(LANES);
             for index in 0..self.x.count() {
-                with_panel!(self.x.panel, M => if I::STRIPS == 2 && strips == 2 {
+                with_panel!(self.x.panel, M => if I::STRIPS_OF_CODES == 2 && strips == 2 {
                     self.panel::<I, 2, M>(index, 0);
                 } else {
                     for strip in 0..strips {

@@ -8,7 +8,7 @@
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;
 
-use super::{Isa, dots_one_by_one, dots_step_by_step};
+use super::{Isa, dots_in_runs, dots_of_one_in_runs, dots_one_by_one, dots_step_by_step};
 
 /// AVX2, FMA, F16C, and whether AVX-VNNI.
 #[derive(Clone, Copy)]
@@ -401,21 +401,14 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn dots_of_one(mut acc: Self::I, w: &[Self::B], x: *const i32, run: usize) -> Self::I {
+    unsafe fn dots_of_one(acc: Self::I, w: &[Self::B], x: *const i32, run: usize) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe {
             if VNNI || run == 1 {
-                return dots_step_by_step::<Self>(acc, w, x);
+                dots_step_by_step::<Self>(acc, w, x)
+            } else {
+                dots_of_one_in_runs::<Self>(acc, w, x, run)
             }
-            for (few, w) in w.chunks(run).enumerate() {
-                let x = x.add(few * run);
-                let mut sums = products(w[0], *x);
-                for (step, w) in w.iter().enumerate().skip(1) {
-                    sums = Self::densest(sums, *w, *x.add(step));
-                }
-                acc = Self::add_i(acc, widened(sums));
-            }
-            acc
         }
     }
     #[inline(always)]
@@ -424,64 +417,40 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
         w: *const u8,
         steps: usize,
         x: *const i32,
-        (to_token, to_step): (usize, usize),
+        strides: (usize, usize),
         run: usize,
     ) {
         // SAFETY: see the head of this block.
         unsafe {
             if VNNI || run == 1 {
-                let acc = std::array::from_mut(acc);
-                return dots_one_by_one::<Self, false, 1, M>(acc, [w], steps, x, (to_token, to_step));
-            }
-            for first in (0..steps).step_by(run) {
-                let mut sums = [Self::zero_i(); M];
-                for step in first..first + run {
-                    let w = Self::load_codes(w, step);
-                    for (m, sums) in sums.iter_mut().enumerate() {
-                        *sums = Self::densest(*sums, w, *x.add(m * to_token + step * to_step));
-                    }
-                }
-                for (acc, sums) in acc.iter_mut().zip(sums) {
-                    *acc = Self::add_i(*acc, widened(sums));
-                }
+                dots_one_by_one::<Self, false, 1, M>(std::array::from_mut(acc), [w], steps, x, strides);
+            } else {
+                dots_in_runs::<Self, M>(acc, w, steps, x, strides, run);
             }
         }
     }
     /// In sixteen bits, two sums to a lane, but with AVX-VNNI.
     #[inline(always)]
     unsafe fn densest(sums: Self::I, w: Self::B, x: i32) -> Self::I {
+        // SAFETY: see the head of this block.
+        unsafe {
+            if VNNI {
+                return Self::dot(sums, w, x);
+            }
+            let x = _mm256_set1_epi32(x);
+            let one = |sums, w| _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, x));
+            (one(sums.0, w.0), one(sums.1, w.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn widened(sums: Self::I) -> Self::I {
         if VNNI {
-            // SAFETY: see the head of this block.
-            return unsafe { Self::dot(sums, w, x) };
+            return sums;
         }
         // SAFETY: see the head of this block.
-        let products = unsafe { products(w, x) };
-        both!(_mm256_add_epi16, sums, products)
-    }
-}
-
-/// Products of codes with activations, the sums of two neighbours each, in sixteen bits.
-///
-/// # Safety
-/// The processor has AVX2.
-#[inline(always)]
-unsafe fn products(w: (__m256i, __m256i), x: i32) -> (__m256i, __m256i) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let x = _mm256_set1_epi32(x);
-        (_mm256_maddubs_epi16(w.0, x), _mm256_maddubs_epi16(w.1, x))
-    }
-}
-
-/// Of every lane the sum of its two sums of sixteen bits.
-///
-/// # Safety
-/// The processor has AVX2.
-#[inline(always)]
-unsafe fn widened(sums: (__m256i, __m256i)) -> (__m256i, __m256i) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let ones = _mm256_set1_epi16(1);
-        (_mm256_madd_epi16(sums.0, ones), _mm256_madd_epi16(sums.1, ones))
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            (_mm256_madd_epi16(sums.0, ones), _mm256_madd_epi16(sums.1, ones))
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::amx::Tiled;
 use super::avx2::pairs;
-use super::{Isa, LANES, dots_one_by_one, dots_step_by_step};
+use super::{Isa, LANES, dots_in_runs, dots_of_one_in_runs, dots_one_by_one, dots_step_by_step};
 
 /// AVX-512 F, BW, DQ, VL, and whether VNNI.
 #[derive(Clone, Copy)]
@@ -314,7 +314,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
             }
             // At most 2 · 128 · 127, which sixteen bits hold.
             let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
-            _mm512_add_epi32(acc, widened(_mm512_maddubs_epi16(_mm512_abs_epi8(w), x)))
+            _mm512_add_epi32(acc, Self::widened(_mm512_maddubs_epi16(_mm512_abs_epi8(w), x)))
         }
     }
     #[inline(always)]
@@ -329,21 +329,14 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn dots_of_one(mut acc: Self::I, w: &[Self::B], x: *const i32, run: usize) -> Self::I {
+    unsafe fn dots_of_one(acc: Self::I, w: &[Self::B], x: *const i32, run: usize) -> Self::I {
         // SAFETY: see the head of this block.
         unsafe {
             if VNNI || run == 1 {
-                return dots_step_by_step::<Self>(acc, w, x);
+                dots_step_by_step::<Self>(acc, w, x)
+            } else {
+                dots_of_one_in_runs::<Self>(acc, w, x, run)
             }
-            for (few, w) in w.chunks(run).enumerate() {
-                let x = x.add(few * run);
-                let mut sums = _mm512_setzero_si512();
-                for (step, w) in w.iter().enumerate() {
-                    sums = Self::densest(sums, *w, *x.add(step));
-                }
-                acc = _mm512_add_epi32(acc, widened(sums));
-            }
-            acc
         }
     }
     #[inline(always)]
@@ -352,27 +345,16 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
         w: [*const u8; S],
         steps: usize,
         x: *const i32,
-        (to_token, to_step): (usize, usize),
+        strides: (usize, usize),
         run: usize,
     ) {
         // SAFETY: see the head of this block.
         unsafe {
             if VNNI || run == 1 {
-                return dots_one_by_one::<Self, false, S, M>(acc, w, steps, x, (to_token, to_step));
+                return dots_one_by_one::<Self, false, S, M>(acc, w, steps, x, strides);
             }
             for (acc, w) in acc.iter_mut().zip(w) {
-                for first in (0..steps).step_by(run) {
-                    let mut sums = [_mm512_setzero_si512(); M];
-                    for step in first..first + run {
-                        let w = Self::load_codes(w, step);
-                        for (m, sums) in sums.iter_mut().enumerate() {
-                            *sums = Self::densest(*sums, w, *x.add(m * to_token + step * to_step));
-                        }
-                    }
-                    for (acc, sums) in acc.iter_mut().zip(sums) {
-                        *acc = _mm512_add_epi32(*acc, widened(sums));
-                    }
-                }
+                dots_in_runs::<Self, M>(acc, w, steps, x, strides, run);
             }
         }
     }
@@ -387,16 +369,14 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
             _mm512_add_epi16(sums, _mm512_maddubs_epi16(w, _mm512_set1_epi32(x)))
         }
     }
-}
-
-/// Of every lane the sum of its two sums of sixteen bits.
-///
-/// # Safety
-/// The processor has AVX-512 BW.
-#[inline(always)]
-unsafe fn widened(sums: __m512i) -> __m512i {
-    // SAFETY: the caller's promise.
-    unsafe { _mm512_madd_epi16(sums, _mm512_set1_epi16(1)) }
+    #[inline(always)]
+    unsafe fn widened(sums: Self::I) -> Self::I {
+        if VNNI {
+            return sums;
+        }
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_madd_epi16(sums, _mm512_set1_epi16(1)) }
+    }
 }
 
 // SAFETY of every block below: as above.

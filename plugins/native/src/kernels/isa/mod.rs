@@ -206,11 +206,17 @@ pub(crate) trait Isa: Copy + 'static {
             unsafe { Self::dots(acc, w, steps, x, strides, run) }
         }
     }
-    /// That of the integer products which takes most columns, for limits.
+    /// That of the integer products which takes most columns, for limits and runs of steps.
     #[inline(always)]
     unsafe fn densest(acc: Self::I, w: Self::B, x: i32) -> Self::I {
         // SAFETY: the caller's promise.
         unsafe { Self::dot(acc, w, x) }
+    }
+    /// Of every lane what [`Isa::densest`] left there as one sum, where it sums in sixteen bits.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn widened(sums: Self::I) -> Self::I {
+        sums
     }
 
     /// eˣ, relative error about 2e-7; 0 far below, large but finite far above.
@@ -266,6 +272,58 @@ unsafe fn dots_step_by_step<I: Isa>(acc: I::I, w: &[I::B], x: *const i32) -> I::
             chains[step % 2] = I::dot(chains[step % 2], *w, *x.add(step));
         }
         I::add_i(chains[0], chains[1])
+    }
+}
+
+/// [`Isa::dots_of_one`] where sixteen bits hold the sums of `run` steps.
+///
+/// # Safety
+/// As for that.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn dots_of_one_in_runs<I: Isa>(mut acc: I::I, w: &[I::B], x: *const i32, run: usize) -> I::I {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (few, w) in w.chunks(run).enumerate() {
+            let x = x.add(few * run);
+            let mut sums = I::zero_i();
+            for (step, w) in w.iter().enumerate() {
+                sums = I::densest(sums, *w, *x.add(step));
+            }
+            acc = I::add_i(acc, I::widened(sums));
+        }
+        acc
+    }
+}
+
+/// [`Isa::dots`] where sixteen bits hold the sums of `run` steps.
+///
+/// # Safety
+/// As for that.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn dots_in_runs<I: Isa, const M: usize>(
+    acc: &mut [I::I; M],
+    w: *const u8,
+    steps: usize,
+    x: *const i32,
+    (to_token, to_step): (usize, usize),
+    run: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for first in (0..steps).step_by(run) {
+            let mut sums = [I::zero_i(); M];
+            for step in first..first + run {
+                let w = I::load_codes(w, step);
+                for (m, sums) in sums.iter_mut().enumerate() {
+                    *sums = I::densest(*sums, w, *x.add(m * to_token + step * to_step));
+                }
+            }
+            for (acc, sums) in acc.iter_mut().zip(sums) {
+                *acc = I::add_i(*acc, I::widened(sums));
+            }
+        }
     }
 }
 

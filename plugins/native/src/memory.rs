@@ -11,10 +11,23 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use sysinfo::System;
+
 use crate::kernels::LINE;
 
 /// Size of a large page.
 const LARGE_PAGE: usize = 2 << 20;
+
+/// Bytes that the system, or the container where there is one, has free or could free; what it does not tell counts as unlimited.
+pub(crate) fn available() -> u64 {
+    let mut system = System::new();
+    system.refresh_memory();
+    let (total, available) = (system.total_memory(), system.available_memory());
+    let of_system = if total == 0 { u64::MAX } else { available };
+    // Of a container what others than files take counts: files' pages can be given back.
+    let of_container = system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
+    of_container.map_or(of_system, |bytes| bytes.min(of_system))
+}
 
 /// Zeroed bytes that begin at a large page (or, where they are fewer than one, at a cache line).
 pub(crate) struct Memory {

@@ -23,8 +23,10 @@ use crate::threads::{Pool, within_cores};
 const USUAL_CONTEXT: u32 = 4096;
 /// Most tokens that go through the layers together.
 const CHUNK: usize = 512;
-/// The same for mixtures of experts, whose rows multiply by the experts that a token uses.
-const EXPERT_CHUNK: usize = 128;
+/// Most bytes of the rows of mixtures, which are as many as the experts that tokens use.
+const EXPERT_ROOM: usize = 64 << 20;
+/// So many tokens always go together, whatever room they take.
+const FEWEST: usize = 16;
 /// Most tokens of one call.
 const MOST_BATCH: u32 = 2048;
 
@@ -55,7 +57,7 @@ impl NativeSession {
             BackendError::new(ErrorCode::OutOfResources, format!("threads cannot be started: {error}"))
                 .with_help("Close other programs or allow fewer threads.")
         })?;
-        let fast = (!request.reference).then(|| Fast { pool: &mut pool, shelf: Shelf::of(host, job) });
+        let fast = (!request.reference).then(|| Fast { pool: &mut pool, job, shelf: Shelf::of(host, job) });
         let Loaded { program, layers, references, inputs } =
             load(&checkpoint, fast).map_err(|error| failure::of_model(&request.path, &error))?;
         let context = context_of(description, request.context);
@@ -145,8 +147,13 @@ fn stored_of(request: &LoadRequest) -> Result<Stored> {
 fn chunk_of(description: &Description, max_batch: usize) -> usize {
     match description.kind {
         ModelKind::Encoder => max_batch,
-        ModelKind::Decoder if description.experts().is_some() => max_batch.min(EXPERT_CHUNK),
-        ModelKind::Decoder => max_batch.min(CHUNK),
+        ModelKind::Decoder => {
+            let room = description.experts().map_or(CHUNK, |experts| {
+                let row = description.hidden as usize + 2 * experts.width as usize;
+                EXPERT_ROOM / (experts.used as usize * row * size_of::<f32>()).max(1)
+            });
+            max_batch.min(room.clamp(FEWEST, CHUNK))
+        }
     }
 }
 

@@ -56,6 +56,22 @@ impl Member<'_> {
         let end = grains * (self.index + 1) / self.count * grain;
         begin.min(items)..end.min(items)
     }
+
+    /// This thread's part of the items of several owners, which are shared as if they lay end to end: those of each owner that are
+    /// this thread's, where any are.
+    pub(crate) fn share_of_each<T>(
+        &self,
+        each: impl Iterator<Item = (usize, T)> + Clone,
+    ) -> impl Iterator<Item = (std::ops::Range<usize>, T)> {
+        let share = self.share(each.clone().map(|(items, _)| items).sum(), 1);
+        let mut first = 0;
+        each.filter_map(move |(items, owner)| {
+            let end = first + items;
+            let mine = share.start.clamp(first, end) - first..share.end.clamp(first, end) - first;
+            first = end;
+            (!mine.is_empty()).then_some((mine, owner))
+        })
+    }
 }
 
 type Job<'a> = dyn Fn(Member<'_>) + Sync + 'a;
@@ -401,5 +417,19 @@ mod tests {
             }
             assert_eq!(next, items);
         }
+    }
+
+    #[test]
+    fn what_several_owners_have_is_shared_once_too() {
+        let pool = Pool::new(1).unwrap();
+        let owners = [(3, 'a'), (0, 'b'), (5, 'c'), (1, 'd')];
+        let mut shared = Vec::new();
+        for index in 0..4 {
+            let member = Member { index, count: 4, shared: &pool.shared };
+            let mine = member.share_of_each(owners.into_iter());
+            shared.extend(mine.flat_map(|(items, owner)| items.map(move |item| (owner, item))));
+        }
+        let due = owners.into_iter().flat_map(|(items, owner)| (0..items).map(move |item| (owner, item)));
+        assert!(due.eq(shared));
     }
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask generate-model`: a large model of random weights, for measuring speed and memory.
 //!
-//! A Llama in a Hugging Face directory, BF16, without tokenizer; weights are normally distributed with the deviation
+//! A Llama, or a Qwen 3 with mixtures of experts, in a Hugging Face directory, BF16, without tokenizer; weights are normally distributed with the deviation
 //! a fresh network has, so that encoders meet realistic blocks. The same size gives the same bytes everywhere.
 
 use std::path::{Path, PathBuf};
@@ -33,6 +33,9 @@ enum Size {
     /// 4 billion parameters.
     #[value(name = "4b")]
     Large,
+    /// A mixture of 64 experts, 8 of which a token uses: 1.7 billion parameters, 0.3 billion of them for each token.
+    #[value(name = "1.7b-a0.3b")]
+    Mixture,
 }
 
 struct Shape {
@@ -40,21 +43,28 @@ struct Shape {
     layers: u64,
     heads: u64,
     kv_heads: u64,
+    /// Of the feed-forward network, or of one expert.
     ffn: u64,
     vocab: u64,
+    experts: Option<Experts>,
+}
+
+#[derive(Clone, Copy)]
+struct Experts {
+    count: u64,
+    used: u64,
 }
 
 impl Size {
     fn shape(self) -> Shape {
-        match self {
-            Size::Tiny => Shape { hidden: 256, layers: 4, heads: 8, kv_heads: 4, ffn: 768, vocab: 8192 },
-            Size::Small => {
-                Shape { hidden: 2048, layers: 22, heads: 32, kv_heads: 4, ffn: 5632, vocab: 32000 }
-            }
-            Size::Large => {
-                Shape { hidden: 3072, layers: 38, heads: 24, kv_heads: 8, ffn: 8192, vocab: 32000 }
-            }
-        }
+        let (hidden, layers, heads, kv_heads, ffn, vocab) = match self {
+            Size::Tiny => (256, 4, 8, 4, 768, 8192),
+            Size::Small => (2048, 22, 32, 4, 5632, 32000),
+            Size::Large => (3072, 38, 24, 8, 8192, 32000),
+            Size::Mixture => (1024, 16, 16, 4, 512, 32000),
+        };
+        let experts = matches!(self, Size::Mixture).then_some(Experts { count: 64, used: 8 });
+        Shape { hidden, layers, heads, kv_heads, ffn, vocab, experts }
     }
 }
 
@@ -80,9 +90,13 @@ fn generate(shape: &Shape, out: &Path) -> Result<()> {
 }
 
 fn config(shape: &Shape) -> serde_json::Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    let (architecture, family) = match shape.experts {
+        None => ("LlamaForCausalLM", "llama"),
+        Some(_) => ("Qwen3MoeForCausalLM", "qwen3_moe"),
+    };
+    let mut config = json!({
+        "architectures": [architecture],
+        "model_type": family,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
         "num_hidden_layers": shape.layers,
@@ -97,7 +111,15 @@ fn config(shape: &Shape) -> serde_json::Value {
         "bos_token_id": 1,
         "eos_token_id": 2,
         "torch_dtype": "bfloat16",
-    })
+    });
+    if let Some(Experts { count, used }) = shape.experts {
+        config["head_dim"] = (shape.hidden / shape.heads).into();
+        config["moe_intermediate_size"] = shape.ffn.into();
+        config["num_experts"] = count.into();
+        config["num_experts_per_tok"] = used.into();
+        config["norm_topk_prob"] = true.into();
+    }
+    config
 }
 
 fn tensors(shape: &Shape) -> Vec<TensorDecl> {
@@ -105,18 +127,30 @@ fn tensors(shape: &Shape) -> Vec<TensorDecl> {
     let kv = shape.hidden / shape.heads * shape.kv_heads;
     let mut tensors = vec![bf16("model.embed_tokens.weight".into(), &[shape.vocab, shape.hidden])];
     for layer in 0..shape.layers {
-        for (name, dimensions) in [
-            ("input_layernorm", &[shape.hidden][..]),
-            ("self_attn.q_proj", &[shape.hidden, shape.hidden]),
-            ("self_attn.k_proj", &[kv, shape.hidden]),
-            ("self_attn.v_proj", &[kv, shape.hidden]),
-            ("self_attn.o_proj", &[shape.hidden, shape.hidden]),
-            ("post_attention_layernorm", &[shape.hidden]),
-            ("mlp.gate_proj", &[shape.ffn, shape.hidden]),
-            ("mlp.up_proj", &[shape.ffn, shape.hidden]),
-            ("mlp.down_proj", &[shape.hidden, shape.ffn]),
-        ] {
+        let mut add = |name: &str, dimensions: &[u64]| {
             tensors.push(bf16(format!("model.layers.{layer}.{name}.weight"), dimensions));
+        };
+        add("input_layernorm", &[shape.hidden]);
+        add("self_attn.q_proj", &[shape.hidden, shape.hidden]);
+        add("self_attn.k_proj", &[kv, shape.hidden]);
+        add("self_attn.v_proj", &[kv, shape.hidden]);
+        add("self_attn.o_proj", &[shape.hidden, shape.hidden]);
+        if shape.experts.is_some() {
+            add("self_attn.q_norm", &[shape.hidden / shape.heads]);
+            add("self_attn.k_norm", &[shape.hidden / shape.heads]);
+        }
+        add("post_attention_layernorm", &[shape.hidden]);
+        let mut network = |prefix: &str| {
+            add(&format!("{prefix}.gate_proj"), &[shape.ffn, shape.hidden]);
+            add(&format!("{prefix}.up_proj"), &[shape.ffn, shape.hidden]);
+            add(&format!("{prefix}.down_proj"), &[shape.hidden, shape.ffn]);
+        };
+        match shape.experts {
+            None => network("mlp"),
+            Some(Experts { count, .. }) => {
+                (0..count).for_each(|expert| network(&format!("mlp.experts.{expert}")));
+                add("mlp.gate", &[count, shape.hidden]);
+            }
         }
     }
     tensors.push(bf16("model.norm.weight".into(), &[shape.hidden]));
@@ -191,6 +225,15 @@ mod tests {
     use drophammer_formats::digest;
 
     #[test]
+    fn a_mixture_is_one_that_the_engine_knows() {
+        let dir = tempfile::tempdir().unwrap();
+        let experts = Some(Experts { count: 6, used: 2 });
+        generate(&Shape { experts, ..Size::Tiny.shape() }, dir.path()).unwrap();
+        let checkpoint = drophammer_models::Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.description().experts().map(|experts| experts.used), Some(2));
+    }
+
+    #[test]
     fn a_generated_model_opens_and_is_the_same_each_time() {
         let [first, second] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let digests = [&first, &second].map(|dir| {
@@ -204,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_sizes_have_the_parameters_their_names_say() {
-        for (size, expected) in [(Size::Small, 1.1e9), (Size::Large, 4.0e9)] {
+        for (size, expected) in [(Size::Small, 1.1e9), (Size::Large, 4.0e9), (Size::Mixture, 1.7e9)] {
             let parameters: u64 =
                 tensors(&size.shape()).iter().map(|t| t.shape.iter().product::<u64>()).sum();
             assert!((parameters as f64 / expected - 1.0).abs() < 0.02, "{parameters}");

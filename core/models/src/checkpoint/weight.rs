@@ -400,14 +400,23 @@ impl<'a> Blocks<'a> {
 
     /// The bytes of all rows, where they lie end to end in the source.
     pub fn contiguous(&self) -> Option<&'a [u8]> {
-        let [piece] = self.located.pieces.as_slice() else { return None };
-        let rows = piece.rows;
-        if !self.located.orders.is_empty() || (rows.block != self.located.rows && rows.block != rows.stride) {
+        self.contiguous_rows(0..self.located.rows)
+    }
+
+    /// The bytes of some rows, where they lie end to end in the source.
+    pub fn contiguous_rows(&self, rows: Range<u64>) -> Option<&'a [u8]> {
+        if !self.located.orders.is_empty() || rows.is_empty() || rows.end > self.located.rows {
             return None;
         }
-        let (bytes, first) = self.piece_bytes(0)?;
-        let begin = usize::try_from(first + rows.offset).ok()?.checked_mul(self.row_bytes)?;
-        let len = usize::try_from(self.located.rows).ok()?.checked_mul(self.row_bytes)?;
+        let (piece, source_row) = self.located.source_row(rows.start);
+        // Without orders a piece's rows ascend, so that nothing lies between rows as far apart as they are many.
+        let count = rows.end - rows.start;
+        if self.located.source_row(rows.end - 1) != (piece, source_row + (count - 1)) {
+            return None;
+        }
+        let (bytes, first) = self.piece_bytes(piece)?;
+        let begin = usize::try_from(first + source_row).ok()?.checked_mul(self.row_bytes)?;
+        let len = usize::try_from(count).ok()?.checked_mul(self.row_bytes)?;
         bytes.get(begin..begin.checked_add(len)?)
     }
 

@@ -182,17 +182,17 @@ impl Quantized {
 }
 
 impl Room {
-    /// Places for `tokens` rows of `columns` (a multiple of 32) in panels of `panel`.
+    /// Places for `tokens` rows of `columns` (a multiple of 32) in panels of `panel`, behind `first` other rows.
     ///
     /// # Panics
     /// If there are fewer.
-    pub(crate) fn panels(&self, panel: usize, tokens: usize, columns: usize) -> Panels {
+    pub(crate) fn panels(&self, first: usize, panel: usize, tokens: usize, columns: usize) -> Panels {
         assert!(
             columns.is_multiple_of(BLOCK)
-                && tokens.next_multiple_of(panel) * (columns / BLOCK) <= self.blocks
+                && (first + tokens.next_multiple_of(panel)) * (columns / BLOCK) <= self.blocks
         );
         let Room { codes, scales, sums, outliers, .. } = *self;
-        Panels { codes, scales, sums, outliers, tokens, panel, columns }
+        Panels { codes, scales, sums, outliers, tokens, panel, columns }.behind(first)
     }
 }
 
@@ -208,14 +208,21 @@ impl Panels {
     }
 
     /// Panel `index` alone.
+    #[inline(always)]
     pub(crate) fn at(&self, index: usize) -> Self {
-        let (panel, columns) = (self.panel, self.columns);
+        let first = index * self.panel;
+        Self { tokens: self.panel.min(self.tokens.saturating_sub(first)), ..self.behind(first) }
+    }
+
+    /// The same behind `rows` rows.
+    #[inline(always)]
+    fn behind(&self, rows: usize) -> Self {
+        let columns = self.columns;
         Self {
-            codes: self.codes.wrapping_add(index * panel * columns / 2),
-            scales: self.scales.wrapping_add(index * panel * columns / BLOCK),
-            sums: self.sums.wrapping_add(index * panel * columns / BLOCK * 2),
-            outliers: self.outliers.wrapping_add(index * panel * (most_outliers(columns) + 1)),
-            tokens: self.panel.min(self.tokens.saturating_sub(index * panel)),
+            codes: self.codes.wrapping_add(rows * columns / 2),
+            scales: self.scales.wrapping_add(rows * columns / BLOCK),
+            sums: self.sums.wrapping_add(rows * columns / BLOCK * 2),
+            outliers: self.outliers.wrapping_add(rows * (most_outliers(columns) + 1)),
             ..*self
         }
     }

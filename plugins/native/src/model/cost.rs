@@ -23,15 +23,21 @@ pub(crate) struct Cost {
 /// What a step computes, and what it multiplies with.
 pub(crate) fn kind(step: &Step, program: &Program, references: &[MatrixRef]) -> (String, Arithmetic) {
     let plain = |name: &str| (name.to_owned(), Arithmetic::Float);
+    let arithmetic = |matrices: &[usize]| {
+        let integer = matrices.iter().any(|&number| program.matrices[number].takes() != Takes::Floats);
+        if integer { Arithmetic::Integer } else { Arithmetic::Float }
+    };
     match step {
         Step::Linear { products, .. } => {
             let mut names: Vec<String> =
                 products.iter().map(|p| words(&format!("{:?}", references[p.matrix].weight.role))).collect();
             names.dedup();
-            let integer = products.iter().any(|p| program.matrices[p.matrix].takes() != Takes::Floats);
-            (names.join(", "), if integer { Arithmetic::Integer } else { Arithmetic::Float })
+            (names.join(", "), arithmetic(&products.iter().map(|p| p.matrix).collect::<Vec<_>>()))
         }
-        Step::Experts(_) => plain("experts"),
+        Step::Experts(experts) => {
+            let stacks = [&experts.gate, &experts.up, &experts.down].map(Vec::as_slice);
+            ("experts".to_owned(), arithmetic(&stacks.concat()))
+        }
         Step::Attention(_) => plain("attention"),
         Step::Embed { .. } => plain("embedding"),
         Step::Norm(_) => plain("norm"),

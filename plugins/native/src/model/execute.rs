@@ -187,7 +187,7 @@ impl Engine {
                 .collect(),
             codes: Quantized::new(chunk, coded),
             words: Quantized::new(chunk, worded),
-            experts: ExpertRoom::for_steps(&program.steps, chunk),
+            experts: ExpertRoom::for_program(&program, chunk),
             places: Vec::with_capacity(chunk),
             runs: Vec::with_capacity(chunk),
             late: Vec::with_capacity(chunk),

@@ -1,15 +1,23 @@
-//! Mixtures of experts: which token goes to which expert, and room for the rows that do.
+//! Mixtures of experts: which token goes to which expert, and their products.
+//!
+//! Each use of an expert by a token is a *slot*. Slots are in the order of their experts, so that an expert's are neighbouring rows,
+//! which its matrices are multiplied by at once; the rows of quantized ones lie in whole panels for each expert.
 
 #![allow(unsafe_code)] // threads write disjoint rows of shared buffers; each block says which
 
+use std::ops::Range;
+
 use drophammer_models::graph::{Routing, Scoring};
 
-use super::execute::{Frame, Scratch};
-use super::products::{Form, Work};
+use super::execute::{Frame, Program, Scratch};
+use super::products::{Form, Gates, Work};
+use super::runs::Span;
 use super::step::{Experts, Step};
 use crate::kernels::LANES;
+use crate::kernels::activation::{Quantized, Room, TILED_PANEL};
 use crate::kernels::float::Rows;
-use crate::kernels::rows::{self, Binary};
+use crate::kernels::rows;
+use crate::kernels::tile::Takes;
 use crate::memory::Aligned;
 use crate::threads::{Member, Shares};
 
@@ -35,7 +43,7 @@ pub(crate) struct RoutePlan {
 
 impl RoutePlan {
     /// Each used expert with the slots that are its.
-    pub(crate) fn experts(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + Clone + '_ {
+    pub(crate) fn experts(&self) -> impl Iterator<Item = (usize, Range<usize>)> + Clone + '_ {
         let mut begin = 0;
         self.choices.chunk_by(|a, b| a.expert == b.expert).map(move |same| {
             let slots = begin..begin + same.len();
@@ -45,37 +53,52 @@ impl RoutePlan {
     }
 }
 
-/// Buffers for the rows of all chosen experts.
+/// Buffers for the rows of all slots.
 pub(crate) struct ExpertRoom {
     plan: Vec<RoutePlan>,
     x: Aligned<f32>,
     gate: Aligned<f32>,
     up: Aligned<f32>,
+    codes: Quantized,
+    words: Quantized,
 }
 
 /// The same, as threads share it.
 pub(crate) struct SharedRoom<'a> {
     plan: Shares<'a, RoutePlan>,
-    pub(crate) x: Shares<'a, f32>,
-    pub(crate) gate: Shares<'a, f32>,
-    pub(crate) up: Shares<'a, f32>,
+    /// What goes into experts, where it is needed as floats; then what comes out of them.
+    x: Shares<'a, f32>,
+    gate: Shares<'a, f32>,
+    up: Shares<'a, f32>,
+    codes: Room,
+    words: Room,
 }
 
 impl ExpertRoom {
     /// Enough for `chunk` tokens at every mixture of the program; `None` if it has none.
-    pub(crate) fn for_steps(steps: &[Step], chunk: usize) -> Option<Self> {
-        let mixtures = steps.iter().filter_map(|step| match step {
+    pub(crate) fn for_program(program: &Program, chunk: usize) -> Option<Self> {
+        let mixtures = program.steps.iter().filter_map(|step| match step {
             Step::Experts(experts) => Some(experts),
             _ => None,
         });
         let slots = mixtures.clone().map(|e| e.routing.used as usize).max()? * chunk;
+        let experts = mixtures.clone().map(|e| e.gate.len()).max()?;
         let hidden = mixtures.clone().map(|e| e.x.width).max()?;
-        let width = mixtures.map(|e| e.width).max()?;
+        let width = mixtures.clone().map(|e| e.width).max()?;
+        // Every expert's last panel may be filled up.
+        let rows = slots + (TILED_PANEL - 1) * experts.min(slots);
+        let quantized = |form: Takes| {
+            let matrices = mixtures.clone().flat_map(|e| [&e.gate, &e.up, &e.down]).flatten();
+            let taking = matrices.map(|&number| &program.matrices[number]).filter(|m| m.takes() == form);
+            Quantized::new(rows, taking.map(|matrix| matrix.columns).max().unwrap_or(0))
+        };
         Some(Self {
             plan: vec![RoutePlan::default()],
             x: Aligned::zeroed(slots * hidden),
             gate: Aligned::zeroed(slots * width),
             up: Aligned::zeroed(slots * width),
+            codes: quantized(Takes::Codes),
+            words: quantized(Takes::Words),
         })
     }
 
@@ -85,6 +108,8 @@ impl ExpertRoom {
             x: Shares::new(&mut self.x),
             gate: Shares::new(&mut self.gate),
             up: Shares::new(&mut self.up),
+            codes: self.codes.room(),
+            words: self.words.room(),
         }
     }
 }
@@ -163,64 +188,103 @@ fn softmax(x: &mut [f32]) {
     }
 }
 
+/// One expert's slots, and their rows as its matrices take them.
+struct Use {
+    expert: usize,
+    slots: Range<usize>,
+    form: Form,
+}
+
+/// Matrices of all experts that are multiplied by the same rows.
+#[derive(Clone, Copy)]
+struct Stacks<'a> {
+    first: &'a [usize],
+    second: &'a [usize],
+    columns: usize,
+}
+
 impl Frame<'_> {
+    /// All rows, span by span.
     pub(super) fn mixture(&self, step: &Experts, member: Member<'_>, scratch: &mut Scratch) {
         let Some(room) = &self.experts else { return };
-        let (tokens, used) = (self.rows(step.x.domain), step.routing.used as usize);
+        for (number, span) in self.spans(step.x.domain).iter().enumerate() {
+            if number > 0 {
+                // The room of the one before has been read.
+                member.barrier();
+            }
+            self.mixture_of(span, step, room, member, scratch);
+        }
+    }
+
+    fn mixture_of(
+        &self,
+        span: &Span,
+        step: &Experts,
+        room: &SharedRoom<'_>,
+        member: Member<'_>,
+        scratch: &mut Scratch,
+    ) {
         let (hidden, width) = (step.x.width, step.width);
+        let (first, tokens) = (span.rows.start, span.rows.len());
         if member.index == 0 {
             // SAFETY: the other threads wait at the barrier below.
             unsafe {
-                let logits = self.read(step.logits, 0, tokens * step.logits.width);
-                route(logits, &step.routing, self.vector(step.correction), room.plan());
+                let (at, len) = (first * step.logits.width, tokens * step.logits.width);
+                let correction = self.vector(step.correction);
+                route(self.read(step.logits, at, len), &step.routing, correction, room.plan());
             }
         }
         member.barrier();
         // SAFETY: written before the barrier, only read after it.
         let plan = unsafe { room.plan() };
-        for (slot, choice) in plan.choices.iter().enumerate() {
-            if slot % member.count == member.index {
+        // SAFETY: nobody writes what goes into a mixture during its step.
+        let row_of = |slot: usize| unsafe {
+            self.read(step.x, (first + plan.choices[slot].token as usize) * hidden, hidden)
+        };
+        let stacks = Stacks { first: &step.gate, second: &step.up, columns: hidden };
+        if self.takes(stacks, plan, Takes::Floats) || self.observer.is_some() {
+            for slot in member.share(plan.choices.len(), 1) {
                 // SAFETY: each slot is one thread's.
-                unsafe {
-                    let x = self.read(step.x, choice.token as usize * hidden, hidden);
-                    room.x.part(slot * hidden, hidden).copy_from_slice(x);
-                }
+                unsafe { room.x.part(slot * hidden, hidden) }.copy_from_slice(row_of(slot));
             }
         }
+        let uses = self.uses(stacks, plan, room, span.tiled);
+        self.put(uses.clone(), row_of, member);
         member.barrier();
         self.observe(&step.gate, plan, (room.x.begin(), hidden), member, scratch);
-        let input = |begin: *mut f32, width: usize, slot: usize| Rows {
-            begin: begin.wrapping_add(slot * width),
-            stride: width,
-        };
-        let halves =
-            [(&step.gate, &step.gate_bias, room.gate.begin()), (&step.up, &step.up_bias, room.up.begin())];
-        let work = halves.iter().flat_map(|(matrices, biases, out)| {
-            plan.experts().map(move |(expert, slots)| Work {
+        scratch.unpacked.forget();
+        let strips = width.div_ceil(LANES);
+        for (strips, Use { expert, slots, form }) in member.share_of_each(uses.map(|one| (strips, one))) {
+            let at = |begin: *mut f32, width: usize| begin.wrapping_add(slots.start * width);
+            let (gate, up) = (at(room.gate.begin(), width), at(room.up.begin(), width));
+            let halves = [(&step.gate, &step.gate_bias, gate), (&step.up, &step.up_bias, up)];
+            let work = halves.iter().map(|(matrices, biases, out)| Work {
                 matrix: &self.program.matrices[matrices[expert]],
                 bias: self.vector(biases.get(expert).copied()),
-                x: input(room.x.begin(), hidden, slots.start),
-                form: Form::default(),
+                x: Rows { begin: at(room.x.begin(), hidden), stride: hidden },
+                form,
                 tokens: slots.len(),
-                out: out.wrapping_add(slots.start * width),
+                out: *out,
                 out_stride: width,
                 accumulate: false,
-            })
-        });
-        self.multiply(work, member, scratch);
-        member.barrier();
-        let share = member.share(tokens * used * width, LANES);
-        let (gate, up) =
-            (room.gate.begin().wrapping_add(share.start), room.up.begin().wrapping_add(share.start));
-        // SAFETY: each element is one thread's.
-        unsafe { rows::binary(self.path, Binary::Gated(step.gating), gate, up, gate, share.len()) };
+            });
+            let gates = Gates { gating: step.gating, gate, up, width, rows: slots.len() };
+            self.gated(work, gates, strips, scratch);
+        }
         member.barrier();
         self.observe(&step.down, plan, (room.gate.begin(), width), member, scratch);
-        let work = plan.experts().map(|(expert, slots)| Work {
+        let stacks = Stacks { first: &step.down, second: &[], columns: width };
+        let uses = self.uses(stacks, plan, room, span.tiled);
+        // SAFETY: gated before the barrier, only read after it.
+        let row_of = |slot: usize| unsafe { &room.gate.whole()[slot * width..][..width] };
+        self.put(uses.clone(), row_of, member);
+        member.barrier();
+        scratch.unpacked.forget();
+        let work = uses.map(|Use { expert, slots, form }| Work {
             matrix: &self.program.matrices[step.down[expert]],
             bias: self.vector(step.down_bias.get(expert).copied()),
-            x: input(room.gate.begin(), width, slots.start),
-            form: Form::default(),
+            x: Rows { begin: room.gate.begin().wrapping_add(slots.start * width), stride: width },
+            form,
             tokens: slots.len(),
             out: room.x.begin().wrapping_add(slots.start * hidden),
             out_stride: hidden,
@@ -231,22 +295,64 @@ impl Frame<'_> {
         let share = member.share(tokens, 1);
         for token in share.clone() {
             // SAFETY: each row is one thread's.
-            unsafe { self.write(step.out, token * hidden, hidden).fill(0.0) };
+            unsafe { self.write(step.out, (first + token) * hidden, hidden).fill(0.0) };
         }
         for (slot, choice) in plan.choices.iter().enumerate() {
             if share.contains(&(choice.token as usize)) {
                 // SAFETY: each row is one thread's; slots are only read.
                 unsafe {
                     let y = &room.x.whole()[slot * hidden..][..hidden];
-                    let out = self.write(step.out, choice.token as usize * hidden, hidden);
+                    let out = self.write(step.out, (first + choice.token as usize) * hidden, hidden);
                     rows::add_scaled(self.path, y, choice.weight, out);
                 }
             }
         }
     }
-}
 
-impl Frame<'_> {
+    /// Whether any matrix of the experts that are used takes this.
+    fn takes(&self, stacks: Stacks<'_>, plan: &RoutePlan, form: Takes) -> bool {
+        plan.experts().any(|(expert, _)| {
+            let numbers = [stacks.first.get(expert), stacks.second.get(expert)];
+            numbers.into_iter().flatten().any(|&number| self.program.matrices[number].takes() == form)
+        })
+    }
+
+    /// The experts that are used, with places for the rows of their slots.
+    fn uses<'u>(
+        &'u self,
+        stacks: Stacks<'_>,
+        plan: &'u RoutePlan,
+        room: &'u SharedRoom<'_>,
+        tiled: bool,
+    ) -> impl Iterator<Item = Use> + Clone + 'u {
+        let [codes, words] = [Takes::Codes, Takes::Words].map(|form| self.takes(stacks, plan, form));
+        let mut row = 0;
+        plan.experts().map(move |(expert, slots)| {
+            let panel = self.panel(codes, slots.len(), tiled);
+            let places = |room: &Room| room.panels(row, panel, slots.len(), stacks.columns);
+            let form =
+                Form::of(codes.then(|| places(&room.codes)), words.then(|| places(&room.words)), tiled);
+            row += form.rows();
+            Use { expert, slots, form }
+        })
+    }
+
+    /// Puts the rows of slots in their places.
+    fn put<'r>(
+        &self,
+        uses: impl Iterator<Item = Use> + Clone,
+        row_of: impl Fn(usize) -> &'r [f32],
+        member: Member<'_>,
+    ) {
+        for (rows, Use { slots, form, .. }) in member.share_of_each(uses.map(|one| (one.form.rows(), one))) {
+            for row in rows {
+                let x = (row < slots.len()).then(|| row_of(slots.start + row));
+                // SAFETY: each row is one thread's; rows beyond the slots fill a panel up.
+                unsafe { form.put(self.path, row, x) };
+            }
+        }
+    }
+
     /// Counts the rows in the slots of each expert, where somebody counts.
     fn observe(
         &self,

@@ -1,7 +1,8 @@
 //! From a checkpoint to a program: record the architecture, then find its weights.
 //!
 //! Matrices that the source stores as plain rows are used where they are, in the mapped file, or laid out in tiles; vectors (norms,
-//! biases) become floats.
+//! biases) become floats. Tiles take memory that cannot be given back as a file's pages can: where there is too little, experts,
+//! which are most of a mixture and used sparsely, stay in the file, and with still less everything does.
 #![allow(unsafe_code)] // threads lay disjoint strips into one buffer
 
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use drophammer_models::description::ModelKind;
 use drophammer_models::{Checkpoint, Error, build_decoder, build_encoder};
+use drophammer_sdk::{JobContext, LogLevel};
 
 use super::execute::Program;
 use super::fuse::fuse;
@@ -19,7 +21,7 @@ use super::shelf::{Name, Shelf};
 use super::step::{Step, assign_buffers};
 use crate::cache::LayerShape;
 use crate::kernels::tile::Cut;
-use crate::memory::{Bytes, Memory};
+use crate::memory::{self, Bytes, Memory};
 use crate::threads::{Pool, Shares};
 
 /// A program and what its cache has to hold.
@@ -36,6 +38,8 @@ pub(crate) struct Loaded {
 pub(crate) struct Fast<'a> {
     /// Who lays them.
     pub(crate) pool: &'a mut Pool,
+    /// Whom to tell of what is not laid.
+    pub(crate) job: &'a dyn JobContext,
     /// Where they are kept for the next load.
     pub(crate) shelf: Option<Shelf<'a>>,
 }
@@ -102,31 +106,43 @@ fn tile(
     checkpoint: &Checkpoint,
     references: &[MatrixRef],
     matrices: &mut [Matrix],
-    Fast { pool, shelf }: Fast<'_>,
+    Fast { pool, job, shelf }: Fast<'_>,
 ) {
-    // Tables are read row by row, experts sparsely: both stay in the file.
-    let gains = |reference: &MatrixRef| !reference.table && reference.expert.is_none();
-    let all = references.iter().zip(matrices).filter(|(reference, _)| gains(reference));
-    let all: Vec<_> =
-        all.filter_map(|(reference, matrix)| Some((reference, matrix.cut()?, matrix))).collect();
-    let bytes = all.iter().map(|(_, cut, _)| cut.bytes()).sum();
+    // Tables are read row by row.
+    let gains = references.iter().zip(matrices).filter(|(reference, _)| !reference.table);
+    let mut all: Vec<_> =
+        gains.filter_map(|(reference, matrix)| Some((reference, matrix.cut()?, matrix))).collect();
+    let kept = |all: &[(&MatrixRef, Cut, &mut Matrix)], threads| {
+        let shelf = shelf.as_ref()?;
+        let name = Name::of(checkpoint, all.iter().map(|(reference, cut, _)| (*reference, *cut)))?;
+        let tiles = shelf.take(&name, bytes_of(all), threads);
+        Some((shelf, name, tiles))
+    };
+    let mut place = kept(&all, pool.threads());
+    // What is kept is mapped, and takes no memory that it could not give back.
+    if !matches!(place, Some((.., Some(_)))) {
+        let laid = Laid::within(memory::available(), &all);
+        if laid != Laid::All {
+            job.log(LogLevel::Warning, laid.told());
+            all.retain(|(reference, ..)| laid.has(reference));
+            place = kept(&all, pool.threads());
+        }
+    }
+    let bytes = bytes_of(&all);
     if bytes == 0 {
         return;
     }
-    let shelf = shelf.as_ref().and_then(|shelf| {
-        Some((shelf, Name::of(checkpoint, all.iter().map(|(reference, cut, _)| (*reference, *cut)))?))
-    });
-    let kept = shelf.as_ref().and_then(|(shelf, name)| shelf.take(name, bytes, pool.threads()));
-    let tiles = if let Some(kept) = kept {
-        kept
-    } else {
-        // Without the memory, weights are used as they are stored.
-        let Some(mut memory) = Memory::zeroed(bytes) else { return };
-        lay(checkpoint, &all, memory.bytes_mut(), pool);
-        if let Some((shelf, name)) = shelf {
-            shelf.put(&name, memory.bytes(), pool.threads());
+    let tiles = match place {
+        Some((.., Some(tiles))) => tiles,
+        place => {
+            // Without the memory, weights are used as they are stored.
+            let Some(mut memory) = Memory::zeroed(bytes) else { return };
+            lay(checkpoint, &all, memory.bytes_mut(), pool);
+            if let Some((shelf, name, None)) = place {
+                shelf.put(&name, memory.bytes(), pool.threads());
+            }
+            Bytes::of(&Arc::new(memory), Memory::bytes)
         }
-        Bytes::of(&Arc::new(memory), Memory::bytes)
     };
     let mut begin = 0;
     for (_, cut, matrix) in all {
@@ -134,6 +150,51 @@ fn tile(
             matrix.take_up(part);
         }
         begin += cut.bytes();
+    }
+}
+
+fn bytes_of(all: &[(&MatrixRef, Cut, &mut Matrix)]) -> usize {
+    all.iter().map(|(_, cut, _)| cut.bytes()).sum()
+}
+
+/// Which matrices are laid in tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Laid {
+    All,
+    AllButExperts,
+    Nothing,
+}
+
+impl Laid {
+    /// As many as `available` bytes hold, of which an eighth is left to others.
+    fn within(available: u64, all: &[(&MatrixRef, Cut, &mut Matrix)]) -> Self {
+        let room = available - available / 8;
+        let fits = |laid: &Self| {
+            let held = all.iter().filter(|(reference, ..)| laid.has(reference));
+            held.map(|(_, cut, _)| cut.bytes() as u64).sum::<u64>() <= room
+        };
+        [Self::All, Self::AllButExperts].into_iter().find(fits).unwrap_or(Self::Nothing)
+    }
+
+    fn has(self, reference: &MatrixRef) -> bool {
+        match self {
+            Self::All => true,
+            Self::AllButExperts => reference.expert.is_none(),
+            Self::Nothing => false,
+        }
+    }
+
+    /// What whoever waits for answers should know.
+    fn told(self) -> &'static str {
+        match self {
+            Self::All => "weights are laid out for fast products",
+            Self::AllButExperts => {
+                "experts are used as the file stores them, which is slow: there is not the memory to lay them out"
+            }
+            Self::Nothing => {
+                "weights are used as the file stores them, which is slow: there is not the memory to lay them out"
+            }
+        }
     }
 }
 
@@ -151,7 +212,9 @@ fn lay(checkpoint: &Checkpoint, all: &[(&MatrixRef, Cut, &mut Matrix)], tiles: &
             // SAFETY: each strip is one thread's.
             matrix.lay(strips.start, unsafe { tiles.part(first, strips.len() * strip_bytes) });
             begin += cut.bytes();
+            let last_of_weight = reference.expert.is_none_or(|(number, count)| number + 1 == count);
             if laid.fetch_add(1, Ordering::AcqRel) + 1 == member.count
+                && last_of_weight
                 && let Ok(weight) = checkpoint.weight(reference.weight)
             {
                 weight.release();
@@ -174,26 +237,20 @@ fn matrix_of(checkpoint: &Arc<Checkpoint>, reference: &MatrixRef) -> Result<Matr
         )));
     }
     if let Some(blocks) = weight.blocks() {
-        let len = rows * blocks.row_bytes();
-        let bytes = if blocks.contiguous().is_some() {
+        let of_whole = (number * rows) as u64..((number + 1) * rows) as u64;
+        let bytes = if blocks.contiguous_rows(of_whole.clone()).is_some() {
             Bytes::of(checkpoint, |checkpoint| {
-                checkpoint
-                    .weight(id)
-                    .ok()
-                    .and_then(|weight| weight.blocks())
-                    .and_then(|blocks| blocks.contiguous())
-                    .unwrap_or_default()
+                let blocks = checkpoint.weight(id).ok().and_then(|weight| weight.blocks());
+                blocks.and_then(|blocks| blocks.contiguous_rows(of_whole)).unwrap_or_default()
             })
-            .part(number * len, len)
         } else {
-            let first = number * rows;
-            let mut copied = Vec::with_capacity(len);
-            for row in first..first + rows {
-                copied.extend_from_slice(blocks.row(row as u64).unwrap_or_default());
+            let mut copied = Vec::with_capacity(rows * blocks.row_bytes());
+            for row in of_whole {
+                copied.extend_from_slice(blocks.row(row).unwrap_or_default());
             }
-            Some(Bytes::from(copied))
+            Bytes::from(copied)
         };
-        if let Some(matrix) = bytes.and_then(|bytes| Matrix::new(blocks.dtype(), rows, columns, bytes)) {
+        if let Some(matrix) = Matrix::new(blocks.dtype(), rows, columns, bytes) {
             return Ok(matrix);
         }
         return Err(problem(format!(
@@ -214,4 +271,36 @@ fn vector_of(checkpoint: &Checkpoint, reference: &VectorRef) -> Result<Vec<f32>,
         return Err(Error::Weight { id, problem });
     }
     Ok(whole[number * len..][..len].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use drophammer_formats::DType;
+    use drophammer_models::weight::Role;
+
+    use super::*;
+
+    #[test]
+    fn experts_stay_in_the_file_where_memory_is_short_and_then_everything_does() {
+        let reference =
+            |expert| MatrixRef { weight: Role::Head.global(), expert, rows: 16, columns: 32, table: false };
+        let references = [reference(None), reference(Some((0, 2))), reference(Some((1, 2)))];
+        let mut matrices: Vec<_> = references
+            .iter()
+            .map(|_| Matrix::new(DType::F32, 16, 32, Bytes::from(vec![0; 16 * 32 * 4])).unwrap())
+            .collect();
+        let all: Vec<_> =
+            references.iter().zip(&mut matrices).map(|(r, m)| (r, m.cut().unwrap(), m)).collect();
+        let one = bytes_of(&all[..1]) as u64;
+        for (available, due) in [
+            (u64::MAX, Laid::All),
+            (3 * one * 8 / 7 + 1, Laid::All),
+            (3 * one, Laid::AllButExperts),
+            (one * 8 / 7 + 1, Laid::AllButExperts),
+            (one, Laid::Nothing),
+            (0, Laid::Nothing),
+        ] {
+            assert_eq!(Laid::within(available, &all), due, "{available}");
+        }
+    }
 }

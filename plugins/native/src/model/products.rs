@@ -40,9 +40,23 @@ pub(super) struct Form {
 }
 
 impl Form {
+    /// Rows in these places; for tiles one of them, which are of the same size.
+    pub(super) fn of(codes: Option<Panels>, words: Option<Panels>, tiled: bool) -> Self {
+        if tiled {
+            Self { bfloats: codes.or(words), ..Self::default() }
+        } else {
+            Self { codes, words, bfloats: None }
+        }
+    }
+
     /// Any of them: all have the same rows.
     fn panels(&self) -> Option<Panels> {
         self.codes.or(self.words).or(self.bfloats)
+    }
+
+    /// Rows to put, those that fill the last panel up included; none where matrices take floats alone.
+    pub(super) fn rows(&self) -> usize {
+        self.panels().map_or(0, |panels| panels.rows())
     }
 
     /// The same of some tokens, whole panels but for the last.
@@ -55,7 +69,7 @@ impl Form {
     ///
     /// # Safety
     /// As for [`Panels::quantize`].
-    unsafe fn put(&self, path: Path, row: usize, x: Option<&[f32]>) {
+    pub(super) unsafe fn put(&self, path: Path, row: usize, x: Option<&[f32]>) {
         // SAFETY: the caller's promise; only paths with tiles have bfloats.
         unsafe {
             if let Some(codes) = self.codes {
@@ -99,12 +113,14 @@ impl Work<'_> {
     }
 }
 
-/// Two products that become one, in the place of the first.
-struct Gates {
-    gating: Gating,
-    gate: Value,
-    up: Value,
-    rows: Range<usize>,
+/// Two products of some rows, `width` wide, that become one, in the place of the first.
+#[derive(Clone, Copy)]
+pub(super) struct Gates {
+    pub(super) gating: Gating,
+    pub(super) gate: *mut f32,
+    pub(super) up: *mut f32,
+    pub(super) width: usize,
+    pub(super) rows: usize,
 }
 
 /// Products of the same rows, with what was joined to them before and after: [`Step::Linear`](super::step::Step::Linear).
@@ -137,25 +153,14 @@ impl Frame<'_> {
         let mut input = Rows { begin: self.begin(x).wrapping_add(first * columns), stride: columns };
         let own = tokens == 1;
         let share_tokens = tokens >= OWN_TOKENS * member.count;
-        let panel = if span.tiled {
-            TILED_PANEL
-        } else if takes(Takes::Codes) {
-            panel_of(tokens)
-        } else {
-            word_panel_of(self.path, tokens)
-        };
+        let panel = self.panel(takes(Takes::Codes), tokens, span.tiled);
         let room = |form: Takes, shared: &Room, own_room: &mut Quantized| {
             let room = if own { own_room.room() } else { *shared };
-            takes(form).then(|| room.panels(panel, tokens, columns))
+            takes(form).then(|| room.panels(0, panel, tokens, columns))
         };
         let codes = room(Takes::Codes, &self.codes, &mut scratch.codes);
         let words = room(Takes::Words, &self.words, &mut scratch.words);
-        let form = if span.tiled {
-            // Of the same size: either will do.
-            Form { bfloats: codes.or(words), ..Form::default() }
-        } else {
-            Form { codes, words, bfloats: None }
-        };
+        let form = Form::of(codes, words, span.tiled);
         if own {
             if let Some(norm) = norm {
                 self.norm_row(norm, first, &mut scratch.row[..columns]);
@@ -204,9 +209,10 @@ impl Frame<'_> {
             // Both halves' same rows are one thread's, which then gates them.
             let all = products[0].out.width.div_ceil(LANES);
             let strips = if share_tokens { 0..all } else { member.share(all, 1) };
-            let rows = first + my_tokens.start..first + my_tokens.end;
-            let gates = Gates { gating, gate: products[0].out, up: products[1].out, rows };
-            self.gated(my_work, gates, strips, scratch);
+            let (width, row) = (products[0].out.width, first + my_tokens.start);
+            let at = |product: &Product| self.begin(product.out).wrapping_add(row * width);
+            let (gate, up) = (at(&products[0]), at(&products[1]));
+            self.gated(my_work, Gates { gating, gate, up, width, rows: my_tokens.len() }, strips, scratch);
         } else if share_tokens {
             for work in my_work {
                 let strips = 0..work.matrix.rows.div_ceil(LANES);
@@ -217,28 +223,38 @@ impl Frame<'_> {
         }
     }
 
+    /// Tokens of a panel of so many: `codes` says whether any matrix takes these.
+    pub(super) fn panel(&self, codes: bool, tokens: usize, tiled: bool) -> usize {
+        if tiled {
+            TILED_PANEL
+        } else if codes {
+            panel_of(tokens)
+        } else {
+            word_panel_of(self.path, tokens)
+        }
+    }
+
     /// Both halves' products of some strips, gated.
-    fn gated<'w>(
+    pub(super) fn gated<'w>(
         &self,
         work: impl Iterator<Item = Work<'w>> + Clone,
-        gates: Gates,
+        Gates { gating, gate, up, width, rows }: Gates,
         strips: Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let Gates { gating, gate, up, rows } = gates;
-        let width = gate.width;
-        let group = if rows.len() > FEW_TOKENS { GATED_STRIPS } else { strips.len().max(1) };
+        let group = if rows > FEW_TOKENS { GATED_STRIPS } else { strips.len().max(1) };
         for first in strips.clone().step_by(group) {
             let group = first..(first + group).min(strips.end);
             for work in work.clone() {
                 self.strips(&work, group.clone(), scratch);
             }
             let (begin, end) = (group.start * LANES, (group.end * LANES).min(width));
-            for row in rows.clone() {
-                let at = |value: Value| self.begin(value).wrapping_add(row * width + begin);
-                let (gate, up) = (at(gate), at(up));
+            for row in 0..rows {
+                let at = |half: *mut f32| half.wrapping_add(row * width + begin);
                 // SAFETY: of this row these of both halves are this thread's.
-                unsafe { rows::binary(self.path, Binary::Gated(gating), gate, up, gate, end - begin) };
+                unsafe {
+                    rows::binary(self.path, Binary::Gated(gating), at(gate), at(up), at(gate), end - begin);
+                }
             }
         }
     }
@@ -250,14 +266,9 @@ impl Frame<'_> {
         member: Member<'_>,
         scratch: &mut Scratch,
     ) {
-        let strips = |work: &Work<'_>| work.matrix.rows.div_ceil(LANES);
-        let share = member.share(work.clone().map(|work| strips(&work)).sum(), 1);
-        let mut first = 0;
-        for work in work {
-            let end = first + strips(&work);
-            let mine = share.start.clamp(first, end) - first..share.end.clamp(first, end) - first;
+        let strips = work.map(|work| (work.matrix.rows.div_ceil(LANES), work));
+        for (mine, work) in member.share_of_each(strips) {
             self.strips(&work, mine, scratch);
-            first = end;
         }
     }
 

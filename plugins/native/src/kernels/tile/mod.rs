@@ -240,7 +240,7 @@ pub(crate) fn product(
     let (rows, columns) = (tiles.rows(), tiles.columns());
     let tokens = x.len() / columns;
     let mut quantized = Quantized::new(tokens, columns);
-    let panels = quantized.room().panels(panel, tokens, columns);
+    let panels = quantized.room().panels(0, panel, tokens, columns);
     for row in 0..panels.rows() {
         quantize(panels, row, x.get(row * columns..(row + 1) * columns));
     }

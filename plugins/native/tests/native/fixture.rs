@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 
-use drophammer_formats::Source;
+use drophammer_formats::placed::PlacedFiles;
+use drophammer_formats::{DType, Source, TensorDecl, safetensors};
 use drophammer_native::Native;
 use drophammer_sdk::{
     Backend, Batch, ForgeRequest, Goal, HostInfo, LoadRequest, Options, Result, Session, Unwatched,
@@ -102,15 +103,26 @@ pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 /// The trained model in a scheme, made once per process.
 pub(crate) fn quantized(scheme: &str) -> &'static Path {
-    static MADE: LazyLock<Mutex<HashMap<String, &'static Path>>> = LazyLock::new(Mutex::default);
+    forged(&fixture("shakespeare-llama"), scheme)
+}
+
+/// A small model of random weights in a scheme, in whose layers a token uses `used` of six experts; made once per process.
+pub(crate) fn mixture(used: u64, scheme: &str) -> &'static Path {
+    static SOURCES: LazyLock<Mutex<HashMap<u64, PathBuf>>> = LazyLock::new(Mutex::default);
+    let source = SOURCES.lock().unwrap().entry(used).or_insert_with(|| random_mixture(used)).clone();
+    forged(&source, scheme)
+}
+
+fn forged(source: &Path, scheme: &str) -> &'static Path {
+    static MADE: LazyLock<Mutex<HashMap<(PathBuf, String), &'static Path>>> = LazyLock::new(Mutex::default);
     let mut made = MADE.lock().unwrap();
-    made.entry(scheme.to_owned()).or_insert_with(|| {
+    made.entry((source.to_owned(), scheme.to_owned())).or_insert_with(|| {
         let staging = Box::leak(Box::new(tempfile::tempdir().unwrap()));
         let request = ForgeRequest {
-            source: fixture("shakespeare-llama"),
+            source: source.to_owned(),
             goal: Goal { format: "gguf".into(), scheme: scheme.into(), ..Goal::default() },
             staging: staging.path().to_owned(),
-            name: "shakespeare".into(),
+            name: "model".into(),
             ..ForgeRequest::default()
         };
         let plain = matches!(scheme, "f16" | "bf16" | "f32");
@@ -118,4 +130,71 @@ pub(crate) fn quantized(scheme: &str) -> &'static Path {
             if plain { native().convert(&request, &JOB) } else { native().quantize(&request, &JOB) }.unwrap();
         Box::leak(staging.path().join(&report.files[0]).into_boxed_path())
     })
+}
+
+/// A Qwen 3 as Hugging Face has it: each expert's matrices are tensors of their own. Widths are multiples of 256, which K-quants take.
+fn random_mixture(used: u64) -> PathBuf {
+    const LAYERS: u64 = 2;
+    const EXPERTS: u64 = 6;
+    const WIDTH: u64 = 256;
+    const VOCABULARY: u64 = 2048;
+    let mut tensors = vec![
+        ("model.embed_tokens".to_owned(), vec![VOCABULARY, WIDTH]),
+        ("model.norm".to_owned(), vec![WIDTH]),
+        ("lm_head".to_owned(), vec![VOCABULARY, WIDTH]),
+    ];
+    for layer in 0..LAYERS {
+        let mut add = |name: &str, shape: &[u64]| {
+            tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+        };
+        for (names, shape) in [
+            (&["input_layernorm", "post_attention_layernorm"][..], &[WIDTH][..]),
+            (&["self_attn.q_norm", "self_attn.k_norm"], &[WIDTH / 4]),
+            (&["self_attn.q_proj", "self_attn.o_proj"], &[WIDTH, WIDTH]),
+            (&["self_attn.k_proj", "self_attn.v_proj"], &[WIDTH / 2, WIDTH]),
+            (&["mlp.gate"], &[EXPERTS, WIDTH]),
+        ] {
+            for name in names {
+                add(name, shape);
+            }
+        }
+        for expert in 0..EXPERTS {
+            for name in ["gate_proj", "up_proj", "down_proj"] {
+                add(&format!("mlp.experts.{expert}.{name}"), &[WIDTH, WIDTH]);
+            }
+        }
+    }
+    let directory = Box::leak(Box::new(tempfile::tempdir().unwrap())).path();
+    let declared: Vec<_> = tensors
+        .iter()
+        .map(|(name, shape)| TensorDecl::new(format!("{name}.weight"), DType::F32, shape.as_slice()))
+        .collect();
+    let layout = safetensors::plan("model", &declared, &[("format", "pt")], None).unwrap();
+    let files = PlacedFiles::create(directory, layout).unwrap();
+    let mut state = 1u32;
+    let mut random = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    for (number, (_, shape)) in tensors.iter().enumerate() {
+        let matrix = shape.len() == 2;
+        let value = |x: f32| if matrix { x * (3.0 / WIDTH as f32).sqrt() } else { 1.0 + x / 10.0 };
+        let bytes: Vec<u8> =
+            (0..shape.iter().product()).flat_map(|_| value(random()).to_le_bytes()).collect();
+        files.write_at(number, 0, &bytes).unwrap();
+    }
+    files.finish().unwrap();
+    let config = serde_json::json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": WIDTH,
+        "head_dim": WIDTH / 4, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": LAYERS,
+        "moe_intermediate_size": WIDTH, "intermediate_size": WIDTH, "num_experts": EXPERTS,
+        "num_experts_per_tok": used, "norm_topk_prob": true, "vocab_size": VOCABULARY,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": false,
+    });
+    std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    // Whose vocabulary is as large.
+    let tokenizer = "tokenizer.json";
+    std::fs::copy(fixture("shakespeare-llama").join(tokenizer), directory.join(tokenizer)).unwrap();
+    directory.to_owned()
 }

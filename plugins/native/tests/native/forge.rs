@@ -9,7 +9,9 @@ use drophammer_sdk::{
     Backend, Budgets, ErrorCode, ForgeReport, ForgeRequest, Goal, JobContext, LogLevel, ProbeRequest,
 };
 
-use crate::fixture::{JOB, fast_tolerance, fixture, forward, largest_difference, load, native, reference};
+use crate::fixture::{
+    JOB, fast_tolerance, fixture, forward, largest_difference, load, mixture, native, reference,
+};
 
 fn goal(scheme: &str) -> Goal {
     Goal { format: "gguf".into(), scheme: scheme.into(), ..Goal::default() }
@@ -67,6 +69,21 @@ fn quantized_artifacts_stay_near_the_source_and_fast_mode_near_reference_mode() 
         let quick = forward(load(&path, false, 1).as_mut(), &rows);
         let error = relative_error(&quick, &exact);
         assert!(error < fast_tolerance(), "{scheme}: fast mode {error} from reference mode");
+    }
+}
+
+#[test]
+fn in_fast_mode_mixtures_stay_near_reference_mode() {
+    let rows: Vec<Vec<u32>> =
+        (0..3).map(|r| (0..20 + 30 * r).map(|i| (i * 37 + r * 11) % 2048).collect()).collect();
+    for scheme in ["q8_0", "q6_k", "q4_k_m", "q4_0", "f16", "bf16", "f32"] {
+        // All six: of two that are nearly as good, another would be chosen.
+        let model = mixture(6, scheme);
+        let [exact, quick] =
+            [true, false].map(|reference| forward(load(model, reference, 3).as_mut(), &rows));
+        let error = relative_error(&quick, &exact);
+        // Of random weights' products none stands out, and rounding shows more than in a trained model.
+        assert!(error < 3.0 * fast_tolerance(), "{scheme}: {error}");
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use drophammer_native::Native;
 use drophammer_sdk::{Backend, Budgets, HostInfo, JobContext, LoadRequest, LogLevel, Session};
 
-use crate::fixture::{forward, quantized};
+use crate::fixture::{forward, mixture, quantized};
 
 /// A job whose log is kept.
 #[derive(Clone, Default)]
@@ -59,16 +59,17 @@ const KEEPS: &str = "for the next start";
 
 #[test]
 fn a_second_load_maps_what_the_first_kept_and_says_the_same() {
-    for scheme in ["q4_0", "q4_k_m", "q6_k", "f16", "bf16"] {
+    let models = ["q4_0", "q4_k_m", "q6_k", "f16", "bf16"].map(quantized);
+    for model in models.into_iter().chain([mixture(2, "q4_0")]) {
         let place = tempfile::tempdir().unwrap();
-        let (due, told) = logits(&host(place.path(), 0), quantized(scheme));
+        let (due, told) = logits(&host(place.path(), 0), model);
         assert!(files(place.path()).is_empty() && !told.contains(KEEPS), "nothing is kept unasked: {told}");
         let host = host(place.path(), 1 << 30);
-        let (first, told) = logits(&host, quantized(scheme));
+        let (first, told) = logits(&host, model);
         assert!(told.contains(KEEPS) && files(place.path()).len() == 1, "{told}");
-        let (second, told) = logits(&host, quantized(scheme));
+        let (second, told) = logits(&host, model);
         assert!(told.contains(MAPPED) && !told.contains(KEEPS), "{told}");
-        assert!(first == due && second == due, "{scheme}");
+        assert!(first == due && second == due, "{}", model.display());
     }
 }
 

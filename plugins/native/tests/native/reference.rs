@@ -22,6 +22,12 @@ fn every_architecture_gives_its_reference_output() {
         if difference.is_nan() || difference > 2e-3 {
             failures.push(format!("{}: largest difference {difference}", directory.display()));
         }
+        let mut session = load(&directory, false, rows.len() as u32);
+        println!(
+            "fast {}: {}",
+            directory.display(),
+            largest_difference(&forward(session.as_mut(), &rows), &due)
+        );
         checked += 1;
     }
     assert!(failures.is_empty(), "{failures:#?}");

@@ -1,10 +1,15 @@
 //! What a session promises whatever the batch: the same logits one by one, in chunks and together, and sequences that can be
 //! copied and cut.
 
+use std::path::Path;
+
 use drophammer_sdk::{Backend, Batch, ErrorCode, LoadRequest, Options, Session, Unwatched};
 use proptest::prelude::*;
 
-use crate::fixture::{fixture, load, native, quantized, try_load};
+use crate::fixture::{fixture, load, mixture, native, quantized, try_load};
+
+/// The trained model, and one with mixtures of experts.
+const MODELS: [fn(&str) -> &'static Path; 2] = [quantized, |scheme| mixture(2, scheme)];
 
 fn session() -> Box<dyn Session> {
     load(&fixture("shakespeare-llama"), true, 3)
@@ -57,9 +62,10 @@ proptest! {
         tokens in prop::collection::vec(0u32..2048, 2..64),
         cuts in prop::collection::vec(1usize..15, 1..8),
         scheme in prop::sample::select(vec!["q4_0", "q4_k_m", "q8_0", "f16"]),
+        model in prop::sample::select(MODELS.to_vec()),
         kept in prop::sample::select(vec!["f16", "q8_0"]),
     ) {
-        let mut session = try_load(quantized(scheme), false, 3, keeping(kept)).unwrap();
+        let mut session = try_load(model(scheme), false, 3, keeping(kept)).unwrap();
         let whole = feed(session.as_mut(), 0, 0, &tokens);
         let (mut rows, mut done, mut cuts) = (Vec::new(), 0, cuts.iter().cycle());
         while done < tokens.len() {
@@ -100,8 +106,9 @@ proptest! {
     fn in_fast_mode_a_row_is_the_same_bits_whatever_other_sequences_are_in_its_batch(
         lengths in prop::collection::vec(prop_oneof![1usize..6, 55usize..75], 2..4),
         scheme in prop::sample::select(vec!["q4_0", "q4_k_m", "q8_0", "f16"]),
+        model in prop::sample::select(MODELS.to_vec()),
     ) {
-        let mut session = load(quantized(scheme), false, 6);
+        let mut session = load(model(scheme), false, 6);
         let prompts: Vec<Vec<u32>> =
             lengths.iter().zip(0u32..).map(|(&n, s)| (0..n as u32).map(|i| (i * 37 + s * 11) % 2048).collect()).collect();
         let alone: Vec<_> = (3..).zip(&prompts).flat_map(|(s, prompt)| feed(session.as_mut(), s, 0, prompt)).collect();
@@ -141,9 +148,10 @@ proptest! {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let tokens: Vec<u32> = (0..206).map(|i| i * 29 % 2048).collect();
-    for scheme in ["q4_0", "q4_k_m", "q8_0", "f16"] {
+    for (scheme, model) in ["q4_0", "q4_k_m", "q8_0", "f16"].into_iter().flat_map(|s| MODELS.map(|m| (s, m)))
+    {
         let rows = |threads| {
-            let request = LoadRequest { path: quantized(scheme).to_owned(), ..LoadRequest::default() };
+            let request = LoadRequest { path: model(scheme).to_owned(), ..LoadRequest::default() };
             let mut session = native().load(&request, Box::new(Unwatched { threads })).unwrap();
             let mut rows = feed(session.as_mut(), 0, 0, &tokens[..200]);
             rows.extend((200..206).flat_map(|i| feed(session.as_mut(), 0, i as u32, &tokens[i..=i])));

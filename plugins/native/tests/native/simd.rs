@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::fixture::{fixture, forward, largest_difference, load, quantized, reference};
+use crate::fixture::{fixture, forward, largest_difference, load, mixture, quantized, reference};
 
 const MODEL: &str = "DROPHAMMER_TEST_MODEL";
 const FAST: &str = "DROPHAMMER_TEST_FAST";
@@ -53,14 +53,17 @@ fn one_process() {
 #[test]
 fn every_path_gives_the_portable_logits_in_both_modes() {
     // Where products take bytes, on all paths but portable and plain NEON, most activations of quantized weights have eight bits.
-    for (scheme, fast, tolerance, bytes) in [
-        ("q4_k_m", true, 2e-3, 0.2),
-        ("q8_0", true, 2e-3, 0.2),
+    for (model, fast, tolerance, bytes) in [
+        (quantized("q4_k_m"), true, 2e-3, 0.2),
+        (quantized("q8_0"), true, 2e-3, 0.2),
         // Activations of thirteen bits: one that is rounded otherwise moves a logit by as much.
-        ("f16", true, 1e-2, 1e-2),
-        ("q4_k_m", false, 2e-4, 2e-4),
+        (quantized("f16"), true, 1e-2, 1e-2),
+        (quantized("q4_k_m"), false, 2e-4, 2e-4),
+        // All six: of two that are nearly as good, another would be chosen.
+        (mixture(6, "q4_k_m"), true, 2e-3, 0.2),
+        (mixture(6, "f16"), true, 1e-2, 1e-2),
+        (mixture(6, "q4_k_m"), false, 2e-4, 2e-4),
     ] {
-        let model = quantized(scheme);
         let portable = logits("portable", model, fast);
         // A path that this processor lacks falls back to the best it has.
         let paths: &[_] = if cfg!(target_arch = "aarch64") {
@@ -70,7 +73,11 @@ fn every_path_gives_the_portable_logits_in_both_modes() {
         };
         for &(simd, tolerance) in paths {
             let difference = largest_difference(&logits(simd, model, fast), &portable);
-            assert!(difference <= tolerance, "{scheme} {simd}, fast {fast}: largest difference {difference}");
+            assert!(
+                difference <= tolerance,
+                "{} {simd}, fast {fast}: largest difference {difference}",
+                model.display()
+            );
         }
     }
 }
@@ -78,12 +85,12 @@ fn every_path_gives_the_portable_logits_in_both_modes() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn tiles_change_no_bit_of_few_tokens_and_little_of_many() {
-    for scheme in ["q4_0", "q4_k_m", "q8_0", "f16"] {
-        let model = quantized(scheme);
+    let models = ["q4_0", "q4_k_m", "q8_0", "f16"].map(quantized);
+    for model in models.into_iter().chain(["q4_k_m", "f16"].map(|scheme| mixture(6, scheme))) {
         // A path that this processor lacks falls back to the best it has, and both are the same.
-        assert!(logits("amx", model, true) == logits("avx512", model, true), "{scheme}");
+        assert!(logits("amx", model, true) == logits("avx512", model, true), "{}", model.display());
         let many = |simd| logits_of(100, simd, model, true);
         let difference = largest_difference(&many("amx"), &many("portable"));
-        assert!(difference <= 0.2, "{scheme}: largest difference {difference}");
+        assert!(difference <= 0.2, "{}: largest difference {difference}", model.display());
     }
 }

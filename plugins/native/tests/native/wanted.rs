@@ -4,7 +4,7 @@ use drophammer_sdk::Session;
 use drophammer_sdk::calibration::{self, Calibrate};
 
 use crate::fixture::{
-    architectures, fixture, forward, forward_wanted, largest_difference, load, quantized, reference,
+    architectures, fixture, forward, forward_wanted, largest_difference, load, mixture, quantized, reference,
 };
 
 /// Largest difference between a few rows, then what follows one that nobody wanted, and the same when all are wanted.
@@ -53,8 +53,10 @@ fn in_fast_mode_they_are_the_same_bits() {
     let (rows, _) = reference(&fixture("shakespeare-llama"));
     let rows: Vec<Vec<u32>> = rows.iter().map(|row| row[..60].to_vec()).collect();
     for scheme in ["q4_0", "q4_k_m", "f16"] {
-        let mut session = load(quantized(scheme), false, rows.len() as u32);
-        assert!(difference(session.as_mut(), &rows) == 0.0, "{scheme}");
+        for model in [quantized(scheme), mixture(2, scheme)] {
+            let mut session = load(model, false, rows.len() as u32);
+            assert!(difference(session.as_mut(), &rows) == 0.0, "{}", model.display());
+        }
     }
 }
 

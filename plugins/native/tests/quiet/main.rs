@@ -85,6 +85,7 @@ fn a_token_costs_no_allocation() {
             let options = Options::from_iter([("kv_type".to_owned(), kept.into())]);
             check(fixture::quantized(scheme), false, options);
         }
+        check(fixture::mixture(2, scheme), false, Options::new());
     }
     for entry in std::fs::read_dir(fixture::fixture("arch")).unwrap() {
         let directory = entry.unwrap().path();

@@ -172,7 +172,7 @@ mod tests {
             writeln!(told, "{dtype} {}", Digest::of(&strip)).unwrap();
         }
         assert!(told.lines().count() >= 16, "{told}");
-        let due = (1, "fa6c32153305b7bc51e494d33d1d8b1965bc0ab0c25428a544f3d55fb0e9bb9d");
+        let due = (1, "9107749adf7d93f351069fb67a7f0bc063e89ff6eddbcaebd888e26060c0105c");
         assert_eq!((LAYOUT, hexadecimal(&told).as_str()), due, "{told}");
     }
 

@@ -1,4 +1,4 @@
-//! How codes of 2 to 8 bits share bytes: each form packs eight vectors of codes into fewer and unpacks them.
+//! How codes of 1 to 8 bits share bytes: each form packs eight vectors of codes into fewer and unpacks them.
 //!
 //! ```text
 //! four bits   vector i:  code of vector i | code of vector i+4 << 4           i < 4
@@ -42,6 +42,7 @@ pub(crate) trait Bits {
     }
 }
 
+pub(crate) struct One;
 pub(crate) struct Two;
 pub(crate) struct Three;
 pub(crate) struct Four;
@@ -102,6 +103,17 @@ unsafe fn fifth_bits<I: Isa>(x: I::B) -> [I::B; 8] {
     }
 }
 
+/// The eight one-bit vectors in `x`.
+#[inline(always)]
+unsafe fn first_bits<I: Isa>(x: I::B) -> [I::B; 8] {
+    // SAFETY: the caller promises the instructions.
+    unsafe {
+        let mask = I::splat_b(0x01);
+        one!(I, x, mask, 0 => shift_right 0, 1 => shift_right 1, 2 => shift_right 2, 3 => shift_right 3,
+             4 => shift_right 4, 5 => shift_right 5, 6 => shift_right 6, 7 => shift_right 7)
+    }
+}
+
 /// The eight one-bit vectors in `x`, as bit 2.
 #[inline(always)]
 unsafe fn third_bits<I: Isa>(x: I::B) -> [I::B; 8] {
@@ -150,6 +162,21 @@ unsafe fn or_all<I: Isa>(mut a: [I::B; 8], b: [I::B; 8]) -> [I::B; 8] {
         *a = unsafe { I::or(*a, b) };
     }
     a
+}
+
+impl Bits for One {
+    const VECTORS: usize = 1;
+
+    #[inline(always)]
+    fn pack(codes: &[u32; 8], mut put: impl FnMut(usize, u32)) {
+        put(0, pack_one(codes, 0));
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<I: Isa>(p: *const u8) -> [I::B; 8] {
+        // SAFETY: the caller's promise.
+        unsafe { first_bits::<I>(I::load_b(p)) }
+    }
 }
 
 impl Bits for Two {

@@ -1,7 +1,9 @@
 //! How each storage type becomes tiles: its codes, their zero, and where scales and minimums of sixteen rows lie.
 //!
-//! Bytes of blocks are those of the GGUF specification (see `drophammer-quant`, whose decoders the tests compare with).
+//! Bytes of blocks are those of the GGUF specification (see `drophammer-quant`, whose decoders the tests compare with). Types whose
+//! codes are points of a codebook are in [`lattices`](super::lattices).
 
+use drophammer_quant::gguf::ue4m3_half_to_f32;
 use half::f16;
 
 use super::BLOCK;
@@ -25,7 +27,7 @@ pub(crate) trait Format {
     const ZERO: i32;
     /// Whether there are minimums.
     const MINIMUMS: bool = false;
-    /// What four-bit codes stand for, plus 128, which is then their zero.
+    /// What codes of up to four bits stand for, plus [`Format::ZERO`].
     const TABLE: Option<[u8; 16]> = None;
     /// How codes are packed.
     type Bits: Bits;
@@ -34,7 +36,11 @@ pub(crate) trait Format {
     const RUN: usize = if Self::ZERO == 128 {
         1
     } else {
-        let steps = i16::MAX as usize / (2 * 127 * ((1 << Self::Bits::VECTORS) - 1));
+        let most = match &Self::TABLE {
+            Some(table) => largest(table),
+            None => (1 << Self::Bits::VECTORS) - 1,
+        };
+        let steps = i16::MAX as usize / (2 * 127 * most);
         let all = 8 / Self::GROUPS;
         if steps >= all { all } else { 1 << steps.ilog2() }
     };
@@ -69,7 +75,7 @@ pub(crate) trait Format {
     unsafe fn unpack<I: Isa>(p: *const u8) -> I::Codes {
         // SAFETY: the caller's promise.
         unsafe {
-            if Self::ZERO != 128 {
+            if Self::ZERO != 128 && Self::TABLE.is_none() {
                 return Self::Bits::codes::<I>(p);
             }
             let mut codes = Self::Bits::unpack::<I>(p);
@@ -78,7 +84,7 @@ pub(crate) trait Format {
                     *code = I::look_up(table, *code);
                 }
             }
-            I::codes_about_128(codes)
+            if Self::ZERO == 128 { I::codes_about_128(codes) } else { I::codes(codes) }
         }
     }
 
@@ -90,7 +96,7 @@ pub(crate) trait Format {
     unsafe fn unpack_step<I: Isa>(p: *const u8, step: usize) -> I::B {
         // SAFETY: the caller's promise.
         unsafe {
-            if Self::ZERO == 128 {
+            if Self::ZERO == 128 || Self::TABLE.is_some() {
                 return *Self::unpack::<I>(p).as_ref().get_unchecked(step);
             }
             Self::Bits::step::<I>(p, step)
@@ -115,9 +121,21 @@ pub(crate) trait Format {
     }
 }
 
+/// The largest of a table's codes.
+const fn largest(table: &[u8; 16]) -> usize {
+    let (mut most, mut i) = (1, 0);
+    while i < table.len() {
+        if table[i] as usize > most {
+            most = table[i] as usize;
+        }
+        i += 1;
+    }
+    most
+}
+
 /// The eight words of a block's codes. (`std::array::from_fn` calls its closure through a wrapper that is not inlined.)
 #[inline(always)]
-fn words(word: impl Fn(usize) -> u32) -> [u32; 8] {
+pub(super) fn words(word: impl Fn(usize) -> u32) -> [u32; 8] {
     let mut words = [0; 8];
     for (c, out) in words.iter_mut().enumerate() {
         *out = word(c);
@@ -126,11 +144,11 @@ fn words(word: impl Fn(usize) -> u32) -> [u32; 8] {
 }
 
 #[inline(always)]
-fn word(bytes: &[u8], index: usize) -> u32 {
+pub(super) fn word(bytes: &[u8], index: usize) -> u32 {
     u32::from_le_bytes([bytes[4 * index], bytes[4 * index + 1], bytes[4 * index + 2], bytes[4 * index + 3]])
 }
 
-fn copy_half(block: &[u8], at: usize, row: usize, unit: &mut [u8]) {
+pub(super) fn copy_half(block: &[u8], at: usize, row: usize, unit: &mut [u8]) {
     unit[2 * row..2 * row + 2].copy_from_slice(&block[at..at + 2]);
 }
 
@@ -142,7 +160,7 @@ fn nibbles(bytes: &[u8]) -> [u32; 8] {
 
 /// Bits of a 32-bit mask, one per column, as four bytes of 0 or 1 for columns 4c..4c+4.
 #[inline(always)]
-fn mask_bytes(mask: u32, c: usize) -> u32 {
+pub(super) fn mask_bytes(mask: u32, c: usize) -> u32 {
     let bits = mask >> (4 * c);
     (bits & 1) | (bits & 2) << 7 | (bits & 4) << 14 | (bits & 8) << 21
 }
@@ -417,6 +435,9 @@ impl Format for Q2K {
     }
 }
 
+/// Twice what the codes of E2M1 stand for, plus 12.
+const E2M1: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
 /// MXFP4: 4-bit floats and a power of two. Codes stand for twice their value, scales for half of theirs.
 pub(crate) struct Mxfp4;
 
@@ -424,9 +445,8 @@ impl Format for Mxfp4 {
     const COLUMNS: usize = BLOCK;
     const BYTES: usize = 17;
     const SCALE_BYTES: usize = 4 * LANES;
-    const ZERO: i32 = 128;
-    const TABLE: Option<[u8; 16]> =
-        Some([128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116]);
+    const ZERO: i32 = 12;
+    const TABLE: Option<[u8; 16]> = Some(E2M1);
     type Bits = Four;
 
     #[inline(always)]
@@ -447,14 +467,50 @@ impl Format for Mxfp4 {
     }
 }
 
+/// NVFP4: the same codes; every 16 columns have a scale of their own, of eight bits, half of which binary16 holds exactly.
+pub(crate) struct Nvfp4;
+
+impl Format for Nvfp4 {
+    const COLUMNS: usize = 64;
+    const BYTES: usize = 36;
+    const SCALE_BYTES: usize = 4 * 2 * LANES;
+    const GROUPS: usize = 2;
+    const ZERO: i32 = 12;
+    const TABLE: Option<[u8; 16]> = Some(E2M1);
+    type Bits = Four;
+
+    #[inline(always)]
+    fn codes(block: &[u8], part: usize) -> [u32; 8] {
+        // Of 16 columns eight are in low nibbles, eight in high ones.
+        let codes = &block[4 + 16 * part..];
+        words(|c| word(codes, c / 4 * 2 + c % 2) >> (c / 2 % 2 * 4) & 0x0f0f_0f0f)
+    }
+
+    fn lay_scales(block: &[u8], row: usize, unit: &mut [u8]) {
+        for (group, scale) in block[..4].iter().enumerate() {
+            let half = f16::from_f32(ue4m3_half_to_f32(*scale));
+            unit[2 * (group * LANES + row)..][..2].copy_from_slice(&half.to_le_bytes());
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<I: Isa>(unit: *const u8, part: usize, group: usize) -> I::F {
+        // SAFETY: the caller's promise.
+        unsafe { I::load_half(unit.add((2 * part + group) * 2 * LANES).cast()) }
+    }
+}
+
 /// Evaluates an expression with `$F` standing for the format of a storage type.
 macro_rules! with_format {
     ($dtype:expr, $F:ident => $then:expr, else $else:expr) => {{
         use drophammer_formats::DType;
-        use $crate::kernels::tile::formats;
+        use $crate::kernels::tile::{formats, lattices};
         macro_rules! arm {
-            ($format:ident) => {{
-                type $F = formats::$format;
+            ($format:ident) => {
+                arm!(formats::$format)
+            };
+            ($format:path) => {{
+                type $F = $format;
                 $then
             }};
         }
@@ -472,6 +528,17 @@ macro_rules! with_format {
             DType::Iq4Nl => arm!(Iq4Nl),
             DType::Iq4Xs => arm!(Iq4Xs),
             DType::Mxfp4 => arm!(Mxfp4),
+            DType::Nvfp4 => arm!(Nvfp4),
+            DType::Q1_0 => arm!(lattices::Q1_0),
+            DType::Tq1_0 => arm!(lattices::Tq1_0),
+            DType::Tq2_0 => arm!(lattices::Tq2_0),
+            DType::Iq1S => arm!(lattices::Iq1S),
+            DType::Iq1M => arm!(lattices::Iq1M),
+            DType::Iq2Xxs => arm!(lattices::Iq2Xxs),
+            DType::Iq2Xs => arm!(lattices::Iq2Xs),
+            DType::Iq2S => arm!(lattices::Iq2S),
+            DType::Iq3Xxs => arm!(lattices::Iq3Xxs),
+            DType::Iq3S => arm!(lattices::Iq3S),
             _ => $else,
         }
     }};

@@ -11,15 +11,16 @@
 //! needs no horizontal sum. Scales of the sixteen rows lie side by side too, before the codes that they are for, so that a
 //! strip, and a matrix, is read from its begin to its end: processors fetch ahead what is read so, and from memory one stream
 //! comes in two to three times as fast as codes and scales apart. Codes and scales keep their width: a tile takes as many bytes
-//! as the file, give or take a few percent.
+//! as the file, give or take a few percent; but for those of codebooks, which take 1.3 to 2 times as many.
 //!
-//! [`formats`] says how each quantized type becomes tiles, [`multiply`] multiplies activations of many tokens by them, [`one`] those of one
+//! [`formats`] and [`lattices`] say how each quantized type becomes tiles, [`multiply`] multiplies activations of many tokens by them, [`one`] those of one
 //! token and [`outliers`] those that are set apart; [`fixed`] does both for halves, [`tiled`] multiplies many tokens by any of these where there is AMX, and [`plain`] for plain floats, whose strips have numbers where quantized
 //! ones have codes.
 
 pub(crate) mod bits;
 pub(crate) mod fixed;
 pub(crate) mod formats;
+pub(crate) mod lattices;
 pub(crate) mod multiply;
 mod one;
 mod outliers;
@@ -277,6 +278,17 @@ pub(crate) const TYPES: &[DType] = &[
     DType::Iq4Nl,
     DType::Iq4Xs,
     DType::Mxfp4,
+    DType::Nvfp4,
+    DType::Q1_0,
+    DType::Tq1_0,
+    DType::Tq2_0,
+    DType::Iq1S,
+    DType::Iq1M,
+    DType::Iq2Xxs,
+    DType::Iq2Xs,
+    DType::Iq2S,
+    DType::Iq3Xxs,
+    DType::Iq3S,
 ];
 
 /// Random blocks with sane scales: any bytes but exponents that overflow. Some have nothing but the largest codes.
@@ -292,7 +304,9 @@ pub(crate) fn blocks(dtype: DType, count: usize, state: &mut u32) -> Vec<u8> {
         DType::Q2K => &[80, 82],
         DType::Q3K => &[108],
         DType::Q6K => &[208],
-        DType::Mxfp4 => &[],
+        DType::Tq1_0 => &[52],
+        DType::Tq2_0 => &[64],
+        DType::Mxfp4 | DType::Nvfp4 | DType::Iq1M => &[],
         _ => &[0],
     };
     let mut all = Vec::new();
@@ -303,8 +317,11 @@ pub(crate) fn blocks(dtype: DType, count: usize, state: &mut u32) -> Vec<u8> {
             let half = half::f16::from_f32((f32::from(next()) - 128.0) / 4096.0);
             block[at..at + 2].copy_from_slice(&half.to_le_bytes());
         }
-        if dtype == DType::Mxfp4 {
-            block[0] = 118 + block[0] % 8;
+        match dtype {
+            DType::Mxfp4 => block[0] = 118 + block[0] % 8,
+            // The exponent's upper bits.
+            DType::Iq1M => block[55] = block[55] & 0x0f | 0x10,
+            _ => {}
         }
         all.extend(block);
     }

@@ -133,6 +133,7 @@ unsafe fn multiply_as<F: Format>(
                 (1, false, 8) => unpacked::<Shape<1, false>, 8>(path, room, x, zero, rows, out),
                 (1, true, 4) => unpacked::<Shape<1, true>, 4>(path, room, x, zero, rows, out),
                 (1, true, 8) => unpacked::<Shape<1, true>, 8>(path, room, x, zero, rows, out),
+                (2, false, 1) => unpacked::<Shape<2, false>, 1>(path, room, x, zero, rows, out),
                 (2, false, 2) => unpacked::<Shape<2, false>, 2>(path, room, x, zero, rows, out),
                 (2, false, 4) => unpacked::<Shape<2, false>, 4>(path, room, x, zero, rows, out),
                 (2, true, 4) => unpacked::<Shape<2, true>, 4>(path, room, x, zero, rows, out),

@@ -55,9 +55,23 @@ fn plain_artifacts_give_the_reference_logits() {
 fn quantized_artifacts_stay_near_the_source_and_fast_mode_near_reference_mode() {
     let (rows, due) = reference(&fixture("shakespeare-llama"));
     // The widths of this model are multiples of 256: K-quants need no fallback.
-    for (scheme, to_source) in
-        [("q8_0", 0.01), ("q6_k", 0.03), ("q4_k_m", 0.12), ("q4_0", 0.2), ("q2_k", 0.6)]
-    {
+    for (scheme, to_source) in [
+        ("q8_0", 0.01),
+        ("q6_k", 0.03),
+        ("q4_k_m", 0.12),
+        ("q4_0", 0.2),
+        ("q2_k", 0.6),
+        ("iq3_s", 0.2),
+        ("iq3_xxs", 0.2),
+        ("iq2_s", 0.4),
+        ("iq2_xs", 0.4),
+        ("iq2_xxs", 0.5),
+        ("iq1_m", 0.6),
+        ("iq1_s", 0.7),
+        ("tq2_0", 0.7),
+        ("tq1_0", 0.7),
+        ("q1_0", 1.0),
+    ] {
         let staging = tempfile::tempdir().unwrap();
         let report = forge(scheme, staging.path());
         assert_eq!(report.notes, Vec::<String>::new());
@@ -76,7 +90,7 @@ fn quantized_artifacts_stay_near_the_source_and_fast_mode_near_reference_mode() 
 fn in_fast_mode_mixtures_stay_near_reference_mode() {
     let rows: Vec<Vec<u32>> =
         (0..3).map(|r| (0..20 + 30 * r).map(|i| (i * 37 + r * 11) % 2048).collect()).collect();
-    for scheme in ["q8_0", "q6_k", "q4_k_m", "q4_0", "f16", "bf16", "f32"] {
+    for scheme in ["q8_0", "q6_k", "q4_k_m", "q4_0", "mxfp4_moe", "iq2_xs", "f16", "bf16", "f32"] {
         // All six: of two that are nearly as good, another would be chosen.
         let model = mixture(6, scheme);
         let [exact, quick] =

@@ -57,7 +57,9 @@ impl NativeSession {
             BackendError::new(ErrorCode::OutOfResources, format!("threads cannot be started: {error}"))
                 .with_help("Close other programs or allow fewer threads.")
         })?;
-        let fast = (!request.reference).then(|| Fast { pool: &mut pool, job, shelf: Shelf::of(host, job) });
+        // What is kept is named by the model's own files.
+        let shelf = request.adapters.is_empty().then(|| Shelf::of(host, job)).flatten();
+        let fast = (!request.reference).then_some(Fast { pool: &mut pool, job, shelf });
         let Loaded { program, layers, references, inputs } =
             load(&checkpoint, fast).map_err(|error| failure::of_model(&request.path, &error))?;
         let context = context_of(description, request.context);

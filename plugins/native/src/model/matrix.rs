@@ -6,7 +6,7 @@ use drophammer_formats::DType;
 use drophammer_models::{Checkpoint, WeightId};
 use drophammer_quant::Codec;
 
-use crate::kernels::tile::{self, Cut, Takes, Tiles};
+use crate::kernels::tile::{self, Cut, Takes, Tiles, fixed};
 use crate::kernels::{LANES, Path, rows};
 use crate::memory::Bytes;
 
@@ -48,23 +48,35 @@ impl Matrix {
         Self { rows, columns, form: Form::Decoded { checkpoint, id, first_row }, tiles: None }
     }
 
-    /// How the matrix would be laid out in tiles, where its type has them.
+    /// How the matrix would be laid out in tiles, where there are such. Those of what only the checkpoint can decode have sixteen bits:
+    /// decoding it anew for every token would take far longer than reading so much.
     pub(crate) fn cut(&self) -> Option<Cut> {
         match &self.form {
             Form::Stored { dtype, .. } => Cut::of(*dtype, self.rows, self.columns),
-            Form::Decoded { .. } => None,
+            Form::Decoded { .. } => {
+                Cut::of(DType::F16, self.rows, self.columns).filter(|cut| cut.takes() == Takes::Words)
+            }
         }
     }
 
     /// Writes strips of tiles, from the one of this number on, into zeros.
     pub(crate) fn lay(&self, first: usize, strips: &mut [u8]) {
-        let (Form::Stored { dtype, bytes, row_bytes, .. }, Some(cut)) = (&self.form, self.cut()) else {
-            return;
-        };
-        let stored = &bytes[(first * LANES * row_bytes).min(bytes.len())..];
-        let strips = strips.chunks_exact_mut(cut.strip_bytes()).zip(stored.chunks(LANES * row_bytes));
-        for (strip, rows) in strips {
-            tile::lay_strip(*dtype, self.columns, rows.chunks_exact(*row_bytes), strip);
+        let Some(cut) = self.cut() else { return };
+        let strips = strips.chunks_exact_mut(cut.strip_bytes());
+        match &self.form {
+            Form::Stored { dtype, bytes, row_bytes, .. } => {
+                let stored = &bytes[(first * LANES * row_bytes).min(bytes.len())..];
+                for (strip, rows) in strips.zip(stored.chunks(LANES * row_bytes)) {
+                    tile::lay_strip(*dtype, self.columns, rows.chunks_exact(*row_bytes), strip);
+                }
+            }
+            Form::Decoded { .. } => {
+                let path = Path::chosen();
+                for (number, strip) in (first..).zip(strips) {
+                    let rows = number * LANES..((number + 1) * LANES).min(self.rows);
+                    fixed::lay_floats(self.columns, rows, |row, out| self.decode_row(path, row, out), strip);
+                }
+            }
         }
     }
 

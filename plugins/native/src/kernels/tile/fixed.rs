@@ -41,13 +41,28 @@ pub(super) fn lay_strip<'a>(
     strip: &mut [u8],
 ) {
     let path = Path::chosen();
+    lay_floats(
+        columns,
+        rows,
+        |row, floats| match dtype {
+            DType::F16 => rows::widen_half(path, row, floats),
+            _ => rows::widen_bfloat(path, row, floats),
+        },
+        strip,
+    );
+}
+
+/// The same from rows that `read` gives as floats.
+pub(crate) fn lay_floats<R>(
+    columns: usize,
+    rows: impl Iterator<Item = R>,
+    read: impl Fn(R, &mut [f32]),
+    strip: &mut [u8],
+) {
     let mut floats = vec![0.0; columns];
     let (scales, codes) = strip.split_at_mut(SCALES);
     for (r, row) in rows.enumerate() {
-        match dtype {
-            DType::F16 => rows::widen_half(path, row, &mut floats),
-            _ => rows::widen_bfloat(path, row, &mut floats),
-        }
+        read(row, &mut floats);
         let largest = floats.iter().fold(0f32, |largest, x| largest.max(x.abs()));
         let inverse = if largest > 0.0 { LIMIT / largest } else { 0.0 };
         scales[r * 4..][..4].copy_from_slice(&(largest / LIMIT).to_le_bytes());

@@ -83,6 +83,17 @@ impl Cut {
     pub(crate) fn bytes(&self) -> usize {
         self.strip_bytes * self.rows.div_ceil(LANES)
     }
+
+    /// What tiles are multiplied by.
+    pub(crate) fn takes(&self) -> Takes {
+        if fixed::strip_bytes(self.dtype, self.columns).is_some() {
+            Takes::Words
+        } else if plain::width(self.dtype).is_some() {
+            Takes::Floats
+        } else {
+            Takes::Codes
+        }
+    }
 }
 
 /// The form of activations that products take.
@@ -127,13 +138,7 @@ impl Tiles {
 
     /// What they are multiplied by.
     pub(crate) fn takes(&self) -> Takes {
-        if fixed::strip_bytes(self.cut.dtype, self.cut.columns).is_some() {
-            Takes::Words
-        } else if plain::width(self.cut.dtype).is_some() {
-            Takes::Floats
-        } else {
-            Takes::Codes
-        }
+        self.cut.takes()
     }
 
     /// Rows, those that fill the last strip up not counted.

@@ -7,11 +7,13 @@ mod reference;
 
 use std::path::{Path, PathBuf};
 
+use drophammer_formats::Source;
 use drophammer_formats::digest::Digest;
 use drophammer_models::export::gguf::GgufExport;
+use drophammer_models::rope::RopeLayout;
 use drophammer_models::{Checkpoint, Error};
 use drophammer_quant::{pass, presets};
-use fixture::{TOLERANCE, fixtures};
+use fixture::{TOLERANCE, fixtures, packed};
 
 /// Writes a model as GGUF into `directory`.
 fn write(source: &Path, scheme: &str, tokenizer: bool, directory: &Path) -> Result<PathBuf, Error> {
@@ -54,6 +56,27 @@ fn every_fixture_gives_the_same_numbers_through_gguf() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn an_adapter_of_the_published_model_fits_its_gguf_file() {
+    let fixture = packed().into_iter().find(|fixture| fixture.name == "lora").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = write(&fixture.path, "f32", false, directory.path()).unwrap();
+    let base = || Checkpoint::open(&file).unwrap();
+    let adapted = |checkpoint: Checkpoint| {
+        checkpoint.with_adapter(Source::open(fixture.path.join("adapter")).unwrap()).unwrap()
+    };
+    // Rows of queries lie in another order in the file, and may be read in either.
+    for (how, checkpoint) in [
+        ("as it is", adapted(base())),
+        ("in another order", adapted(base()).with_layout(RopeLayout::Halves)),
+        ("to another order", adapted(base().with_layout(RopeLayout::Halves))),
+    ] {
+        let difference = fixture.difference(&checkpoint);
+        assert!(difference <= TOLERANCE, "{how}: differs by {difference}");
+    }
+    assert!(fixture.difference(&base()) > 0.01, "the adapter changes what the model says");
 }
 
 fn export(source: &Path) -> GgufExport {

@@ -9,9 +9,11 @@ use serde_json::Value as Json;
 
 use super::locate::{Located, Piece};
 use super::stored::{Plain, Stored, Transposed};
+use super::weight::RopeOrder;
 use crate::config::{Config, finite};
 use crate::error::{Error, Result};
 use crate::inventory::WeightShape;
+use crate::names::Rows;
 use crate::weight::Part;
 
 /// An adapter, ready to be merged.
@@ -27,11 +29,42 @@ pub(super) struct Adapter {
     used: Mutex<HashSet<String>>,
 }
 
-/// What an adapter adds to a weight: one product per piece.
+/// Where an adapter has what it holds for a weight: beside the tensors that the weight was trained in, which the base model's source
+/// may call, cut and order otherwise.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    /// Names of those tensors, without `.weight`: one, or one for each expert.
+    pub(super) modules: Vec<String>,
+    /// What follows a module's name.
+    pub(super) suffix: &'static str,
+    /// Which of their rows.
+    pub(super) rows: Rows,
+    /// How rotated rows get from the order in which they are read into theirs.
+    pub(super) order: Option<RopeOrder>,
+    /// Whether they are stored `[inputs, outputs]`.
+    pub(super) transposed: bool,
+}
+
+impl Target {
+    /// Beside the source's own tensors; `None` for what lies nowhere.
+    pub(super) fn of(located: &Located, part: Part) -> Option<Self> {
+        Some(Self {
+            modules: located.modules.clone(),
+            suffix: located.place.suffix(part),
+            rows: located.pieces.first()?.rows,
+            order: None,
+            transposed: located.place.transposed,
+        })
+    }
+}
+
+/// What an adapter adds to a weight: one product per module.
 #[derive(Debug)]
 pub(super) struct Delta {
     source: Arc<Source>,
     products: Vec<Option<Product>>,
+    rows: Rows,
+    order: Option<RopeOrder>,
 }
 
 #[derive(Debug)]
@@ -90,39 +123,60 @@ impl Adapter {
         Ok(Self { source, rank, alpha, scale: None, root, rank_pattern, alpha_pattern, used })
     }
 
+    /// Whether it holds anything for one of these modules.
+    pub(super) fn has(&self, target: &Target) -> bool {
+        target.modules.iter().any(|module| {
+            let mut names = self.halves(module).into_iter().chain(Self::wholes(module, target.suffix));
+            names.any(|name| self.tensor(&name).is_some())
+        })
+    }
+
     /// Adds what the adapter holds for a weight to where it lies.
-    pub(super) fn apply(&self, weight: &WeightShape, located: &mut Located) -> Result<()> {
-        let suffix = located.place.suffix(weight.id.part);
-        if let Some(piece) = self.replacement(located, suffix)? {
-            located.pieces = piece;
+    pub(super) fn apply(&self, weight: &WeightShape, target: &Target, located: &mut Located) -> Result<()> {
+        if let Some(pieces) = self.replacement(located, target)? {
+            located.pieces = pieces;
+            located.orders.extend(target.order);
             return Ok(());
         }
         if weight.id.part == Part::Bias || weight.id.is_vector() {
             return Ok(());
         }
-        let products =
-            located.modules.iter().map(|module| self.product(module, located)).collect::<Result<Vec<_>>>()?;
+        let products = target.modules.iter().map(|module| self.product(module, target, located));
+        let products = products.collect::<Result<Vec<_>>>()?;
         if products.iter().any(Option::is_some) {
-            located.deltas.push(Delta { source: Arc::clone(&self.source), products });
+            let (source, rows, order) = (Arc::clone(&self.source), target.rows, target.order);
+            located.deltas.push(Delta { source, products, rows, order });
         }
         Ok(())
     }
 
+    /// Names of the two halves of a product. mlx-lm stores both matrices the other way round.
+    fn halves(&self, module: &str) -> [String; 2] {
+        if self.scale.is_some() {
+            ["a", "b"].map(|half| format!("{module}.lora_{half}"))
+        } else {
+            ["A", "B"].map(|half| format!("{module}.lora_{half}.weight"))
+        }
+    }
+
+    /// Names of a weight that was trained as a whole.
+    fn wholes(module: &str, suffix: &str) -> [String; 2] {
+        [format!("{module}.modules_to_save{suffix}"), format!("{module}{suffix}")]
+    }
+
     /// A weight that was trained as a whole.
-    fn replacement(&self, located: &Located, suffix: &str) -> Result<Option<Vec<Piece>>> {
-        let [module] = located.modules.as_slice() else { return Ok(None) };
-        let names = [format!("{module}.modules_to_save{suffix}"), format!("{module}{suffix}")];
+    fn replacement(&self, located: &Located, target: &Target) -> Result<Option<Vec<Piece>>> {
+        let [module] = target.modules.as_slice() else { return Ok(None) };
+        let names = Self::wholes(module, target.suffix);
         let Some((key, tensor)) = names.iter().find_map(|name| self.tensor(name)) else { return Ok(None) };
-        let Some(first) = located.pieces.first() else { return Ok(None) };
         let mut plain = Plain::new(tensor, located.columns == 1);
-        let stored: Box<dyn Stored> = if located.place.transposed {
+        let stored: Box<dyn Stored> = if target.transposed {
             Box::new(Transposed(Box::new(plain)))
         } else {
             plain.flatten();
             Box::new(plain)
         };
-        let [_, height, width] = first.stored.extent();
-        if stored.extent() != [1, height, width] {
+        if stored.extent() != [1, target.rows.total, located.columns] {
             return Err(Error::Shape {
                 name: key,
                 found: tensor.shape.clone(),
@@ -131,16 +185,11 @@ impl Adapter {
         }
         self.note(&key);
         let stored = Arc::new(Replaced { source: Arc::clone(&self.source), stored });
-        Ok(Some(vec![Piece { stored, matrix: 0, rows: first.rows }]))
+        Ok(Some(vec![Piece { stored, matrix: 0, rows: target.rows }]))
     }
 
-    fn product(&self, module: &str, located: &Located) -> Result<Option<Product>> {
-        // mlx-lm stores both matrices the other way round.
-        let [down_name, up_name] = if self.scale.is_some() {
-            ["a", "b"].map(|half| format!("{module}.lora_{half}"))
-        } else {
-            ["A", "B"].map(|half| format!("{module}.lora_{half}.weight"))
-        };
+    fn product(&self, module: &str, target: &Target, located: &Located) -> Result<Option<Product>> {
+        let [down_name, up_name] = self.halves(module);
         let Some((down_key, down)) = self.tensor(&down_name) else { return Ok(None) };
         let missing =
             || Error::Tensor { name: up_name.clone(), problem: "is missing beside its other half".into() };
@@ -155,7 +204,7 @@ impl Adapter {
             if self.scale.is_some() { Box::new(Transposed(plain)) } else { plain }
         };
         let (down_plain, up_plain) = (stored(down), stored(up));
-        let height = located.pieces.first().map_or(0, |piece| piece.stored.extent()[1]);
+        let height = target.rows.total;
         let [_, rows, columns] = down_plain.extent();
         let [_, up_rows, up_columns] = up_plain.extent();
         let fits =
@@ -221,6 +270,14 @@ pub struct LowRank {
 }
 
 impl Delta {
+    /// Which product an inner row of the weight belongs to, and its row there.
+    fn source_row(&self, located: &Located, row: u64) -> (usize, u64) {
+        let ordered = located.orders.iter().chain(&self.order).fold(row, |row, order| order.source(row));
+        let height = (located.rows / located.pieces.len().max(1) as u64).max(1);
+        let per_product = (located.pieces.len() / self.products.len().max(1)).max(1);
+        ((ordered / height) as usize / per_product, self.rows.source(ordered % height))
+    }
+
     /// The product as two matrices; `None` for several.
     pub(super) fn low_rank(&self, located: &Located) -> Result<Option<LowRank>> {
         let ([Some(product)], [_]) = (self.products.as_slice(), located.pieces.as_slice()) else {
@@ -231,7 +288,7 @@ impl Delta {
         product.down.read(&self.source, 0, 0..rank, &mut down)?;
         let mut up = vec![0.0; (located.rows * rank) as usize];
         for (row, out) in (0..).zip(up.chunks_exact_mut(rank.max(1) as usize)) {
-            let (_, source_row) = located.source_row(row);
+            let (_, source_row) = self.source_row(located, row);
             product.up.read(&self.source, 0, source_row..source_row + 1, out)?;
             for value in out {
                 *value *= product.scale;
@@ -243,11 +300,9 @@ impl Delta {
     /// Adds the rows' share. `rows` are inner rows of the weight.
     pub(super) fn add(&self, rows: Range<u64>, located: &Located, out: &mut [f32]) -> Result<()> {
         let columns = located.columns as usize;
-        let per_product = located.pieces.len() / self.products.len().max(1);
         let mut down: Option<(usize, Vec<f32>)> = None;
         for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
-            let (piece, source_row) = located.source_row(row);
-            let number = piece / per_product.max(1);
+            let (number, source_row) = self.source_row(located, row);
             let Some(Some(product)) = self.products.get(number) else { continue };
             let rank = product.down.extent()[1];
             if down.as_ref().is_none_or(|(held, _)| *held != number) {

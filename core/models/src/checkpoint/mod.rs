@@ -17,6 +17,8 @@ use drophammer_formats::source::read_json;
 use drophammer_formats::{Source, SourceKind};
 use serde_json::Value as Json;
 
+use adapter::{Adapter, Target};
+
 pub use adapter::LowRank;
 pub use packed::{MlxMode, MlxPacking};
 pub use weight::{Blocks, MlxRows, Weight};
@@ -29,6 +31,7 @@ use crate::fold::Fold;
 use crate::graph::Pooling;
 use crate::hadamard;
 use crate::inventory::{WeightShape, inventory};
+use crate::names::hugging_face::RENAMES;
 use crate::names::{self, Names};
 use crate::rope::RopeLayout;
 use crate::weight::{Role, WeightId};
@@ -42,6 +45,8 @@ pub struct Checkpoint {
     family: &'static Family,
     description: Description,
     published_layout: Option<RopeLayout>,
+    /// The order of rotated rows in the source.
+    stored_layout: Option<RopeLayout>,
     weights: Vec<WeightShape>,
     located: HashMap<WeightId, Located>,
     config: Json,
@@ -108,7 +113,17 @@ impl Checkpoint {
             }
             located.insert(weight.id, locator.locate(id, &weight.shape, &description)?);
         }
-        Ok(Self { source, family, description, published_layout, weights, located, config: document })
+        let stored_layout = description.ropes.first().map(|rope| rope.layout);
+        Ok(Self {
+            source,
+            family,
+            description,
+            published_layout,
+            stored_layout,
+            weights,
+            located,
+            config: document,
+        })
     }
 
     /// The source.
@@ -181,33 +196,37 @@ impl Checkpoint {
     /// available, row by row.
     #[must_use]
     pub fn with_layout(mut self, layout: RopeLayout) -> Self {
-        for (number, layer) in (0..).zip(&self.description.layers) {
-            let attention = &layer.attention;
-            let Some(rope) = attention.rope.and_then(|index| self.description.ropes.get(index)) else {
-                continue;
-            };
-            if rope.layout == layout {
-                continue;
-            }
-            let whole =
-                RopeOrder { head: attention.key_width, start: rope.start, width: rope.width, to: layout };
-            let bare = RopeOrder { head: rope.width, start: 0, width: rope.width, to: layout };
-            let (keys, other) =
-                if attention.latent.is_some() { (bare, Role::KeyRotary) } else { (whole, Role::Key) };
-            let orders =
-                [(Role::Query, whole), (Role::QueryNorm, whole), (other, keys), (Role::KeyNorm, keys)];
-            for (role, order) in orders {
-                for id in [role.of(number), role.of(number).bias()] {
-                    if let Some(located) = self.located.get_mut(&id) {
-                        located.reorder(order);
-                    }
-                }
+        for (id, order) in self.orders(|now| (now != layout).then_some(layout)) {
+            if let Some(located) = self.located.get_mut(&id) {
+                located.reorder(order);
             }
         }
         for rope in &mut self.description.ropes {
             rope.layout = layout;
         }
         self
+    }
+
+    /// The orders of all weights with rotated rows; `to` says which, of those that are in some order now.
+    fn orders(&self, to: impl Fn(RopeLayout) -> Option<RopeLayout>) -> Vec<(WeightId, RopeOrder)> {
+        let mut all = Vec::new();
+        for (number, layer) in (0..).zip(&self.description.layers) {
+            let attention = &layer.attention;
+            let rope = attention.rope.and_then(|index| self.description.ropes.get(index));
+            let Some((rope, to)) = rope.and_then(|rope| Some((rope, to(rope.layout)?))) else { continue };
+            let whole = RopeOrder { head: attention.key_width, start: rope.start, width: rope.width, to };
+            let bare = RopeOrder { head: rope.width, start: 0, width: rope.width, to };
+            let (keys, other) =
+                if attention.latent.is_some() { (bare, Role::KeyRotary) } else { (whole, Role::Key) };
+            let orders =
+                [(Role::Query, whole), (Role::QueryNorm, whole), (other, keys), (Role::KeyNorm, keys)];
+            all.extend(
+                orders.into_iter().flat_map(|(role, order)| {
+                    [role.of(number), role.of(number).bias()].map(|id| (id, order))
+                }),
+            );
+        }
+        all
     }
 
     /// The same model with `scales` (one for each number that the fold's producers write) moved from there into the columns of
@@ -320,19 +339,59 @@ impl Checkpoint {
         Some(format!("{}{}", place.module(id.layer, 0), place.suffix(id.part)))
     }
 
-    /// The same model with a LoRA adapter added while rows are read.
+    /// The same model with a LoRA adapter added while rows are read. It holds what belongs to a model as its authors publish it,
+    /// also where this is a GGUF file of that.
     ///
     /// # Errors
     /// Adapters of other models and variants that cannot be merged.
     pub fn with_adapter(mut self, adapter: Source) -> Result<Self> {
-        let adapter = adapter::Adapter::new(Arc::new(adapter))?;
+        let adapter = Adapter::new(Arc::new(adapter))?;
+        let orders =
+            self.orders(|_| self.stored_layout.filter(|_| self.published_layout != self.stored_layout));
+        let orders: HashMap<_, _> = orders.into_iter().collect();
         for weight in &self.weights {
-            if let Some(located) = self.located.get_mut(&weight.id) {
-                adapter.apply(weight, located)?;
+            let Some(located) = self.located.get(&weight.id) else { continue };
+            let target = if self.source.kind() == SourceKind::Gguf {
+                self.published(weight, located, &adapter, orders.get(&weight.id).copied())
+            } else {
+                Target::of(located, weight.id.part)
+            };
+            if let Some(target) = target
+                && let Some(located) = self.located.get_mut(&weight.id)
+            {
+                adapter.apply(weight, &target, located)?;
             }
         }
         adapter.check_all_used()?;
         Ok(self)
+    }
+
+    /// Where an adapter of the published model has something for a weight of a GGUF file.
+    fn published(
+        &self,
+        weight: &WeightShape,
+        located: &Located,
+        adapter: &Adapter,
+        order: Option<RopeOrder>,
+    ) -> Option<Target> {
+        let tables = self.family.names.iter().copied().chain([crate::export::mlx::names(self.family.name)]);
+        let places = tables.flat_map(|table| table.iter()).filter(|(role, _)| *role == weight.id.role);
+        let mut targets = places.flat_map(|(_, place)| RENAMES.iter().map(move |rename| (place, rename)));
+        targets.find_map(|(place, (old, new))| {
+            let count = if place.is_per_expert() { *weight.shape.first()? } else { 1 };
+            let module = |expert| {
+                let module = place.module(weight.id.layer, expert);
+                Some(format!("{new}{}", module.strip_prefix(old)?))
+            };
+            let target = Target {
+                modules: (0..count).map(module).collect::<Option<_>>()?,
+                suffix: place.suffix(weight.id.part),
+                rows: names::rows(place.cut, weight.id, located.rows / count.max(1), &self.description)?,
+                order,
+                transposed: place.transposed,
+            };
+            adapter.has(&target).then_some(target)
+        })
     }
 }
 

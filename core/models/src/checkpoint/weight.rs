@@ -36,7 +36,8 @@ pub(super) struct RopeOrder {
 }
 
 impl RopeOrder {
-    fn source(self, row: u64) -> u64 {
+    /// The row in the other order that is `row` in this one.
+    pub(super) fn source(self, row: u64) -> u64 {
         let [head, start, width] = [self.head, self.start, self.width].map(u64::from);
         let Some(turned) = (row % head).checked_sub(start).filter(|&turned| turned < width) else {
             return row;

@@ -7,11 +7,12 @@ mod reference;
 
 use std::path::{Path, PathBuf};
 
-use drophammer_formats::Source;
 use drophammer_formats::digest::Digest;
+use drophammer_formats::gguf::{self, Metadata};
+use drophammer_formats::{DType, Source, TensorDecl};
 use drophammer_models::export::gguf::GgufExport;
 use drophammer_models::rope::RopeLayout;
-use drophammer_models::{Checkpoint, Error};
+use drophammer_models::{Checkpoint, Error, LowRank};
 use drophammer_quant::{pass, presets};
 use fixture::{TOLERANCE, fixtures, packed};
 
@@ -77,6 +78,49 @@ fn an_adapter_of_the_published_model_fits_its_gguf_file() {
         assert!(difference <= TOLERANCE, "{how}: differs by {difference}");
     }
     assert!(fixture.difference(&base()) > 0.01, "the adapter changes what the model says");
+}
+
+#[test]
+fn a_gguf_adapter_is_the_same_as_the_published_one() {
+    let fixture = packed().into_iter().find(|fixture| fixture.name == "lora").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = write(&fixture.path, "f32", false, directory.path()).unwrap();
+    let adapted = |adapter: &Path| {
+        Checkpoint::open(&file).unwrap().with_adapter(Source::open(adapter).unwrap()).unwrap()
+    };
+    let due = adapted(&fixture.path.join("adapter"));
+    let mut tensors = Vec::new();
+    let mut changed = Vec::new();
+    for weight in due.weights().iter().filter(|weight| !weight.id.is_vector()) {
+        let weight = due.weight(weight.id).unwrap();
+        for LowRank { rank, down, up } in weight.low_ranks().unwrap().unwrap() {
+            let name = due.gguf_name(weight.id()).unwrap();
+            for (half, numbers, shape) in
+                [("a", down, [rank as u64, weight.columns()]), ("b", up, [weight.rows(), rank as u64])]
+            {
+                let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+                tensors.push((TensorDecl::new(format!("{name}.lora_{half}"), DType::F32, shape), bytes));
+            }
+            changed.push(weight.id());
+        }
+    }
+    assert_eq!(changed.len(), 6, "queries, values and down of two layers");
+    let place = directory.path().join("adapter.gguf");
+    let mut metadata = Metadata::new();
+    metadata.set("general.type", "adapter".to_owned());
+    metadata.set("general.architecture", "llama".to_owned());
+    metadata.set("adapter.type", "lora".to_owned());
+    let slices: Vec<_> = tensors.iter().map(|(decl, bytes)| (decl.clone(), bytes.as_slice())).collect();
+    gguf::write(&place, &metadata, &slices).unwrap();
+    let found = adapted(&place);
+    for id in changed {
+        let [found, due] = [&found, &due].map(|checkpoint| checkpoint.weight(id).unwrap().to_vec().unwrap());
+        let most = found.iter().zip(&due).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(most < 1e-6, "{id}: {most}");
+    }
+    // A model is no adapter.
+    let refused = Checkpoint::open(&file).unwrap().with_adapter(Source::open(&file).unwrap());
+    assert!(matches!(refused, Err(Error::Unsupported { .. })));
 }
 
 fn export(source: &Path) -> GgufExport {

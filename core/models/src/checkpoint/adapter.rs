@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use drophammer_formats::{DType, Source, TensorInfo};
+use drophammer_formats::{DType, Source, SourceKind, TensorInfo};
 use serde_json::Value as Json;
 
 use super::locate::{Located, Piece};
@@ -19,14 +19,24 @@ use crate::weight::Part;
 /// An adapter, ready to be merged.
 pub(super) struct Adapter {
     source: Arc<Source>,
+    form: Form,
     rank: f64,
     alpha: f64,
-    /// Instead of what rank and alpha come to: mlx-lm says it itself.
-    scale: Option<f64>,
     root: bool,
     rank_pattern: Vec<(String, f64)>,
     alpha_pattern: Vec<(String, f64)>,
     used: Mutex<HashSet<String>>,
+}
+
+/// Whose adapter it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Form {
+    /// Hugging Face's.
+    Peft,
+    /// mlx-lm's, which has both matrices the other way round and says their scale itself.
+    Mlx { scale: f64 },
+    /// llama.cpp's, whose tensors are named and ordered as its model's.
+    Gguf,
 }
 
 /// Where an adapter has what it holds for a weight: beside the tensors that the weight was trained in, which the base model's source
@@ -79,6 +89,23 @@ impl Adapter {
         let empty = Json::Null;
         let config = Config::new(source.config().unwrap_or(&empty));
         let unsupported = |what: &str| Error::Unsupported { family: "adapter".into(), what: what.into() };
+        let plain = |form, source, rank, alpha| {
+            let (rank_pattern, alpha_pattern, used) = (Vec::new(), Vec::new(), Mutex::default());
+            Self { source, form, rank, alpha, root: false, rank_pattern, alpha_pattern, used }
+        };
+        if source.kind() == SourceKind::Gguf {
+            let metadata = source.metadata();
+            if metadata.str("general.type") != Some("adapter") || metadata.str("adapter.type") != Some("lora")
+            {
+                return Err(unsupported("a GGUF file that is no LoRA adapter"));
+            }
+            // Without one, products are scaled already.
+            let alpha = metadata.f64("adapter.lora.alpha").unwrap_or(0.0);
+            if !alpha.is_finite() {
+                return Err(unsupported("a LoRA adapter whose alpha is no number"));
+            }
+            return Ok(plain(Form::Gguf, source, 0.0, alpha));
+        }
         if let Some(parameters) = config.get("lora_parameters") {
             let kind = config.text("fine_tune_type")?.unwrap_or("lora");
             if kind != "lora" {
@@ -87,18 +114,8 @@ impl Adapter {
             }
             let parameters = Config::new(parameters);
             let rank = f64::from(parameters.positive(&["rank"])?);
-            let scale = Some(parameters.number_or("scale", 1.0)?);
-            let (rank_pattern, alpha_pattern, used) = (Vec::new(), Vec::new(), Mutex::default());
-            return Ok(Self {
-                source,
-                rank,
-                alpha: rank,
-                scale,
-                root: false,
-                rank_pattern,
-                alpha_pattern,
-                used,
-            });
+            let scale = parameters.number_or("scale", 1.0)?;
+            return Ok(plain(Form::Mlx { scale }, source, rank, rank));
         }
         let kind = config.text("peft_type")?.unwrap_or("LORA");
         if !kind.eq_ignore_ascii_case("lora") {
@@ -120,7 +137,7 @@ impl Adapter {
         };
         let (rank_pattern, alpha_pattern) = (pattern("rank_pattern")?, pattern("alpha_pattern")?);
         let used = Mutex::new(HashSet::new());
-        Ok(Self { source, rank, alpha, scale: None, root, rank_pattern, alpha_pattern, used })
+        Ok(Self { source, form: Form::Peft, rank, alpha, root, rank_pattern, alpha_pattern, used })
     }
 
     /// Whether it holds anything for one of these modules.
@@ -150,12 +167,17 @@ impl Adapter {
         Ok(())
     }
 
-    /// Names of the two halves of a product. mlx-lm stores both matrices the other way round.
+    /// Whether its names are those of the published model.
+    pub(super) fn is_of_published(&self) -> bool {
+        self.form != Form::Gguf
+    }
+
+    /// Names of the two halves of a product.
     fn halves(&self, module: &str) -> [String; 2] {
-        if self.scale.is_some() {
-            ["a", "b"].map(|half| format!("{module}.lora_{half}"))
-        } else {
-            ["A", "B"].map(|half| format!("{module}.lora_{half}.weight"))
+        match self.form {
+            Form::Peft => ["A", "B"].map(|half| format!("{module}.lora_{half}.weight")),
+            Form::Mlx { .. } => ["a", "b"].map(|half| format!("{module}.lora_{half}")),
+            Form::Gguf => ["a", "b"].map(|half| format!("{module}.weight.lora_{half}")),
         }
     }
 
@@ -194,21 +216,28 @@ impl Adapter {
         let missing =
             || Error::Tensor { name: up_name.clone(), problem: "is missing beside its other half".into() };
         let (up_key, up) = self.tensor(&up_name).ok_or_else(missing)?;
-        let (rank, alpha) = (
-            matching(&self.rank_pattern, module).unwrap_or(self.rank),
-            matching(&self.alpha_pattern, module).unwrap_or(self.alpha),
-        );
-        let scale = self.scale.unwrap_or(if self.root { alpha / rank.sqrt() } else { alpha / rank });
         let stored = |tensor: &TensorInfo| -> Box<dyn Stored> {
             let plain = Box::new(Plain::new(tensor, false));
-            if self.scale.is_some() { Box::new(Transposed(plain)) } else { plain }
+            if matches!(self.form, Form::Mlx { .. }) { Box::new(Transposed(plain)) } else { plain }
         };
         let (down_plain, up_plain) = (stored(down), stored(up));
         let height = target.rows.total;
-        let [_, rows, columns] = down_plain.extent();
-        let [_, up_rows, up_columns] = up_plain.extent();
-        let fits =
-            rows == up_columns && columns == located.columns && up_rows == height && rows == rank as u64;
+        let [stack, rows, columns] = down_plain.extent();
+        let [up_stack, up_rows, up_columns] = up_plain.extent();
+        let alpha = matching(&self.alpha_pattern, module).unwrap_or(self.alpha);
+        let (rank, scale) = match self.form {
+            Form::Mlx { scale } => (self.rank, scale),
+            Form::Gguf => (rows as f64, if alpha == 0.0 { 1.0 } else { alpha / rows as f64 }),
+            Form::Peft => {
+                let rank = matching(&self.rank_pattern, module).unwrap_or(self.rank);
+                (rank, if self.root { alpha / rank.sqrt() } else { alpha / rank })
+            }
+        };
+        let fits = [stack, up_stack] == [1, 1]
+            && rows == up_columns
+            && columns == located.columns
+            && up_rows == height
+            && rows == rank as u64;
         if !fits {
             return Err(Error::Shape {
                 name: up_key,

@@ -351,7 +351,7 @@ impl Checkpoint {
         let orders: HashMap<_, _> = orders.into_iter().collect();
         for weight in &self.weights {
             let Some(located) = self.located.get(&weight.id) else { continue };
-            let target = if self.source.kind() == SourceKind::Gguf {
+            let target = if self.source.kind() == SourceKind::Gguf && adapter.is_of_published() {
                 self.published(weight, located, &adapter, orders.get(&weight.id).copied())
             } else {
                 Target::of(located, weight.id.part)

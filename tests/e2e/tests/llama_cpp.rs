@@ -70,7 +70,11 @@ fn an_adapter_is_merged_into_what_is_made_and_attached_to_what_runs() {
         let made = home.run(&[&common[..], more].concat()).unwrap();
         assert_eq!(made.code, 0, "{made:?}");
     }
-    for (name, backend, more) in [("merged.gguf", "native", &[][..]), ("plain.gguf", "llama-cpp", &with)] {
+    for (name, backend, more) in [
+        ("merged.gguf", "native", &[][..]),
+        ("plain.gguf", "native", &with),
+        ("plain.gguf", "llama-cpp", &with),
+    ] {
         let (file, out) = (at(name), at("out.safetensors"));
         let common = ["logits", &file, "--tokens", &tokens, "--backend", backend, "-o", &out];
         let told = home.run(&[&common[..], more].concat()).unwrap();

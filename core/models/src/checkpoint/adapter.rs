@@ -152,6 +152,7 @@ impl Adapter {
     pub(super) fn apply(&self, weight: &WeightShape, target: &Target, located: &mut Located) -> Result<()> {
         if let Some(pieces) = self.replacement(located, target)? {
             located.pieces = pieces;
+            located.replaced = true;
             located.orders.extend(target.order);
             return Ok(());
         }

@@ -32,6 +32,8 @@ pub(super) struct Located {
     pub(super) offset: f32,
     /// Adapters.
     pub(super) deltas: Vec<Delta>,
+    /// Whether the pieces are an adapter's.
+    pub(super) replaced: bool,
     /// What every row (of vectors, every number) is multiplied by, in the order wanted.
     pub(super) row_factors: Option<Vec<f32>>,
     /// What every column is multiplied by.
@@ -182,6 +184,7 @@ impl<'a> Locator<'a> {
             orders: Vec::new(),
             offset,
             deltas: Vec::new(),
+            replaced: false,
             row_factors: None,
             column_factors: None,
             mixed_rows: 1,

@@ -216,6 +216,11 @@ impl<'a> Weight<'a> {
         Self { bare: true, ..self }
     }
 
+    /// Whether it is not the source's own but an adapter's, trained as a whole.
+    pub fn is_replaced(&self) -> bool {
+        self.located.replaced
+    }
+
     /// What adapters add to it, as products of two thin matrices; `None` where one of them has no such form (stacks of
     /// matrices with an adapter each).
     ///

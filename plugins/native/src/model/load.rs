@@ -122,8 +122,8 @@ fn tile(
     // What is kept is mapped, and takes no memory that it could not give back.
     if !matches!(place, Some((.., Some(_)))) {
         let laid = Laid::within(memory::available(), &all);
-        if laid != Laid::All {
-            job.log(LogLevel::Warning, laid.told());
+        if let Some(told) = laid.told() {
+            job.log(LogLevel::Warning, told);
             all.retain(|(reference, ..)| laid.has(reference));
             place = kept(&all, pool.threads());
         }
@@ -185,15 +185,15 @@ impl Laid {
     }
 
     /// What whoever waits for answers should know.
-    fn told(self) -> &'static str {
+    fn told(self) -> Option<&'static str> {
         match self {
-            Self::All => "weights are laid out for fast products",
-            Self::AllButExperts => {
-                "experts are used as the file stores them, which is slow: there is not the memory to lay them out"
-            }
-            Self::Nothing => {
-                "weights are used as the file stores them, which is slow: there is not the memory to lay them out"
-            }
+            Self::All => None,
+            Self::AllButExperts => Some(
+                "experts are used as the file stores them, which is slow: there is not the memory to lay them out",
+            ),
+            Self::Nothing => Some(
+                "weights are used as the file stores them, which is slow: there is not the memory to lay them out",
+            ),
         }
     }
 }

@@ -195,25 +195,11 @@ struct Use {
     form: Form,
 }
 
-/// Matrices of all experts that are multiplied by the same rows.
-#[derive(Clone, Copy)]
-struct Stacks<'a> {
-    first: &'a [usize],
-    second: &'a [usize],
-    columns: usize,
-}
-
 impl Frame<'_> {
     /// All rows, span by span.
     pub(super) fn mixture(&self, step: &Experts, member: Member<'_>, scratch: &mut Scratch) {
         let Some(room) = &self.experts else { return };
-        for (number, span) in self.spans(step.x.domain).iter().enumerate() {
-            if number > 0 {
-                // The room of the one before has been read.
-                member.barrier();
-            }
-            self.mixture_of(span, step, room, member, scratch);
-        }
+        self.span_by_span(step.x.domain, member, |span| self.mixture_of(span, step, room, member, scratch));
     }
 
     fn mixture_of(
@@ -241,14 +227,14 @@ impl Frame<'_> {
         let row_of = |slot: usize| unsafe {
             self.read(step.x, (first + plan.choices[slot].token as usize) * hidden, hidden)
         };
-        let stacks = Stacks { first: &step.gate, second: &step.up, columns: hidden };
-        if self.takes(stacks, plan, Takes::Floats) || self.observer.is_some() {
+        let stacks = [step.gate.as_slice(), &step.up];
+        if self.takes(&stacks, plan, Takes::Floats) || self.observer.is_some() {
             for slot in member.share(plan.choices.len(), 1) {
                 // SAFETY: each slot is one thread's.
                 unsafe { room.x.part(slot * hidden, hidden) }.copy_from_slice(row_of(slot));
             }
         }
-        let uses = self.uses(stacks, plan, room, span.tiled);
+        let uses = self.uses(&stacks, hidden, plan, room, span.tiled);
         self.put(uses.clone(), row_of, member);
         member.barrier();
         self.observe(&step.gate, plan, (room.x.begin(), hidden), member, scratch);
@@ -273,8 +259,7 @@ impl Frame<'_> {
         }
         member.barrier();
         self.observe(&step.down, plan, (room.gate.begin(), width), member, scratch);
-        let stacks = Stacks { first: &step.down, second: &[], columns: width };
-        let uses = self.uses(stacks, plan, room, span.tiled);
+        let uses = self.uses(&[&step.down], width, plan, room, span.tiled);
         // SAFETY: gated before the barrier, only read after it.
         let row_of = |slot: usize| unsafe { &room.gate.whole()[slot * width..][..width] };
         self.put(uses.clone(), row_of, member);
@@ -310,26 +295,25 @@ impl Frame<'_> {
     }
 
     /// Whether any matrix of the experts that are used takes this.
-    fn takes(&self, stacks: Stacks<'_>, plan: &RoutePlan, form: Takes) -> bool {
-        plan.experts().any(|(expert, _)| {
-            let numbers = [stacks.first.get(expert), stacks.second.get(expert)];
-            numbers.into_iter().flatten().any(|&number| self.program.matrices[number].takes() == form)
-        })
+    fn takes(&self, stacks: &[&[usize]], plan: &RoutePlan, form: Takes) -> bool {
+        let takes = |number: usize| self.program.matrices[number].takes() == form;
+        plan.experts().any(|(expert, _)| stacks.iter().any(|stack| takes(stack[expert])))
     }
 
-    /// The experts that are used, with places for the rows of their slots.
+    /// The experts that are used, with places for the rows of their slots, which matrices of these stacks have so many columns for.
     fn uses<'u>(
         &'u self,
-        stacks: Stacks<'_>,
+        stacks: &[&[usize]],
+        columns: usize,
         plan: &'u RoutePlan,
         room: &'u SharedRoom<'_>,
         tiled: bool,
-    ) -> impl Iterator<Item = Use> + Clone + 'u {
+    ) -> impl Iterator<Item = Use> + Clone + use<'u> {
         let [codes, words] = [Takes::Codes, Takes::Words].map(|form| self.takes(stacks, plan, form));
         let mut row = 0;
         plan.experts().map(move |(expert, slots)| {
             let panel = self.panel(codes, slots.len(), tiled);
-            let places = |room: &Room| room.panels(row, panel, slots.len(), stacks.columns);
+            let places = |room: &Room| room.panels(row, panel, slots.len(), columns);
             let form =
                 Form::of(codes.then(|| places(&room.codes)), words.then(|| places(&room.words)), tiled);
             row += form.rows();

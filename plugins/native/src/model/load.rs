@@ -112,37 +112,37 @@ fn tile(
     let gains = references.iter().zip(matrices).filter(|(reference, _)| !reference.table);
     let mut all: Vec<_> =
         gains.filter_map(|(reference, matrix)| Some((reference, matrix.cut()?, matrix))).collect();
-    let kept = |all: &[(&MatrixRef, Cut, &mut Matrix)], threads| {
-        let shelf = shelf.as_ref()?;
-        let name = Name::of(checkpoint, all.iter().map(|(reference, cut, _)| (*reference, *cut)))?;
-        let tiles = shelf.take(&name, bytes_of(all), threads);
-        Some((shelf, name, tiles))
+    let threads = pool.threads();
+    let name = |all: &[(&MatrixRef, Cut, &mut Matrix)]| {
+        Name::of(checkpoint, all.iter().map(|(reference, cut, _)| (*reference, *cut)))
     };
-    let mut place = kept(&all, pool.threads());
+    let kept = |all: &[_]| shelf.as_ref()?.take(&name(all)?, bytes_of(all), threads);
     // What is kept is mapped, and takes no memory that it could not give back.
-    if !matches!(place, Some((.., Some(_)))) {
+    let mut tiles = kept(&all);
+    if tiles.is_none() {
         let laid = Laid::within(memory::available(), &all);
         if let Some(told) = laid.told() {
             job.log(LogLevel::Warning, told);
             all.retain(|(reference, ..)| laid.has(reference));
-            place = kept(&all, pool.threads());
+            tiles = kept(&all);
         }
     }
     let bytes = bytes_of(&all);
     if bytes == 0 {
         return;
     }
-    let tiles = match place {
-        Some((.., Some(tiles))) => tiles,
-        place => {
-            // Without the memory, weights are used as they are stored.
-            let Some(mut memory) = Memory::zeroed(bytes) else { return };
-            lay(checkpoint, &all, memory.bytes_mut(), pool);
-            if let Some((shelf, name, None)) = place {
-                shelf.put(&name, memory.bytes(), pool.threads());
-            }
-            Bytes::of(&Arc::new(memory), Memory::bytes)
+    let tiles = if let Some(tiles) = tiles {
+        tiles
+    } else {
+        // Without the memory, weights are used as they are stored.
+        let Some(mut memory) = Memory::zeroed(bytes) else { return };
+        lay(checkpoint, &all, memory.bytes_mut(), pool);
+        if let Some(shelf) = &shelf
+            && let Some(name) = name(&all)
+        {
+            shelf.put(&name, memory.bytes(), threads);
         }
+        Bytes::of(&Arc::new(memory), Memory::bytes)
     };
     let mut begin = 0;
     for (_, cut, matrix) in all {

@@ -8,7 +8,7 @@ use drophammer_models::graph::Gating;
 use super::execute::{Frame, Scratch};
 use super::matrix::Matrix;
 use super::runs::Span;
-use super::step::{Norm, Product, Value};
+use super::step::{Domain, Norm, Product, Value};
 use crate::kernels::activation::{Panels, Quantized, Room, TILED_PANEL, panel_of, word_panel_of};
 use crate::kernels::float::{Output, Rows, dot, lay_strip, multiply_strip};
 use crate::kernels::rows::{self, Binary};
@@ -135,12 +135,17 @@ pub(super) struct Linear<'a> {
 impl Frame<'_> {
     /// All rows, span by span.
     pub(super) fn linear(&self, linear: Linear<'_>, member: Member<'_>, scratch: &mut Scratch) {
-        for (number, span) in self.spans(linear.x.domain).iter().enumerate() {
+        self.span_by_span(linear.x.domain, member, |span| self.span(span, linear, member, scratch));
+    }
+
+    /// Works on the rows of each span in the same rooms, one after the other.
+    pub(super) fn span_by_span(&self, domain: Domain, member: Member<'_>, mut work: impl FnMut(&Span)) {
+        for (number, span) in self.spans(domain).iter().enumerate() {
             if number > 0 {
-                // The one before has been read.
+                // What the one before put there has been read.
                 member.barrier();
             }
-            self.span(span, linear, member, scratch);
+            work(span);
         }
     }
 

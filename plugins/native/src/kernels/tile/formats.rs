@@ -1,13 +1,14 @@
 //! How each storage type becomes tiles: its codes, their zero, and where scales and minimums of sixteen rows lie.
 //!
 //! Bytes of blocks are those of the GGUF specification (see `drophammer-quant`, whose decoders the tests compare with). Types whose
-//! codes are points of a codebook are in [`lattices`](super::lattices).
+//! codes are points of a codebook are in [`lattices`](super::lattices), those of floats of four bits in [`e2m1`](super::e2m1).
 
-use drophammer_quant::gguf::ue4m3_half_to_f32;
 use half::f16;
 
 use super::BLOCK;
 use super::bits::{Bits, Eight, Five, Four, Six, Three, Two};
+pub(crate) use super::e2m1::{Mxfp4, Nvfp4};
+pub(crate) use super::lattices::{Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Q1_0, Tq1_0, Tq2_0};
 use crate::kernels::LANES;
 use crate::kernels::isa::{Isa, Path};
 
@@ -154,7 +155,7 @@ pub(super) fn copy_half(block: &[u8], at: usize, row: usize, unit: &mut [u8]) {
 
 /// Sixteen bytes: columns 0–15 in low nibbles, 16–31 in high ones.
 #[inline(always)]
-fn nibbles(bytes: &[u8]) -> [u32; 8] {
+pub(super) fn nibbles(bytes: &[u8]) -> [u32; 8] {
     words(|c| word(bytes, c % 4) >> (c / 4 * 4) & 0x0f0f_0f0f)
 }
 
@@ -435,82 +436,14 @@ impl Format for Q2K {
     }
 }
 
-/// Twice what the codes of E2M1 stand for, plus 12.
-const E2M1: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
-
-/// MXFP4: 4-bit floats and a power of two. Codes stand for twice their value, scales for half of theirs.
-pub(crate) struct Mxfp4;
-
-impl Format for Mxfp4 {
-    const COLUMNS: usize = BLOCK;
-    const BYTES: usize = 17;
-    const SCALE_BYTES: usize = 4 * LANES;
-    const ZERO: i32 = 12;
-    const TABLE: Option<[u8; 16]> = Some(E2M1);
-    type Bits = Four;
-
-    #[inline(always)]
-    fn codes(block: &[u8], _part: usize) -> [u32; 8] {
-        nibbles(&block[1..])
-    }
-
-    fn lay_scales(block: &[u8], row: usize, unit: &mut [u8]) {
-        // 2^(e − 128), also where that is subnormal.
-        let scale = 2f64.powi(i32::from(block[0]) - 128) as f32;
-        unit[4 * row..4 * row + 4].copy_from_slice(&scale.to_le_bytes());
-    }
-
-    #[inline(always)]
-    unsafe fn scale<I: Isa>(unit: *const u8, _part: usize, _group: usize) -> I::F {
-        // SAFETY: the caller's promise.
-        unsafe { I::load(unit.cast()) }
-    }
-}
-
-/// NVFP4: the same codes; every 16 columns have a scale of their own, of eight bits, half of which binary16 holds exactly.
-pub(crate) struct Nvfp4;
-
-impl Format for Nvfp4 {
-    const COLUMNS: usize = 64;
-    const BYTES: usize = 36;
-    const SCALE_BYTES: usize = 4 * 2 * LANES;
-    const GROUPS: usize = 2;
-    const ZERO: i32 = 12;
-    const TABLE: Option<[u8; 16]> = Some(E2M1);
-    type Bits = Four;
-
-    #[inline(always)]
-    fn codes(block: &[u8], part: usize) -> [u32; 8] {
-        // Of 16 columns eight are in low nibbles, eight in high ones.
-        let codes = &block[4 + 16 * part..];
-        words(|c| word(codes, c / 4 * 2 + c % 2) >> (c / 2 % 2 * 4) & 0x0f0f_0f0f)
-    }
-
-    fn lay_scales(block: &[u8], row: usize, unit: &mut [u8]) {
-        for (group, scale) in block[..4].iter().enumerate() {
-            let half = f16::from_f32(ue4m3_half_to_f32(*scale));
-            unit[2 * (group * LANES + row)..][..2].copy_from_slice(&half.to_le_bytes());
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn scale<I: Isa>(unit: *const u8, part: usize, group: usize) -> I::F {
-        // SAFETY: the caller's promise.
-        unsafe { I::load_half(unit.add((2 * part + group) * 2 * LANES).cast()) }
-    }
-}
-
 /// Evaluates an expression with `$F` standing for the format of a storage type.
 macro_rules! with_format {
     ($dtype:expr, $F:ident => $then:expr, else $else:expr) => {{
         use drophammer_formats::DType;
-        use $crate::kernels::tile::{formats, lattices};
+        use $crate::kernels::tile::formats;
         macro_rules! arm {
-            ($format:ident) => {
-                arm!(formats::$format)
-            };
-            ($format:path) => {{
-                type $F = $format;
+            ($format:ident) => {{
+                type $F = formats::$format;
                 $then
             }};
         }
@@ -529,16 +462,16 @@ macro_rules! with_format {
             DType::Iq4Xs => arm!(Iq4Xs),
             DType::Mxfp4 => arm!(Mxfp4),
             DType::Nvfp4 => arm!(Nvfp4),
-            DType::Q1_0 => arm!(lattices::Q1_0),
-            DType::Tq1_0 => arm!(lattices::Tq1_0),
-            DType::Tq2_0 => arm!(lattices::Tq2_0),
-            DType::Iq1S => arm!(lattices::Iq1S),
-            DType::Iq1M => arm!(lattices::Iq1M),
-            DType::Iq2Xxs => arm!(lattices::Iq2Xxs),
-            DType::Iq2Xs => arm!(lattices::Iq2Xs),
-            DType::Iq2S => arm!(lattices::Iq2S),
-            DType::Iq3Xxs => arm!(lattices::Iq3Xxs),
-            DType::Iq3S => arm!(lattices::Iq3S),
+            DType::Q1_0 => arm!(Q1_0),
+            DType::Tq1_0 => arm!(Tq1_0),
+            DType::Tq2_0 => arm!(Tq2_0),
+            DType::Iq1S => arm!(Iq1S),
+            DType::Iq1M => arm!(Iq1M),
+            DType::Iq2Xxs => arm!(Iq2Xxs),
+            DType::Iq2Xs => arm!(Iq2Xs),
+            DType::Iq2S => arm!(Iq2S),
+            DType::Iq3Xxs => arm!(Iq3Xxs),
+            DType::Iq3S => arm!(Iq3S),
             _ => $else,
         }
     }};

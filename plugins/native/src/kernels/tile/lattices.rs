@@ -102,8 +102,7 @@ trits!(Tq2_0, 66, |block, part| {
     words(|c| word(codes, c) >> (part % 4 * 2) & 0x0303_0303)
 });
 
-/// Blocks of 256 columns: a float that is an eighth, or whatever `$unit` makes of it, of a binary16 scale of scales, then a byte for each
-/// group.
+/// Blocks of 256 columns: a float, `$unit`, that `$scale`, a byte for each group, is to be multiplied with.
 macro_rules! points {
     ($name:ident, $bytes:literal, $bits:ty, groups $groups:literal, zero $zero:literal, table $table:expr,
      |$block:ident, $part:ident| $codes:expr, scale |$sblock:ident, $group:ident| ($unit:expr, $scale:expr)) => {

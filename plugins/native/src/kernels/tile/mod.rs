@@ -13,14 +13,15 @@
 //! comes in two to three times as fast as codes and scales apart. Codes and scales keep their width: a tile takes as many bytes
 //! as the file, give or take a few percent; but for those of codebooks, which take 1.3 to 2 times as many.
 //!
-//! [`formats`] and [`lattices`] say how each quantized type becomes tiles, [`multiply`] multiplies activations of many tokens by them, [`one`] those of one
+//! [`formats`], [`lattices`] and [`e2m1`] say how each quantized type becomes tiles, [`multiply`] multiplies activations of many tokens by them, [`one`] those of one
 //! token and [`outliers`] those that are set apart; [`fixed`] does both for halves, [`tiled`] multiplies many tokens by any of these where there is AMX, and [`plain`] for plain floats, whose strips have numbers where quantized
 //! ones have codes.
 
 pub(crate) mod bits;
+mod e2m1;
 pub(crate) mod fixed;
 pub(crate) mod formats;
-pub(crate) mod lattices;
+mod lattices;
 pub(crate) mod multiply;
 mod one;
 mod outliers;

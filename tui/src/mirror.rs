@@ -128,7 +128,7 @@ pub(crate) struct Voice<'a> {
     pub(crate) model: &'a str,
     pub(crate) format: &'a str,
     pub(crate) scheme: &'a str,
-    /// What is known of it beyond that; a source was not measured.
+    /// What is known of it beyond that; a source has that only where it was measured as it is.
     pub(crate) artifact: Option<&'a Artifact>,
 }
 
@@ -144,9 +144,13 @@ impl<'a> Voice<'a> {
         }
     }
 
+    /// A source that is not among its model's artifacts.
     fn of_source(model: &'a ModelEntry) -> Option<Self> {
         let source = &model.source;
         let api_name = source.api_name.as_deref()?;
+        if model.artifacts.iter().any(|artifact| model.is_source(artifact)) {
+            return None;
+        }
         Some(Self {
             id: api_name,
             api_name,

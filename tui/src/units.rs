@@ -54,9 +54,10 @@ pub(crate) fn seconds(value: f64) -> String {
     }
 }
 
-/// `0.0491`, `0.028`, `1.3`: a divergence with what digits matter.
+/// `0`, `4.4e-5`, `0.0491`, `0.028`, `1.3`: a divergence with what digits matter.
 pub(crate) fn divergence(value: f64) -> String {
     match value.abs() {
+        0.0 => "0".to_owned(),
         v if v < 0.0001 => format!("{value:.1e}"),
         v if v < 0.1 => format!("{value:.4}"),
         v if v < 10.0 => format!("{value:.3}"),

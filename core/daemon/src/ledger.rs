@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use drophammer_client::api;
-use drophammer_engine::choice::{Floor, Measured, best};
+use drophammer_engine::choice::Floor;
 use drophammer_engine::job::{self, Kind, Refused};
 use drophammer_formats::gguf::SplitName;
 
@@ -21,8 +21,8 @@ use crate::library::Published;
 use crate::moment::now;
 use crate::store::{Store, StoreError};
 
-pub(crate) use records::source_info;
-pub use records::{JobRecord, Live, ModelRecord};
+pub use records::{JobRecord, Live, ModelRecord, Standing};
+pub(crate) use records::{source_info, source_name};
 pub use servable::Servable;
 
 /// Progress of one job is told at most this often.
@@ -308,7 +308,7 @@ impl Ledger {
     }
 
     fn model_document_in(&self, book: &Book, name: &str) -> Option<api::ModelEntry> {
-        let artifacts = self.artifacts_in(book, name);
+        let artifacts = book.artifact_documents(name, &self.floor);
         let Some(model) = book.models.get(name) else {
             let source = book.artifacts.values().find(|a| a.manifest.model == name)?.manifest.source_info();
             return Some(api::ModelEntry {
@@ -322,16 +322,6 @@ impl Ledger {
         };
         let jobs: Vec<&JobRecord> = book.jobs.values().filter(|job| job.model == name).collect();
         Some(model.document(&jobs, artifacts))
-    }
-
-    fn artifacts_in(&self, book: &Book, model: &str) -> Vec<api::Artifact> {
-        let published: Vec<&Published> =
-            book.artifacts.values().filter(|artifact| artifact.manifest.model == model).collect();
-        let best = choose(&published, &self.floor);
-        let mut documents: Vec<api::Artifact> =
-            published.iter().enumerate().map(|(at, artifact)| artifact.document(best == Some(at))).collect();
-        documents.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.id.cmp(&b.id)));
-        documents
     }
 
     fn tell_model(&self, book: &Book, name: &str) {
@@ -361,6 +351,11 @@ impl Ledger {
         replaced
     }
 
+    /// Whether anything of a model is in the library.
+    pub fn has_artifacts(&self, model: &str) -> bool {
+        self.book().artifacts.values().any(|artifact| artifact.manifest.model == model)
+    }
+
     /// Takes an artifact out of the books.
     pub fn remove_artifact(&self, id: &str) -> Option<Published> {
         let mut book = self.book();
@@ -381,17 +376,4 @@ impl Ledger {
             tracing::error!(%error, "a change is not written down and will be lost if the daemon ends");
         }
     }
-}
-
-fn choose(artifacts: &[&Published], floor: &Floor) -> Option<usize> {
-    let measured: Vec<Measured> = artifacts
-        .iter()
-        .map(|artifact| Measured {
-            kl_mean: artifact.manifest.measurements.kl_mean,
-            top1: artifact.manifest.measurements.top1,
-            decode_tps: artifact.manifest.measurements.decode_tps,
-            bytes: artifact.manifest.bytes(),
-        })
-        .collect();
-    best(&measured, floor)
 }

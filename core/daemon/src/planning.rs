@@ -85,7 +85,8 @@ pub async fn report(
     let identity = identify(path)?;
     let offers = offers(catalog, supervisor, host, path, targets).await;
     let machine = machine(config, capacity(config), place);
-    let planned = targets.iter().zip(&offers).map(|(target, offers)| plan(target, offers, &machine));
+    let planned =
+        targets.iter().zip(&offers).map(|(target, offers)| plan(&identity, target, offers, &machine));
     Ok(api::PlanReport {
         source: crate::ledger::source_info(path.display().to_string(), Some(&identity), identity.bytes),
         targets: planned.map(document).collect(),

@@ -57,6 +57,8 @@ pub enum Kind {
     Intake,
     /// One target made from a model.
     Forge,
+    /// A source that answers as it is: measured, not forged.
+    Measure,
 }
 
 impl Kind {
@@ -65,6 +67,7 @@ impl Kind {
         match self {
             Self::Intake => &[Stage::Identify, Stage::Plan],
             Self::Forge => &[Stage::Forge, Stage::Measure, Stage::Publish, Stage::Serve],
+            Self::Measure => &[Stage::Measure, Stage::Serve],
         }
     }
 }
@@ -226,6 +229,8 @@ mod tests {
         assert_eq!((job.state, job.stage, job.attempt), (State::Succeeded, Stage::Serve, 1));
         let job = run(Kind::Intake, &[Start, StageDone, StageDone]);
         assert_eq!((job.state, job.stage), (State::Succeeded, Stage::Plan));
+        let job = run(Kind::Measure, &[Start, StageDone, StageDone]);
+        assert_eq!((job.state, job.stage), (State::Succeeded, Stage::Serve));
     }
 
     #[test]
@@ -287,15 +292,14 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_happens_a_job_stays_on_its_route_and_ends_for_good(
-            intake in any::<bool>(),
+            kind in prop::sample::select(vec![Kind::Intake, Kind::Forge, Kind::Measure]),
             events in prop::collection::vec(any_event(), 0..200),
         ) {
-            let kind = if intake { Kind::Intake } else { Kind::Forge };
             let mut job = Job::new(kind);
             for event in events {
                 let Ok(next) = job.after(event) else { continue };
                 prop_assert!(kind.route().contains(&next.stage));
-                let begins_anew = intake && event == Start;
+                let begins_anew = kind == Kind::Intake && event == Start;
                 prop_assert!(next.stage >= job.stage || begins_anew, "stages never go back by themselves");
                 prop_assert!(next.attempt >= job.attempt && next.strikes <= MAX_STRIKES);
                 prop_assert!(!next.cancelling || next.state == State::Running);

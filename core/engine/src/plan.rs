@@ -6,7 +6,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Resources;
+use crate::identify::Identity;
 use crate::words::size;
+
+/// The name of the target that is a source as it was dropped.
+pub const SOURCE: &str = "source";
 
 /// Something a model can be turned into.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +83,9 @@ pub struct Planned {
     pub needs: Resources,
     /// Seconds of the work.
     pub seconds: f64,
+    /// Nothing is gained by it over the source as it is: a dropped model goes without it.
+    #[serde(default)]
+    pub spare: bool,
 }
 
 /// What the machine lets a job take.
@@ -92,9 +99,16 @@ pub struct Machine {
     pub worker_memory: u64,
 }
 
-/// Plans one target: the most preferred backend that supports it makes it; otherwise the most preferred one's reason
-/// is the reason.
-pub fn plan(target: &Target, offers: &[Offer], machine: &Machine) -> Planned {
+impl Machine {
+    /// Cores that one job takes.
+    fn cores(&self) -> u32 {
+        self.cores_per_job.clamp(1, self.capacity.cores.max(1))
+    }
+}
+
+/// Plans one target of a source: the most preferred backend that supports it makes it; otherwise the most preferred
+/// one's reason is the reason.
+pub fn plan(source: &Identity, target: &Target, offers: &[Offer], machine: &Machine) -> Planned {
     let mut offers: Vec<&Offer> = offers
         .iter()
         .filter(|offer| target.backend.as_ref().is_none_or(|wanted| *wanted == offer.backend))
@@ -122,7 +136,7 @@ pub fn plan(target: &Target, offers: &[Offer], machine: &Machine) -> Planned {
     };
     let needs = Resources {
         memory: offer.peak_memory.saturating_add(machine.worker_memory),
-        cores: machine.cores_per_job.clamp(1, machine.capacity.cores.max(1)),
+        cores: machine.cores(),
         disk: disk_needed(offer.bytes),
     };
     let mut planned = Planned {
@@ -135,7 +149,15 @@ pub fn plan(target: &Target, offers: &[Offer], machine: &Machine) -> Planned {
         bytes: offer.bytes,
         needs,
         seconds: if offer.seconds.is_finite() { offer.seconds.max(0.0) } else { 0.0 },
+        spare: offer.supported && gains_nothing(source, target, offer.bytes),
     };
+    if planned.spare {
+        let Identity { format, scheme, .. } = source;
+        planned.reasons.push(format!(
+            "nothing is gained over the source, {} of {format} ({scheme}): dropped models go without it",
+            size(source.bytes)
+        ));
+    }
     if planned.supported && machine.capacity.memory < needs.memory {
         planned.supported = false;
         planned.reasons.insert(
@@ -152,6 +174,36 @@ pub fn plan(target: &Target, offers: &[Offer], machine: &Machine) -> Planned {
     planned
 }
 
+/// Whether a result of `bytes` is of the source's own format and hardly smaller: it cannot be closer to the source than
+/// the source is. Sources that no tokens go through answer nobody, whatever their size.
+fn gains_nothing(source: &Identity, target: &Target, bytes: u64) -> bool {
+    !source.plain && source.format == target.format && bytes >= source.bytes - source.bytes / 20
+}
+
+/// The plan for a source that some targets gain nothing over: `backend` measures it as it is.
+pub fn as_it_is(source: &Identity, backend: String, spared: &[Planned], machine: &Machine) -> Planned {
+    let names: Vec<&str> = spared.iter().map(|planned| planned.target.name.as_str()).collect();
+    Planned {
+        target: Target {
+            name: SOURCE.to_owned(),
+            format: source.format.clone(),
+            scheme: source.scheme.clone(),
+            ..Target::default()
+        },
+        backend,
+        supported: true,
+        reasons: vec![format!("answers as it is: {} would be no smaller", names.join(" and "))],
+        steps: vec!["measure it as it is".to_owned()],
+        bytes: source.bytes,
+        needs: Resources {
+            memory: source.bytes.saturating_add(machine.worker_memory),
+            cores: machine.cores(),
+            disk: 0,
+        },
+        ..Planned::default()
+    }
+}
+
 /// Disk to keep free for a result of `bytes`: its files, and room for its manifest and the file system's own books.
 pub fn disk_needed(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 50).saturating_add(4 << 20)
@@ -163,6 +215,15 @@ mod tests {
 
     fn target() -> Target {
         Target { name: "gguf-q8_0".into(), format: "gguf".into(), scheme: "q8_0".into(), ..Target::default() }
+    }
+
+    fn source() -> Identity {
+        Identity {
+            format: "safetensors".into(),
+            scheme: "bf16".into(),
+            bytes: 2 << 20,
+            ..Identity::default()
+        }
     }
 
     fn offer(backend: &str, rank: i32, supported: bool) -> Offer {
@@ -192,7 +253,7 @@ mod tests {
             (vec![offer("a", 10, false), offer("b", 50, false)], "b", false),
             (vec![offer("b", 10, true), offer("a", 10, true)], "a", true),
         ] {
-            let planned = plan(&target(), &offers, &MACHINE);
+            let planned = plan(&source(), &target(), &offers, &MACHINE);
             assert_eq!((planned.backend.as_str(), planned.supported), (backend, supported));
             assert_eq!(planned.reasons.is_empty(), supported);
         }
@@ -201,15 +262,15 @@ mod tests {
     #[test]
     fn a_target_of_one_backend_is_left_to_it() {
         let target = Target { backend: Some("a".into()), ..target() };
-        let planned = plan(&target, &[offer("a", 1, false), offer("b", 99, true)], &MACHINE);
+        let planned = plan(&source(), &target, &[offer("a", 1, false), offer("b", 99, true)], &MACHINE);
         assert_eq!((planned.backend.as_str(), planned.supported), ("a", false));
-        let planned = plan(&target, &[offer("b", 99, true)], &MACHINE);
+        let planned = plan(&source(), &target, &[offer("b", 99, true)], &MACHINE);
         assert!(!planned.supported && planned.help.is_some());
     }
 
     #[test]
     fn a_target_nobody_makes_says_so_with_a_next_step() {
-        let planned = plan(&target(), &[], &MACHINE);
+        let planned = plan(&source(), &target(), &[], &MACHINE);
         assert_eq!(planned.reasons, ["no installed plugin makes gguf"]);
         assert!(planned.help.is_some());
     }
@@ -217,12 +278,42 @@ mod tests {
     #[test]
     fn work_too_large_for_the_machine_is_refused_before_it_starts() {
         let giant = Offer { peak_memory: 1 << 40, ..offer("a", 1, true) };
-        let planned = plan(&target(), &[giant], &MACHINE);
+        let planned = plan(&source(), &target(), &[giant], &MACHINE);
         assert!(!planned.supported && planned.reasons[0].contains("memory"), "{planned:?}");
     }
 
     #[test]
     fn a_job_asks_for_no_more_cores_than_there_are() {
-        assert_eq!(plan(&target(), &[offer("a", 1, true)], &MACHINE).needs.cores, 2);
+        assert_eq!(plan(&source(), &target(), &[offer("a", 1, true)], &MACHINE).needs.cores, 2);
+    }
+
+    #[test]
+    fn what_is_no_smaller_than_a_source_of_its_own_format_is_spare() {
+        let gguf = |bytes| Identity { format: "gguf".into(), bytes, ..source() };
+        for (source, spare) in [
+            (gguf(2 << 20), false),
+            (gguf(1 << 20), true),
+            // A twentieth is a difference; less is metadata.
+            (gguf((1 << 20) * 22 / 20), false),
+            (gguf((1 << 20) * 41 / 40), true),
+            (Identity { bytes: 1, ..source() }, false),
+            (Identity { plain: true, ..gguf(1 << 20) }, false),
+        ] {
+            let planned = plan(&source, &target(), &[offer("a", 1, true)], &MACHINE);
+            assert_eq!((planned.supported, planned.spare), (true, spare), "{source:?}");
+            assert_eq!(planned.reasons.len(), usize::from(spare));
+            let refused = plan(&source, &target(), &[offer("a", 1, false)], &MACHINE);
+            assert!(!refused.spare);
+        }
+    }
+
+    #[test]
+    fn a_source_that_answers_as_it_is_says_what_it_stands_for() {
+        let source = Identity { bytes: 1 << 20, ..source() };
+        let spared = [Planned { target: target(), ..Planned::default() }];
+        let planned = as_it_is(&source, "a".into(), &spared, &MACHINE);
+        assert_eq!(planned.target.name, SOURCE);
+        assert!(planned.supported && planned.reasons[0].contains("gguf-q8_0"), "{planned:?}");
+        assert_eq!(planned.needs, Resources { memory: 2 << 20, cores: 2, disk: 0 });
     }
 }

@@ -12,6 +12,9 @@ use crate::shell::{self, root, target};
 use crate::{fetch, plugins};
 
 const QUESTION: &str = "What is the capital of France?";
+/// The usual targets, and one that is smaller than SmolLM2's file: over the larger ones that answers as it is.
+const SETTINGS: &str =
+    "[serve]\nport = 0\n[targets]\ndefault = [\"gguf-q8_0\", \"gguf-q4_k_m\", \"gguf-q4_0\"]\n";
 
 /// Options of the task.
 #[derive(clap::Args)]
@@ -62,7 +65,7 @@ impl Forge {
     fn start() -> Result<Self> {
         let home = std::env::temp_dir().join(format!("drophammer-demo-{}", std::process::id()));
         std::fs::create_dir_all(home.join("models"))?;
-        std::fs::write(home.join("drophammer.toml"), "[serve]\nport = 0\n")?;
+        std::fs::write(home.join("drophammer.toml"), SETTINGS)?;
         let log = std::fs::File::create(home.join("daemon.out"))?;
         let daemon = binary(&home)
             .arg("daemon")

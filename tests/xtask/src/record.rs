@@ -32,7 +32,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let smollm2 = fetch::path(fetch::Model::Smollm2)?;
     let place = options.output.clone().unwrap_or_else(|| root().join("tui/picture"));
     std::fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
-    let settings = "[serve]\nport = 0\n[targets]\ndefault = [\"gguf-q4_k_m\", \"gguf-q8_0\"]\n";
+    let settings =
+        "[serve]\nport = 0\n[targets]\ndefault = [\"gguf-q4_0\", \"gguf-q4_k_m\", \"gguf-q8_0\"]\n";
     let daemon = Daemon::start(Home::new(&[], settings)?)?;
     let mut terminal = Terminal::start(daemon.home.command(&[]), COLUMNS, ROWS)?;
     terminal.record();

@@ -152,6 +152,26 @@ fn deleting_asks_first() {
 }
 
 #[test]
+fn a_source_that_answers_as_it_is_stands_among_artifacts_but_is_not_ours_to_delete() {
+    let mut app = app("dark");
+    let mut model = recorded().models.into_iter().find(|model| model.source.api_name.is_some()).unwrap();
+    let mut source = model.artifacts[0].clone();
+    source.id = format!("{}:source:0", model.name);
+    source.api_name = model.source.api_name.clone().unwrap();
+    source.scheme = "as dropped".into();
+    let own_name = source.api_name.clone();
+    model.artifacts = vec![source];
+    app.update(Message::Event(Box::new(Event::Model(Box::new(model)))));
+    press(&mut app, "2 /");
+    write(&mut app, "as dropped");
+    press(&mut app, "enter");
+    shows(&mut app, "the source itself");
+    shows(&mut app, &own_name);
+    assert!(matches!(press(&mut app, "D y")[..], [Effect::Copy(_)]), "y answers no question");
+    assert_eq!(app.mirror.voices().filter(|voice| voice.api_name == own_name).count(), 1);
+}
+
+#[test]
 fn targets_are_marked_and_forged_and_what_cannot_be_made_is_not() {
     let mut app = app("dark");
     let effects = press(&mut app, "f space down space end space enter");

@@ -135,10 +135,14 @@ impl View for ModelsView {
             return vec![Action::Open, Action::Back];
         }
         let mut actions = Vec::new();
-        if self.artifact(mirror).is_some() {
-            actions.extend([Action::Serve, Action::Pin, Action::ChatWith, Action::Compare, Action::Delete]);
+        let selected = self.selected(mirror);
+        if let Some((model, Some(artifact))) = selected {
+            actions.extend([Action::Serve, Action::Pin, Action::ChatWith, Action::Compare]);
+            if !model.is_source(artifact) {
+                actions.push(Action::Delete);
+            }
         }
-        if self.selected(mirror).is_some() {
+        if selected.is_some() {
             actions.push(Action::ForgeMore);
         }
         actions.extend([
@@ -402,7 +406,8 @@ fn fields(
     let mark = if marked { "◆ " } else { "" };
     let best = if artifact.best { "★" } else { " " };
     let served = mirror.served(&artifact.id);
-    let state = served.map_or(best.to_owned(), |served| {
+    let source = if model.is_source(artifact) { "source" } else { "" };
+    let state = served.map_or(format!("{best}{source}"), |served| {
         format!("{best}{}{}", served_mark(served.state), served_word(served))
     });
     let kl_style = if plot::is_on_front(artifact, &model.artifacts) { theme.good } else { theme.text };
@@ -450,19 +455,20 @@ fn artifact_lines(
     push(&mut lines, "source", &source_summary(&model.source), theme, width);
     push(&mut lines, "path", &artifact.path, theme, width);
     push(&mut lines, "api", &format!("model = \"{}\"", artifact.api_name), theme, width);
-    if let (Some(own), Some(source)) = (measured.perplexity, measured.reference_perplexity) {
+    if let (Some(own), Some(source)) = (measured.perplexity, measured.reference_perplexity)
+        && !model.is_source(artifact)
+    {
         let text = format!("{own:.3}, the source {source:.3} ({:+.2}%)", (own / source - 1.0) * 100.0);
         push(&mut lines, "ppl", &text, theme, width);
     }
-    let smaller = model.source.bytes as f64 / artifact.bytes.max(1) as f64;
-    push(
-        &mut lines,
-        "size",
-        &format!("{} · source ÷ {smaller:.1}", units::bytes(artifact.bytes)),
-        theme,
-        width,
-    );
     let mut notes = Vec::new();
+    if model.is_source(artifact) {
+        notes.push("the source itself, as it was dropped");
+    } else {
+        let smaller = model.source.bytes as f64 / artifact.bytes.max(1) as f64;
+        let text = format!("{} · source ÷ {smaller:.1}", units::bytes(artifact.bytes));
+        push(&mut lines, "size", &text, theme, width);
+    }
     if artifact.best {
         notes.push("★ best of its model: served for its bare name");
     }

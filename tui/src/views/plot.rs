@@ -47,8 +47,11 @@ pub(crate) fn draw(canvas: &mut Canvas<'_>, area: Rect, model: Option<&ModelEntr
     scatter(canvas, plot, &points, &axes);
 }
 
-/// Two digits that matter.
+/// Two digits that matter; one where they come late.
 fn significant(value: f64) -> String {
+    if value < 1e-3 {
+        return format!("{value:.0e}");
+    }
     let digits = (1.0 - value.abs().log10().floor()).clamp(0.0, 6.0);
     format!("{value:.*}", digits as usize)
 }

@@ -113,7 +113,7 @@ pub(super) async fn models(arguments: Models) -> Result<()> {
         let mut rows = Vec::new();
         for model in &models.models {
             rows.push(vec![model.name.clone(), model.state.to_string(), size(model.source.bytes)]);
-            rows.extend(model.artifacts.iter().map(artifact_row));
+            rows.extend(model.artifacts.iter().map(|artifact| artifact_row(model, artifact)));
         }
         let titles = [
             "model",
@@ -157,10 +157,11 @@ fn draw(models: &api::Models, path: &Path) -> Result<()> {
     std::fs::write(path, svg).map_err(|error| Failure::io(path, &error))
 }
 
-fn artifact_row(artifact: &api::Artifact) -> Vec<String> {
+fn artifact_row(model: &api::ModelEntry, artifact: &api::Artifact) -> Vec<String> {
     let measured = &artifact.measurements;
+    let source = if model.is_source(artifact) { " (source)" } else { "" };
     vec![
-        format!("  {} {}", artifact.format, artifact.scheme),
+        format!("  {} {}{source}", artifact.format, artifact.scheme),
         if artifact.best { "best".to_owned() } else { String::new() },
         size(artifact.bytes),
         maybe(artifact.bits_per_weight, 2),

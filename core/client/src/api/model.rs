@@ -23,7 +23,7 @@ words! {
         Planned = "planned",
         /// At least one job runs.
         Forging = "forging",
-        /// All its jobs ended and at least one artifact is there.
+        /// All its jobs ended, and at least one artifact is there or its source answers as it is.
         Ready = "ready",
         /// Nothing could be made of it; its error says why.
         Failed = "failed",
@@ -45,8 +45,16 @@ pub struct ModelEntry {
     pub waits_for: Option<String>,
     /// Why nothing could be made of it.
     pub error: Option<ErrorReport>,
-    /// Published artifacts.
+    /// Published artifacts; the source is among them where some target would have gained nothing over it and it was
+    /// measured as it is.
     pub artifacts: Vec<Artifact>,
+}
+
+impl ModelEntry {
+    /// Whether one of its artifacts is its source, which is the user's own.
+    pub fn is_source(&self, artifact: &Artifact) -> bool {
+        self.source.api_name.as_ref() == Some(&artifact.api_name)
+    }
 }
 
 /// What was dropped.
@@ -72,7 +80,7 @@ pub struct SourceInfo {
     pub bytes: u64,
 }
 
-/// One published form of a model.
+/// One form of a model that answers: published, or its source as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Artifact {
     /// Named by content; what `serve` and `delete` take.

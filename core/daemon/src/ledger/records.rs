@@ -6,12 +6,9 @@ use std::time::Instant;
 use drophammer_client::api;
 use drophammer_engine::identify::Identity;
 use drophammer_engine::job::{Job, Kind, Stage, State};
-use drophammer_engine::plan::Planned;
+use drophammer_engine::plan::{Planned, SOURCE};
 use drophammer_sdk::ForgeReport;
 use serde::{Deserialize, Serialize};
-
-/// The part after the colon in the name of a source that answers for itself.
-const SOURCE: &str = "source";
 
 /// A job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -196,6 +193,15 @@ fn stage(stage: Stage) -> api::Stage {
     }
 }
 
+/// A source that answers as it is: some target would have gained nothing over it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Who ran it; empty where nobody here does.
+    pub backend: String,
+    /// What was measured.
+    pub measurements: api::Measurements,
+}
+
 /// A model: a path in the watched folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelRecord {
@@ -209,6 +215,9 @@ pub struct ModelRecord {
     pub identity: Option<Identity>,
     /// The digest of its whole content, once somebody needed it.
     pub digest: Option<String>,
+    /// How it was measured, where it answers as it is beside its artifacts.
+    #[serde(default)]
+    pub standing: Option<Standing>,
     /// Why nothing can be made of it.
     pub error: Option<api::ErrorReport>,
     /// It is gone from the folder.
@@ -234,6 +243,7 @@ impl ModelRecord {
             fingerprint: None,
             identity: None,
             digest: None,
+            standing: None,
             error: None,
             missing: false,
             settling: true,
@@ -243,24 +253,25 @@ impl ModelRecord {
     }
 
     fn state(&self, jobs: &[&JobRecord], artifacts: usize) -> api::ModelState {
-        let any = |kind: Kind, states: &[State]| {
-            jobs.iter().any(|job| job.life.kind == kind && states.contains(&job.life.state))
+        let any = |intake: bool, states: &[State]| {
+            let is = |job: &&&JobRecord| (job.life.kind == Kind::Intake) == intake;
+            jobs.iter().filter(is).any(|job| states.contains(&job.life.state))
         };
         if self.missing {
             api::ModelState::Missing
         } else if self.settling {
             api::ModelState::Settling
-        } else if any(Kind::Intake, &[State::Queued, State::Running]) {
+        } else if any(true, &[State::Queued, State::Running]) {
             api::ModelState::Identifying
         } else if self.error.is_some() {
             api::ModelState::Failed
-        } else if any(Kind::Forge, &[State::Running]) {
+        } else if any(false, &[State::Running]) {
             api::ModelState::Forging
-        } else if any(Kind::Forge, &[State::Queued, State::Blocked]) {
+        } else if any(false, &[State::Queued, State::Blocked]) {
             api::ModelState::Planned
         } else if artifacts > 0 {
             api::ModelState::Ready
-        } else if any(Kind::Forge, &[State::Failed, State::Cancelled]) {
+        } else if any(false, &[State::Failed, State::Cancelled]) {
             api::ModelState::Failed
         } else {
             api::ModelState::Planned

@@ -1,12 +1,16 @@
 //! What can be loaded to answer requests: a published artifact, or a source as it was dropped.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
+use drophammer_client::api;
+use drophammer_engine::choice::{Floor, Measured, best};
 use drophammer_engine::identify::Identity;
+use drophammer_engine::plan::SOURCE;
 
-use super::records::source_name;
-use super::{Book, Ledger, ModelRecord, choose};
+use super::records::{Standing, source_name};
+use super::{Book, Ledger, ModelRecord};
 use crate::library::Published;
 
 /// A published artifact, or a source as it was dropped.
@@ -82,9 +86,92 @@ impl Servable {
         })
     }
 
+    /// A source as the control API shows it among its model's artifacts.
+    fn document(self, standing: &Standing, best: bool) -> api::Artifact {
+        let weights = self.identity.parameters;
+        api::Artifact {
+            id: self.id,
+            model: self.model,
+            target: SOURCE.to_owned(),
+            api_name: self.api_name,
+            path: self.path.display().to_string(),
+            backend: standing.backend.clone(),
+            device: None,
+            format: self.format,
+            scheme: self.scheme,
+            bytes: self.bytes,
+            bits_per_weight: (weights > 0).then(|| self.bytes as f64 * 8.0 / weights as f64),
+            measurements: standing.measurements,
+            best,
+            created: self.created,
+        }
+    }
+
     /// Whether this is a source, which no backend made.
     pub fn is_source(&self) -> bool {
         self.backend.is_none()
+    }
+}
+
+/// What may answer for its model's bare name: an artifact, or a source that was measured as it is.
+#[derive(Debug, Clone, Copy)]
+enum Candidate<'a> {
+    Artifact(&'a Published),
+    Source(&'a ModelRecord, &'a Standing),
+}
+
+impl Candidate<'_> {
+    fn measured(&self) -> Measured {
+        let (measurements, bytes) = match self {
+            Self::Artifact(artifact) => (&artifact.manifest.measurements, artifact.manifest.bytes()),
+            Self::Source(model, standing) => (&standing.measurements, model.bytes),
+        };
+        Measured {
+            kl_mean: measurements.kl_mean,
+            top1: measurements.top1,
+            decode_tps: measurements.decode_tps,
+            bytes,
+        }
+    }
+
+    fn servable(&self) -> Option<Servable> {
+        match self {
+            Self::Artifact(artifact) => Some(Servable::of_artifact(artifact)),
+            Self::Source(model, _) => Servable::of_source(model),
+        }
+    }
+
+    fn document(&self, best: bool) -> Option<api::Artifact> {
+        match self {
+            Self::Artifact(artifact) => Some(artifact.document(best)),
+            Self::Source(model, standing) => Some(Servable::of_source(model)?.document(standing, best)),
+        }
+    }
+}
+
+/// The index of the candidate that answers.
+fn choose(candidates: &[Candidate<'_>], floor: &Floor) -> Option<usize> {
+    let measured: Vec<Measured> = candidates.iter().map(Candidate::measured).collect();
+    best(&measured, floor)
+}
+
+impl Book {
+    /// Everything of a model that was published or measured as it is.
+    fn candidates<'a>(&'a self, model: &str) -> Vec<Candidate<'a>> {
+        let made = self.artifacts.values().filter(|artifact| artifact.manifest.model == model);
+        let source = self.models.get(model).filter(|model| model.answers().is_some());
+        let source = source.and_then(|model| Some(Candidate::Source(model, model.standing.as_ref()?)));
+        made.map(Candidate::Artifact).chain(source).collect()
+    }
+
+    /// The same as the control API shows it, largest first.
+    pub(super) fn artifact_documents(&self, model: &str, floor: &Floor) -> Vec<api::Artifact> {
+        let candidates = self.candidates(model);
+        let best = choose(&candidates, floor);
+        let shown = |(at, candidate): (usize, &Candidate<'_>)| candidate.document(best == Some(at));
+        let mut documents: Vec<api::Artifact> = candidates.iter().enumerate().filter_map(shown).collect();
+        documents.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.id.cmp(&b.id)));
+        documents
     }
 }
 
@@ -94,7 +181,7 @@ impl Ledger {
     pub fn servable(&self, name: &str) -> Option<Servable> {
         let book = self.book();
         if let Some(best) = self.best_of(&book, name) {
-            return Some(Servable::of_artifact(best));
+            return Some(best);
         }
         let exact = |a: &&Published| a.manifest.api_name() == name || a.manifest.id == name;
         if let Some(artifact) = talking(&book).find(exact) {
@@ -111,29 +198,29 @@ impl Ledger {
         let book = self.book();
         let sources: Vec<Servable> = book.models.values().filter_map(Servable::of_source).collect();
         let mut found: Vec<(String, Servable)> = Vec::new();
-        let mut models: Vec<&String> = talking(&book).map(|a| &a.manifest.model).collect();
-        models.sort();
-        models.dedup();
-        for model in &models {
-            found.extend(
-                self.best_of(&book, model).map(|best| ((*model).clone(), Servable::of_artifact(best))),
-            );
+        let models: BTreeSet<&String> =
+            talking(&book).map(|a| &a.manifest.model).chain(book.models.keys()).collect();
+        for model in models {
+            let source = || sources.iter().find(|source| source.model == *model).cloned();
+            found.extend(self.best_of(&book, model).or_else(source).map(|best| (model.clone(), best)));
         }
-        let alone = sources.iter().filter(|source| !models.contains(&&source.model));
-        found.extend(alone.map(|source| (source.model.clone(), source.clone())));
         found.extend(talking(&book).map(|a| (a.manifest.api_name(), Servable::of_artifact(a))));
         found.extend(sources.into_iter().map(|source| (source.api_name.clone(), source)));
         found
     }
 
-    fn best_of<'a>(&self, book: &'a Book, model: &str) -> Option<&'a Published> {
-        let of_model: Vec<&Published> =
-            talking(book).filter(|artifact| artifact.manifest.model == model).collect();
-        choose(&of_model, &self.floor).map(|best| of_model[best])
+    fn best_of(&self, book: &Book, model: &str) -> Option<Servable> {
+        let mut candidates = book.candidates(model);
+        candidates.retain(|it| !matches!(it, Candidate::Artifact(artifact) if !talks(artifact)));
+        choose(&candidates, &self.floor).and_then(|best| candidates[best].servable())
     }
 }
 
 /// Artifacts that tokens go through.
 fn talking(book: &Book) -> impl Iterator<Item = &Published> {
-    book.artifacts.values().filter(|artifact| !artifact.manifest.source.identity.plain)
+    book.artifacts.values().filter(|artifact| talks(artifact))
+}
+
+fn talks(artifact: &Published) -> bool {
+    !artifact.manifest.source.identity.plain
 }

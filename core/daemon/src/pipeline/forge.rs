@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use drophammer_client::api::{self, LogLevel, WorkerRole};
-use drophammer_engine::job::{Cause, Event, Stage, State};
+use drophammer_engine::job::{Cause, Event, Kind, Stage, State};
 use drophammer_formats::{Source, digest};
 use drophammer_sdk::{ErrorCode, ForgeRequest};
 use tokio_util::sync::CancellationToken;
 
 use super::{Pipeline, intake};
-use crate::ledger::{JobRecord, ModelRecord};
+use crate::ledger::{JobRecord, ModelRecord, Standing, source_name};
 use crate::library::{Maker, PublishError, Published, SourceRecord, Staged};
 use crate::planning::goal;
 use crate::worker::protocol::{Limits, Outcome, Work};
@@ -169,7 +169,8 @@ impl Pipeline {
         if planned.supported && job.life.attempt == 1 {
             return Ok(planned);
         }
-        let mut plans = self.plan(&model.path, std::slice::from_ref(&planned.target)).await;
+        let source = model.identity.clone().unwrap_or_default();
+        let mut plans = self.plan(&model.path, &source, std::slice::from_ref(&planned.target)).await;
         let planned = plans.pop().ok_or_else(lost)?;
         let _ = self.ledger.change_job(job.id, |job| job.planned = Some(planned.clone()));
         if planned.supported {
@@ -351,10 +352,17 @@ impl Pipeline {
         Ok(digest)
     }
 
-    /// The artifact is among those that requests choose from as soon as it is in the library: cleans up and says who
-    /// won.
+    /// An artifact is among those that requests choose from as soon as it is in the library, a source once it was
+    /// measured: cleans up and says who won.
     async fn settle_choice(&self, job: &JobRecord) -> Result<(), Stop> {
         remove(self.staging(job.id)).await;
+        if job.life.kind == Kind::Measure {
+            let backend = job.planned.as_ref().map(|planned| planned.backend.clone()).unwrap_or_default();
+            let standing = Standing { backend, measurements: job.measured.unwrap_or_default() };
+            self.ledger.learn(job, |model| model.standing = Some(standing));
+            let source = self.ledger.servable(&source_name(&job.model)).map(|source| source.id);
+            let _ = self.ledger.change_job(job.id, |job| job.artifact = source);
+        }
         if let Some(best) = self.ledger.servable(&job.model) {
             let told = format!("requests for {} are answered by {}", job.model, best.api_name);
             self.journal.job(job.id, LogLevel::Info, told);

@@ -5,7 +5,7 @@ use std::path::Path;
 use drophammer_client::api::{self, LogLevel};
 use drophammer_engine::identify::Identity;
 use drophammer_engine::job::{Cause, Event, Kind};
-use drophammer_engine::plan::{Planned, Target, plan};
+use drophammer_engine::plan::{Planned, SOURCE, Target, as_it_is, plan};
 use tokio_util::sync::CancellationToken;
 
 use super::Pipeline;
@@ -42,7 +42,7 @@ impl Pipeline {
         }
         let targets = self.default_targets(&identity);
         let planned = tokio::select! {
-            planned = self.plan(&model.path, &targets) => planned,
+            planned = self.plan(&model.path, &identity, &targets) => self.without_spare(&identity, planned).await,
             () = token.cancelled() => {
                 self.ledger.remove_job(job.id);
                 return;
@@ -61,11 +61,22 @@ impl Pipeline {
         self.ledger.remove_job(job.id);
     }
 
-    /// What each target would take.
-    pub(crate) async fn plan(&self, source: &Path, targets: &[Target]) -> Vec<Planned> {
-        let offers = self.plugins.offers(self, source, targets).await;
+    /// What each target of a source would take.
+    pub(crate) async fn plan(&self, path: &Path, source: &Identity, targets: &[Target]) -> Vec<Planned> {
+        let offers = self.plugins.offers(self, path, targets).await;
         let machine = self.machine();
-        targets.iter().zip(&offers).map(|(target, offers)| plan(target, offers, &machine)).collect()
+        targets.iter().zip(&offers).map(|(target, offers)| plan(source, target, offers, &machine)).collect()
+    }
+
+    /// What a dropped model gets: where targets gain nothing over its source, that is measured in their place.
+    pub(super) async fn without_spare(&self, source: &Identity, planned: Vec<Planned>) -> Vec<Planned> {
+        let (spare, mut planned): (Vec<_>, Vec<_>) = planned.into_iter().partition(|planned| planned.spare);
+        if !spare.is_empty() {
+            let runner = self.plugins.runner(&source.format, None).await;
+            let runner = runner.map(|plugin| plugin.id()).unwrap_or_default();
+            planned.push(as_it_is(source, runner, &spare, &self.machine()));
+        }
+        planned
     }
 
     /// The targets that a dropped model gets, by what it is.
@@ -80,19 +91,22 @@ impl Pipeline {
 
     /// Whether a target of these very files is in hand or done: an intake may be repeated after an interruption.
     fn has_job(&self, model: &str, fingerprint: u64, target: &str) -> bool {
+        let published = |id: &String| self.ledger.artifact(id).is_some();
+        let stands = || self.ledger.model(model).is_some_and(|model| model.standing.is_some());
         let same = |job: &JobRecord| {
             let in_hand = !job.life.state.is_finished();
             job.model == model
                 && job.fingerprint == fingerprint
                 && job.planned.as_ref().is_some_and(|planned| planned.target.name == target)
-                && (in_hand || job.artifact.as_ref().is_some_and(|id| self.ledger.artifact(id).is_some()))
+                && (in_hand || job.artifact.as_ref().is_some_and(published) || target == SOURCE && stands())
         };
         self.ledger.jobs_where(|job| job.planned.is_some()).iter().any(same)
     }
 
     /// Queues a planned job; one that cannot be done here is blocked from the start, with its reason.
     pub(super) fn add_forge_job(&self, model: &str, fingerprint: u64, planned: Planned) -> u64 {
-        let id = self.ledger.add_job(model, Kind::Forge, |job| {
+        let kind = if planned.target.name == SOURCE { Kind::Measure } else { Kind::Forge };
+        let id = self.ledger.add_job(model, kind, |job| {
             job.fingerprint = fingerprint;
             if !planned.supported
                 && let Ok(life) = job.life.after(Event::Block)

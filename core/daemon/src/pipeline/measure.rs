@@ -1,9 +1,10 @@
-//! The measure stage: how good an artifact is beside its source, and how fast.
+//! The measure stage: how good an artifact is beside its source, and how fast. A source that answers as it is goes
+//! through it too.
 
 use std::path::PathBuf;
 
 use drophammer_client::api::{LogLevel, Measurements, WorkerRole};
-use drophammer_engine::job::Cause;
+use drophammer_engine::job::{Cause, Kind};
 use drophammer_sdk::LoadRequest;
 use tokio_util::sync::CancellationToken;
 
@@ -56,7 +57,7 @@ impl Pipeline {
         token: &CancellationToken,
         found: &mut Measurements,
     ) -> Result<(), Stop> {
-        let Some((artifact, runner)) = self.forged(job).await? else { return Ok(()) };
+        let Some((artifact, runner)) = self.measurable(job, model).await? else { return Ok(()) };
         let limits = self.measuring_limits(job);
         let load = |path: PathBuf, reference: bool| LoadRequest { path, reference, ..LoadRequest::default() };
         let order = MeasureOrder {
@@ -68,7 +69,10 @@ impl Pipeline {
         };
         let measuring = self.task(&runner, limits, Work::Measure(order))?;
         let source = model.identity.as_ref().map(|identity| identity.format.clone()).unwrap_or_default();
-        let running = if let Some(lender) = self.plugins.runner(&source, None).await {
+        let is_source = job.life.kind == Kind::Measure;
+        let running = if is_source {
+            self.supervisor.start(measuring).await?
+        } else if let Some(lender) = self.plugins.runner(&source, None).await {
             let lending = self.task(&lender.id(), limits, Work::Lend(load(model.path.clone(), true)))?;
             self.supervisor.start_compared(measuring, lending).await?
         } else {
@@ -81,6 +85,11 @@ impl Pipeline {
         found.perplexity = Some(measured.perplexity);
         found.reference_perplexity = measured.reference_perplexity;
         (found.kl_mean, found.kl_p99, found.top1) = (measured.kl_mean, measured.kl_p99, measured.top1);
+        if is_source {
+            // A distribution's divergence from itself.
+            found.reference_perplexity = found.perplexity;
+            (found.kl_mean, found.kl_p99, found.top1) = (Some(0.0), Some(0.0), Some(1.0));
+        }
         Ok(())
     }
 
@@ -92,7 +101,7 @@ impl Pipeline {
         token: &CancellationToken,
         found: &mut Measurements,
     ) -> Result<(), Stop> {
-        let Some((artifact, runner)) = self.forged(job).await? else { return Ok(()) };
+        let Some((artifact, runner)) = self.measurable(job, model).await? else { return Ok(()) };
         let context = model.identity.as_ref().and_then(|identity| identity.context_length);
         let most = context.map_or(PROMPT, |most| u32::try_from(most).unwrap_or(PROMPT).min(PROMPT));
         let order = BenchOrder {
@@ -111,16 +120,24 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The forged artifact and who can run it; `None`, and a word in the log, where nobody can.
-    async fn forged(&self, job: &JobRecord) -> Result<Option<(PathBuf, String)>, Stop> {
+    /// The forged artifact, or the source that answers as it is, and who can run it; `None`, and a word in the log, where
+    /// nobody can.
+    async fn measurable(
+        &self,
+        job: &JobRecord,
+        model: &ModelRecord,
+    ) -> Result<Option<(PathBuf, String)>, Stop> {
         let lost = || Stop::broken("failed", "the forged files are not known any more", "retry the job");
         let planned = job.planned.as_ref().ok_or_else(lost)?;
-        let entry = job.forged.as_ref().and_then(|report| report.files.first()).ok_or_else(lost)?;
-        let path = self.staging(job.id).join("work").join(entry);
+        let path = if job.life.kind == Kind::Measure {
+            model.path.clone()
+        } else {
+            let entry = job.forged.as_ref().and_then(|report| report.files.first()).ok_or_else(lost)?;
+            self.staging(job.id).join("work").join(entry)
+        };
         let runner = self.plugins.runner(&planned.target.format, Some(&planned.backend)).await;
         if runner.is_none() {
-            let why =
-                format!("no plugin runs {}: it is published without measurements", planned.target.format);
+            let why = format!("no plugin runs {}: it goes without measurements", planned.target.format);
             self.journal.job(job.id, LogLevel::Warn, why);
         }
         Ok(runner.map(|runner| (path, runner.id())))

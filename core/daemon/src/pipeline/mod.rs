@@ -223,6 +223,7 @@ impl Listener for Pipeline {
             (model.waits_for, model.fingerprint, model.bytes) = (None, fingerprint, seen.bytes);
             if !same {
                 (model.identity, model.digest, model.error) = (None, None, None);
+                model.standing = None;
             }
         });
         if same && (understood || in_hand(Kind::Intake)) {
@@ -253,13 +254,13 @@ impl Listener for Pipeline {
             &name,
             &why.about(path.display().to_string()).help("put it back: it is then forged anew"),
         );
-        if self.ledger.model_document(&name).is_some_and(|model| model.artifacts.is_empty()) {
-            self.ledger.remove_model(&name);
-        } else {
+        if self.ledger.has_artifacts(&name) {
             self.ledger.change_model(&name, path, |model| {
                 (model.missing, model.settling, model.waits_for) = (true, false, None);
                 model.fingerprint = None;
             });
+        } else {
+            self.ledger.remove_model(&name);
         }
     }
 

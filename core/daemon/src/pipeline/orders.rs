@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use drophammer_client::api::{self, ErrorReport, LogLevel};
 use drophammer_engine::job::{Event, Kind, State};
-use drophammer_engine::plan::Target;
+use drophammer_engine::plan::{Planned, Target};
 
 use super::{Pipeline, intake};
-use crate::ledger::LedgerError;
+use crate::ledger::{LedgerError, Servable};
 use crate::planning;
 
 /// Why an order cannot be carried out.
@@ -78,7 +78,7 @@ impl Pipeline {
                 ErrorReport::new("source_removed", message).help("put it back: it is then forged anew"),
             ));
         };
-        if job.life.kind == Kind::Forge && job.fingerprint != fingerprint {
+        if job.life.kind != Kind::Intake && job.fingerprint != fingerprint {
             let message = format!("the files of {} changed since", job.model);
             let help = format!("use its newer jobs, or `drophammer forge {}`", job.model);
             return Err(OrderError::Conflict(ErrorReport::new("source_changed", message).help(help)));
@@ -124,31 +124,28 @@ impl Pipeline {
         let model = self.known_model(name)?;
         let targets =
             self.targets_named(names, self.default_targets(&model.identity.clone().unwrap_or_default()))?;
-        let (Some(fingerprint), Some(_)) = (model.fingerprint, &model.identity) else {
+        let (Some(fingerprint), Some(identity)) = (model.fingerprint, &model.identity) else {
             return Err(OrderError::Conflict(model.error.unwrap_or_else(|| {
                 ErrorReport::new("not_ready", format!("{name} is not identified yet"))
                     .help("try again in a moment")
             })));
         };
-        let in_hand = |target: &Target| {
+        let in_hand = |target: &str| {
             let same = |job: &crate::ledger::JobRecord| {
                 job.model == name
                     && !job.life.state.is_finished()
-                    && job.planned.as_ref().is_some_and(|planned| planned.target.name == target.name)
+                    && job.planned.as_ref().is_some_and(|planned| planned.target.name == target)
             };
             self.ledger.jobs_where(same).first().map(|job| job.id)
         };
-        let (fresh, mut ids) =
-            targets.into_iter().fold((Vec::new(), Vec::new()), |(mut fresh, mut ids), target| {
-                match in_hand(&target) {
-                    Some(id) => ids.push(id),
-                    None => fresh.push(target),
-                }
-                (fresh, ids)
-            });
-        for planned in self.plan(&model.path, &fresh).await {
-            ids.push(self.add_forge_job(name, fingerprint, planned));
+        let mut planned = self.plan(&model.path, identity, &targets).await;
+        if names.is_empty() {
+            planned = self.without_spare(identity, planned).await;
         }
+        let queued = |planned: Planned| {
+            in_hand(&planned.target.name).unwrap_or_else(|| self.add_forge_job(name, fingerprint, planned))
+        };
+        let ids: Vec<u64> = planned.into_iter().map(queued).collect();
         Ok(ids.into_iter().filter_map(|id| self.ledger.job(id)).map(|job| job.document()).collect())
     }
 
@@ -178,7 +175,7 @@ impl Pipeline {
     pub async fn plan_path(&self, path: &Path, names: &[String]) -> Result<api::PlanReport, OrderError> {
         let targets = self.targets_named(names, self.targets.clone())?;
         let identity = intake::identify(path).await.map_err(OrderError::Invalid)?;
-        let planned = self.plan(path, &targets).await;
+        let planned = self.plan(path, &identity, &targets).await;
         Ok(api::PlanReport {
             source: crate::ledger::source_info(path.display().to_string(), Some(&identity), identity.bytes),
             targets: planned.into_iter().map(planning::document).collect(),
@@ -231,13 +228,25 @@ impl Pipeline {
     /// # Errors
     /// When there is none, or the file system refuses.
     pub fn delete_artifact(&self, id: &str) -> Result<(), OrderError> {
-        let artifact = self.ledger.remove_artifact(id).ok_or_else(|| no_such_artifact(id))?;
+        let artifact = self.ledger.remove_artifact(id).ok_or_else(|| match self.ledger.servable(id) {
+            Some(source) if source.is_source() => its_source(&source),
+            _ => no_such_artifact(id),
+        })?;
         artifact.delete(&self.home.staging).map_err(|error| {
             OrderError::Conflict(
                 ErrorReport::new("io", error.to_string()).help("check the library's permissions"),
             )
         })
     }
+}
+
+/// The user's files are never deleted.
+fn its_source(source: &Servable) -> OrderError {
+    OrderError::Conflict(
+        ErrorReport::new("is_a_source", format!("{} is what was dropped, as it is", source.api_name))
+            .about(source.path.display().to_string())
+            .help("take it out of the models folder to be rid of it"),
+    )
 }
 
 /// Nothing of this id is in the library.

@@ -72,7 +72,7 @@ impl Pipeline {
         tokio::spawn(async move {
             match job.life.kind {
                 Kind::Intake => pipeline.intake(job, token).await,
-                Kind::Forge => pipeline.forge(job, token).await,
+                Kind::Forge | Kind::Measure => pipeline.forge(job, token).await,
             }
             pipeline.held().remove(&id);
             pipeline.wake();

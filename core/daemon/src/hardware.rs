@@ -194,6 +194,15 @@ pub fn free_disk(path: &std::path::Path) -> Option<u64> {
     rustix::fs::statvfs(path).ok().map(|found| found.f_bavail.saturating_mul(found.f_frsize))
 }
 
+/// Resident memory of a process; `None` once it is gone.
+pub(crate) fn resident_memory(pid: u32) -> Option<u64> {
+    let pid = Pid::from_u32(pid);
+    let mut system = System::new();
+    let wanted = ProcessRefreshKind::nothing().with_memory();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, wanted);
+    system.process(pid).map(sysinfo::Process::memory)
+}
+
 /// Memory in all, once.
 pub(crate) fn total_memory() -> u64 {
     let mut system = System::new();
@@ -215,5 +224,7 @@ mod tests {
         assert!(sample.memory.total_bytes >= sample.memory.used_bytes && sample.memory.used_bytes > 0);
         assert!(sample.daemon.memory_bytes > 0 && sample.workers[0].memory_bytes > 0);
         assert_eq!(hardware.sample().time, sample.time, "a fresh sample is given again");
+        assert!(resident_memory(std::process::id()).is_some_and(|bytes| bytes > 0));
+        assert_eq!(resident_memory(u32::MAX), None);
     }
 }

@@ -87,6 +87,20 @@ fn a_model_that_can_never_fit_is_refused_with_the_figures() {
 }
 
 #[test]
+fn what_a_model_took_while_it_was_measured_is_what_it_needs() {
+    let mut daemon = counting_with(&[], FOR_ONE).unwrap();
+    assert_eq!(ask(&daemon, "model:counts", 1).0, 200);
+    let manifest = daemon.library().unwrap().remove(0).join("manifest.json");
+    let mut measured: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    measured["measurements"]["peak_memory_bytes"] = json!(500_000_000);
+    std::fs::write(&manifest, measured.to_string()).unwrap();
+    daemon.kill_and_restart().unwrap();
+    let (status, answer) = ask(&daemon, "model:counts", 1);
+    assert_eq!((status, &answer["error"]["code"]), (422, &json!("model_too_large")), "{answer:#}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("768 MB"), "{answer:#}");
+}
+
+#[test]
 fn a_pinned_model_stays_over_restarts_too_until_its_pin_is_taken_back() {
     let mut daemon = counting_with(&[OTHER], FOR_ONE).unwrap();
     let id = artifact(&daemon, "model:counts");

@@ -38,6 +38,8 @@ pub struct Servable {
     pub identity: Identity,
     /// Size of all its files.
     pub bytes: u64,
+    /// The most memory a worker took while it was measured, where it was.
+    pub peak_memory: Option<u64>,
     /// When it was published or last written, Unix seconds.
     pub created: f64,
 }
@@ -61,6 +63,7 @@ impl Servable {
             ],
             identity: manifest.source.identity.clone(),
             bytes: manifest.bytes(),
+            peak_memory: manifest.measurements.peak_memory_bytes,
             created: manifest.created,
         }
     }
@@ -81,6 +84,7 @@ impl Servable {
             backend: None,
             vocabulary: vec![model.path.clone()],
             bytes: identity.bytes,
+            peak_memory: model.standing.as_ref().and_then(|it| it.measurements.peak_memory_bytes),
             identity: identity.clone(),
             created: written.map_or(0.0, |since| since.as_secs_f64()),
         })

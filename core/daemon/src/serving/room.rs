@@ -15,11 +15,12 @@ use super::rooms::Serving;
 use super::wire::Call;
 use super::{Said, ServeError};
 use crate::config::seconds;
+use crate::hardware::resident_memory;
 use crate::ledger::Servable;
 use crate::worker::protocol::{Limits, ServeOrder, Work};
 use crate::workers::{Task, WorkerEvent};
 
-/// Memory that a model takes beside its weights, roughly: context, logits, tokenizer.
+/// Memory that a model may take beside its weights, roughly: contexts of several sequences, logits, tokenizer.
 const BESIDE_WEIGHTS: u64 = 256 << 20;
 /// How often a model that is to leave is looked at.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -76,9 +77,15 @@ impl Room {
         }
     }
 
-    /// Memory it takes.
+    /// Memory it takes: what its worker has by now, but at least what is expected of it. Weights may take more than their
+    /// files once a backend has laid them out, as was seen when they were measured.
     fn bytes(&self) -> u64 {
-        self.servable.bytes.saturating_add(BESIDE_WEIGHTS)
+        let weights = self.servable.bytes.max(self.servable.peak_memory.unwrap_or(0));
+        let taken = match &*self.state.borrow() {
+            State::Ready(hosted) => resident_memory(hosted.pid),
+            State::Loading | State::Failed(_) => None,
+        };
+        weights.saturating_add(BESIDE_WEIGHTS).max(taken.unwrap_or(0))
     }
 }
 

@@ -161,5 +161,9 @@ async fn ask(
 
 /// A target as a plugin is asked for it.
 pub(crate) fn goal(target: &Target) -> Goal {
-    Goal { format: target.format.clone(), scheme: target.scheme.clone(), options: target.options.clone() }
+    let mut options = target.options.clone();
+    if target.calibrate {
+        options.insert("calibrated".to_owned(), true.into());
+    }
+    Goal { format: target.format.clone(), scheme: target.scheme.clone(), options }
 }

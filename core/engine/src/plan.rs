@@ -28,6 +28,10 @@ pub struct Target {
     /// The device it is for.
     #[serde(default)]
     pub device: Option<String>,
+    /// Whether statistics of the model's activations are collected first, for its maker to weigh errors by: the fewer bits,
+    /// the more that brings.
+    #[serde(default)]
+    pub calibrate: bool,
     /// Options of the scheme, passed on as they are.
     #[serde(default)]
     pub options: serde_json::Map<String, serde_json::Value>,

@@ -36,6 +36,8 @@ pub struct Plan {
     pub notes: Vec<String>,
     export: GgufExport,
     tensors: Vec<TensorDecl>,
+    /// Whether there are, or will be, statistics of activations.
+    informed: bool,
     /// Whether rounding errors are made up for.
     compensate: bool,
     /// Whether columns are scaled first.
@@ -60,7 +62,8 @@ fn plan_of(request: &ForgeRequest, checkpoint: Checkpoint) -> Result<Plan> {
     let overrides = overrides_of(&request.goal)?;
     let in_model = |error: &drophammer_models::Error| failure::of_model(&request.source, error);
     let export = GgufExport::new(checkpoint).map_err(|error| in_model(&error))?;
-    let informed = request.imatrix.is_some();
+    // Before it is made, an artifact may only be promised statistics.
+    let informed = request.imatrix.is_some() || crate::flag(&request.goal, "calibrated")?;
     let tensors = export.declare(preset, informed, &overrides);
     let metadata = export.metadata(preset, !request.no_tokenizer).map_err(|error| in_model(&error))?;
     let layout = gguf::plan(&request.name, &metadata, &tensors, crate::max_file_bytes(&request.goal)?)
@@ -70,7 +73,7 @@ fn plan_of(request: &ForgeRequest, checkpoint: Checkpoint) -> Result<Plan> {
         })?;
     let notes = fallbacks(&export, preset, informed, &overrides, &tensors);
     let (compensate, awq) = (crate::flag(&request.goal, "compensate")?, crate::flag(&request.goal, "awq")?);
-    Ok(Plan { preset, layout, notes, export, tensors, compensate, awq })
+    Ok(Plan { preset, layout, notes, export, tensors, informed, compensate, awq })
 }
 
 /// The preset that a goal names.
@@ -253,7 +256,7 @@ fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
     let options = pass::Options::default();
     let work = pass::estimate(&items, &options).map_err(|error| failure::of_pass(&error))?;
     let mut notes = plan.notes.clone();
-    if plan.preset.wants_importance {
+    if plan.preset.wants_importance && !plan.informed {
         notes.push("this scheme gives poor results without an importance matrix".into());
     }
     estimate.supported = true;
@@ -264,6 +267,9 @@ fn fill(estimate: &mut Estimate, plan: &Plan) -> Result<()> {
         estimate
             .steps
             .insert(0, "find scales of columns that lose least, and fold them into what comes before".into());
+    }
+    if plan.informed {
+        estimate.steps.insert(0, "collect statistics of the model's activations".into());
     }
     if plan.compensate {
         estimate.steps.push("choose codes column by column, so that later ones make up for errors".into());

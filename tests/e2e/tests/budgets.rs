@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use drophammer_e2e::daemon::Daemon;
 use drophammer_e2e::{Answer, Home, fixture};
 use serde_json::Value;
 
@@ -154,4 +155,42 @@ fn statistics_are_collected_first_where_that_is_asked_for() {
     assert!(automatic != made(&[], "without"));
     let both = ["--scheme", "q4_k_m", "--auto-imatrix", "--imatrix", "own.gguf"];
     place.refused(&model(), &both, &["cannot be used with"]);
+}
+
+#[test]
+fn a_target_that_calibrates_is_made_with_statistics_as_by_hand() {
+    let home = Home::new(
+        &[],
+        "[serve]\nport = 0\n[targets]\ndefault = [\"blind\", \"gguf-q2_k\", \"made-up-for\"]\n",
+    );
+    let home = home.unwrap();
+    fs::create_dir(home.path().join("targets")).unwrap();
+    let blind = "[[target]]\nname = \"blind\"\nformat = \"gguf\"\nscheme = \"q2_k\"\n";
+    let more = blind.replace("blind", "made-up-for") + "calibrate = true\noptions = { compensate = true }\n";
+    fs::write(home.path().join("targets/mine.toml"), format!("{blind}{more}")).unwrap();
+    let source = model().display().to_string();
+    // Types that go astray without statistics say so, unless there will be some.
+    let few = blind.replace("blind", "few").replace("q2_k", "iq3_xxs");
+    fs::write(home.path().join("targets/few.toml"), few).unwrap();
+    let plan = home.json(&["plan", &source, "--target", "gguf-iq3_xxs", "--target", "few"]).unwrap();
+    let told = |at: usize, key: &str| plan["targets"][at][key].to_string();
+    assert!(told(0, "steps").contains("collect statistics"), "{plan:#}");
+    assert!(!told(0, "reason").contains("poor") && told(1, "reason").contains("poor"), "{plan:#}");
+    let by_hand = home.path().join("by-hand.gguf");
+    let arguments =
+        ["quantize", &source, "--scheme", "q2_k", "--auto-imatrix", "-o", by_hand.to_str().unwrap()];
+    assert_eq!(home.run(&arguments).unwrap().code, 0);
+
+    let daemon = Daemon::start(home).unwrap();
+    daemon.drop_in(&model(), "shakespeare-llama").unwrap();
+    let made = daemon.wait_for_model("shakespeare-llama", "ready").unwrap();
+    let artifact = |target: &str| {
+        made["artifacts"].as_array().unwrap().iter().find(|it| it["target"] == target).unwrap().clone()
+    };
+    let kl = |target: &str| artifact(target)["measurements"]["kl_mean"].as_f64().unwrap();
+    assert!(kl("gguf-q2_k") < kl("blind") && kl("made-up-for") < kl("gguf-q2_k"), "{made:#}");
+    let path = artifact("gguf-q2_k")["path"].as_str().unwrap().to_owned();
+    assert!(fs::read(path).unwrap() == fs::read(&by_hand).unwrap(), "the daemon made something else");
+    let left = fs::read_dir(daemon.home.path().join("staging")).unwrap().count();
+    assert_eq!(left, 0, "statistics stay behind");
 }

@@ -26,21 +26,17 @@ use crate::workshop::{Workshop, absolute};
 pub(super) const FORMAT: &str = "gguf";
 /// Tokens read for the statistics of a budget.
 const TOKENS: usize = 1 << 15;
-/// Tokens read for statistics alone, and with products of columns. Twice as many products hardly bring a model nearer.
+/// Tokens read for statistics that many artifacts may be made with.
 const STATISTICS: usize = 1 << 17;
-const PRODUCTS: usize = 1 << 13;
-/// Tokens read for the statistics of one artifact: 64 already bring a 4-bit model as near as thousands do, to a tenth.
-const AUTOMATIC: usize = 1 << 9;
 
 pub(super) async fn imatrix(arguments: Imatrix) -> Result<()> {
     let shop = Workshop::probed().await?;
     let staging = Staging::beside(&arguments.output)?;
-    let most_tokens = arguments.tokens.unwrap_or(if arguments.products { PRODUCTS } else { STATISTICS });
-    let text = arguments.text.as_deref().map(absolute).transpose()?;
+    let usual = if arguments.products { CalibrateOrder::PRODUCTS } else { STATISTICS };
     let order = CalibrateOrder {
-        text,
-        products: arguments.products,
-        ..statistics(&arguments.source, most_tokens, staging.path())?
+        text: arguments.text.as_deref().map(absolute).transpose()?,
+        most_tokens: arguments.tokens.unwrap_or(usual),
+        ..CalibrateOrder::automatic(&absolute(&arguments.source)?, arguments.products, staging.path())
     };
     let calibrated = calibrate(&shop, order, &arguments.budget).await?;
     let made = ForgeReport { files: vec![PathBuf::from(IMATRIX_FILE)], ..ForgeReport::default() };
@@ -51,26 +47,11 @@ pub(super) async fn imatrix(arguments: Imatrix) -> Result<()> {
 
 /// Collects into `place` what `--auto-imatrix` asks for; says where it lies.
 pub(super) async fn automatic(shop: &Workshop, making: &Making, place: &Path) -> Result<PathBuf> {
-    let tokens = if making.compensate { PRODUCTS } else { AUTOMATIC };
-    let order = CalibrateOrder { products: making.compensate, ..statistics(&making.source, tokens, place)? };
+    let order = CalibrateOrder::automatic(&absolute(&making.source)?, making.compensate, place);
     // A backend that was asked for makes the artifact; who can run the source is another question.
     let budget = crate::arguments::Budget { backend: None, ..making.budget.clone() };
     calibrate(shop, order, &budget).await?;
     Ok(place.join(IMATRIX_FILE))
-}
-
-/// Statistics of a model over so many tokens of the program's own text, to be put into `place`.
-fn statistics(source: &Path, most_tokens: usize, place: &Path) -> Result<CalibrateOrder> {
-    Ok(CalibrateOrder {
-        load: load(source, false)?,
-        vocabulary: vec![absolute(source)?],
-        text: None,
-        most_tokens,
-        imatrix: None,
-        products: false,
-        types: None,
-        staging: place.to_path_buf(),
-    })
 }
 
 async fn calibrate(
@@ -93,12 +74,6 @@ async fn calibrate(
         Outcome::Calibrated(calibrated) => Ok(calibrated),
         _ => Err(Failure::new(Exit::Failed, "the worker answered with something else", "report this")),
     }
-}
-
-/// How the model is loaded. What is only counted is an average over many tokens, which the small errors of fast kernels leave as it is;
-/// divergences of single tensors (`reference`) are as small as those errors.
-fn load(source: &Path, reference: bool) -> Result<LoadRequest> {
-    Ok(LoadRequest { path: absolute(source)?, reference, ..LoadRequest::default() })
 }
 
 /// A plan with what it was solved from, as it is written beside an artifact and read by `--plan`.
@@ -139,13 +114,16 @@ pub(super) async fn choose(shop: &Workshop, arguments: &Quantize) -> Result<Chos
         return Err(Failure::new(Exit::Usage, "no budget", "give --budget or --plan"));
     };
     let place = temporary()?;
+    let source = absolute(&arguments.making.source)?;
     let order = CalibrateOrder {
-        load: load(&arguments.making.source, true)?,
+        // What is only counted is an average over many tokens, which the small errors of fast kernels leave as it is;
+        // divergences of single tensors are as small as those errors.
+        load: LoadRequest { path: source.clone(), reference: true, ..LoadRequest::default() },
+        most_tokens: TOKENS,
         text: mixture.text.as_deref().map(absolute).transpose()?,
         imatrix: arguments.making.imatrix.as_deref().map(absolute).transpose()?,
-        products: arguments.making.compensate,
         types: Some(mixture.types.clone()),
-        ..statistics(&arguments.making.source, TOKENS, place.path())?
+        ..CalibrateOrder::automatic(&source, arguments.making.compensate, place.path())
     };
     calibrate(shop, order, &arguments.making.budget).await?;
     let weighed = place.path().join(SENSITIVITY_FILE);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use drophammer_client::api::{self, LogLevel, WorkerRole};
 use drophammer_engine::job::{Cause, Event, Kind, Stage, State};
+use drophammer_engine::plan::Target;
 use drophammer_formats::{Source, digest};
 use drophammer_sdk::{ErrorCode, ForgeRequest};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use super::{Pipeline, intake};
 use crate::ledger::{JobRecord, ModelRecord, Standing, source_name};
 use crate::library::{Maker, PublishError, Published, SourceRecord, Staged};
 use crate::planning::goal;
-use crate::worker::protocol::{Limits, Outcome, Work};
+use crate::worker::protocol::{CalibrateOrder, IMATRIX_FILE, Limits, Outcome, Work};
 use crate::workers::{Ending, Finished, Running, Task, WorkerEvent, WorkerFailure, api_level};
 
 /// The longest that files which changed under a job are waited for to come to rest.
@@ -131,6 +132,11 @@ impl Pipeline {
     async fn make(&self, job: &JobRecord, token: &CancellationToken) -> Result<(), Stop> {
         let model = self.source_of(job)?;
         let planned = self.plan_again(job, &model).await?;
+        let imatrix = if planned.target.calibrate {
+            Some(self.statistics(job, &model, &planned.target, token).await?)
+        } else {
+            None
+        };
         let work = self.staging(job.id).join("work");
         std::fs::create_dir_all(&work).map_err(|error| storage(&work, &error))?;
         let request = ForgeRequest {
@@ -138,6 +144,7 @@ impl Pipeline {
             goal: goal(&planned.target),
             staging: work,
             name: format!("{}-{}", job.model, planned.target.scheme),
+            imatrix,
             ..ForgeRequest::default()
         };
         // Far above the estimate: it catches a plugin that runs away, not one that is a little off.
@@ -156,6 +163,37 @@ impl Pipeline {
         }
         let _ = self.ledger.change_job(job.id, |job| job.forged = Some(report));
         Ok(())
+    }
+
+    /// Collects statistics of the model's activations for its artifact, unless the job did before it was interrupted.
+    async fn statistics(
+        &self,
+        job: &JobRecord,
+        model: &ModelRecord,
+        target: &Target,
+        token: &CancellationToken,
+    ) -> Result<PathBuf, Stop> {
+        let complete = self.staging(job.id).join("calibrated");
+        if !complete.exists() {
+            let format = model.identity.as_ref().map(|identity| identity.format.clone()).unwrap_or_default();
+            let runner = self.plugins.runner(&format, None).await.ok_or_else(|| {
+                let message =
+                    format!("no plugin runs {format}: nobody can collect statistics of its activations");
+                let report = api::ErrorReport::new("missing_plugin", message);
+                Stop::Failed(
+                    Cause::Blocked,
+                    report.help("forge a target without `calibrate`, or install a plugin"),
+                )
+            })?;
+            let unfinished = self.staging(job.id).join("calibrating");
+            let _ = std::fs::remove_dir_all(&unfinished);
+            std::fs::create_dir_all(&unfinished).map_err(|error| storage(&unfinished, &error))?;
+            let products = target.options.get("compensate").is_some_and(|wanted| *wanted == true);
+            let order = CalibrateOrder::automatic(&model.path, products, &unfinished);
+            self.work(job, &runner.id(), self.measuring_limits(job), Work::Calibrate(order), token).await?;
+            std::fs::rename(&unfinished, &complete).map_err(|error| storage(&complete, &error))?;
+        }
+        Ok(complete.join(IMATRIX_FILE))
     }
 
     /// A job that was blocked or failed may have been planned on a machine that is different now.

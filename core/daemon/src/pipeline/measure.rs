@@ -143,7 +143,7 @@ impl Pipeline {
         Ok(runner.map(|runner| (path, runner.id())))
     }
 
-    fn measuring_limits(&self, job: &JobRecord) -> Limits {
+    pub(super) fn measuring_limits(&self, job: &JobRecord) -> Limits {
         let threads = job.planned.as_ref().map_or(1, |planned| planned.needs.cores);
         Limits { threads, nice: self.config.workers.nice, ..Limits::default() }
     }

@@ -152,11 +152,13 @@ pub struct Measure {
     pub enabled: bool,
     /// The text to score.
     pub text: Option<PathBuf>,
+    /// Whether every plugin that runs an artifact is measured.
+    pub all_backends: bool,
 }
 
 impl Default for Measure {
     fn default() -> Self {
-        Self { enabled: true, text: None }
+        Self { enabled: true, text: None, all_backends: false }
     }
 }
 

@@ -53,6 +53,9 @@ pub struct Manifest {
     pub notes: Vec<String>,
     /// How good and how fast it is.
     pub measurements: api::Measurements,
+    /// Who was measured to run it fastest; its maker where nobody was.
+    #[serde(default)]
+    pub runner: Option<String>,
     /// When it was published, Unix seconds.
     pub created: f64,
 }
@@ -98,6 +101,11 @@ impl Manifest {
         self.files.iter().map(|file| file.bytes).fold(0, u64::saturating_add)
     }
 
+    /// Who runs it, where it can.
+    pub fn runner(&self) -> &str {
+        self.runner.as_ref().unwrap_or(&self.maker.backend)
+    }
+
     /// The `model` value that means exactly this artifact.
     pub fn api_name(&self) -> String {
         format!("{}:{}", self.model, self.target.name)
@@ -138,7 +146,7 @@ impl Published {
             target: manifest.target.name.clone(),
             api_name: manifest.api_name(),
             path: self.entry().display().to_string(),
-            backend: manifest.maker.backend.clone(),
+            backend: manifest.runner().to_owned(),
             device: manifest.target.device.clone(),
             format: manifest.target.format.clone(),
             scheme: manifest.target.scheme.clone(),
@@ -193,6 +201,8 @@ pub struct Staged {
     pub maker: Maker,
     /// How good it is.
     pub measurements: api::Measurements,
+    /// Who runs it fastest.
+    pub runner: Option<String>,
 }
 
 impl Staged {
@@ -291,6 +301,7 @@ impl Staged {
             types: self.report.types,
             notes: self.report.notes,
             measurements: self.measurements,
+            runner: self.runner,
             created: now(),
         }
     }
@@ -429,6 +440,7 @@ mod tests {
             source: SourceRecord::default(),
             maker: Maker::default(),
             measurements: api::Measurements { kl_mean: Some(0.5), ..api::Measurements::default() },
+            runner: None,
         }
     }
 

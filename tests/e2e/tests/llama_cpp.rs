@@ -3,9 +3,11 @@
 // Whatever goes wrong in a test's own steps is its failure.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use drophammer_client::routes;
 use drophammer_e2e::daemon::Daemon;
 use drophammer_e2e::{Home, fixture};
 use drophammer_formats::Source;
+use serde_json::Value;
 
 const PROMPT: &str = "KING RICHARD:\n";
 
@@ -46,6 +48,32 @@ fn a_daemon_has_llama_cpp_quantize_and_serves_what_came_out() {
     let settings = ["--raw", "--temperature", "0", "-n", "8"];
     let said = daemon.home.run(&[&["run", "model", PROMPT][..], &settings].concat()).unwrap();
     assert!(said.code == 0 && said.stdout.trim().len() > 4, "{said:?}");
+}
+
+#[test]
+fn whoever_is_measured_to_be_faster_serves() {
+    let settings =
+        "[serve]\nport = 0\n[measure]\nall_backends = true\n[targets]\ndefault = [\"gguf-q8_0\"]\n";
+    let daemon = Daemon::start(Home::new(&[], settings).unwrap()).unwrap();
+    daemon.drop_in(&fixture("shakespeare-llama"), "model").unwrap();
+    let job = daemon.wait_for_job(Some("gguf-q8_0"), &["succeeded", "failed"]).unwrap();
+    let log = routes::JOB_LOG.replace("{id}", job["id"].as_str().unwrap());
+    let log: Value = serde_json::from_str(&daemon.control("GET", &log, None).unwrap().1).unwrap();
+    let decode = |backend: &str| -> f64 {
+        let lines = log["lines"].as_array().unwrap().iter().filter_map(|line| line["message"].as_str());
+        let told = lines.filter_map(|line| line.strip_prefix(backend)?.strip_prefix(": prefill")).next();
+        let speed = told.and_then(|told| told.split("decode ").nth(1)?.split(' ').next());
+        speed.unwrap_or_else(|| panic!("{backend} was not measured: {log:#}")).parse().unwrap()
+    };
+    let speeds = ["native", "llama-cpp"].map(|backend| (backend, decode(backend)));
+    let (faster, speed) = speeds.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    let artifact = &daemon.wait_for_model("model", "ready").unwrap()["artifacts"][0];
+    assert_eq!(artifact["backend"], faster, "{artifact:#}");
+    assert!((artifact["measurements"]["decode_tps"].as_f64().unwrap() - speed).abs() < 0.1, "{artifact:#}");
+    let said = daemon.home.run(&["run", "model", PROMPT, "--raw", "-n", "4"]).unwrap();
+    assert_eq!(said.code, 0, "{said:?}");
+    let served = daemon.control("GET", routes::SERVED, None).unwrap().1;
+    assert!(served.contains(&format!("\"backend\":\"{faster}\"")), "{served}");
 }
 
 /// Numbers of one tensor of a safetensors file, each of four bytes.

@@ -27,6 +27,9 @@ pub struct JobRecord {
     pub forged: Option<ForgeReport>,
     /// What the measure stage found.
     pub measured: Option<api::Measurements>,
+    /// Who was measured to run it fastest.
+    #[serde(default)]
+    pub runner: Option<String>,
     /// What it published.
     pub artifact: Option<String>,
     /// Why it failed or is blocked.
@@ -92,6 +95,7 @@ impl JobRecord {
             fingerprint: 0,
             forged: None,
             measured: None,
+            runner: None,
             artifact: None,
             error: None,
             created,

@@ -30,8 +30,10 @@ pub struct Servable {
     pub scheme: String,
     /// The device it was made for.
     pub device: Option<String>,
-    /// The backend that made it, and runs it where it can; none made a source.
+    /// The backend that runs it, where it can; none is preferred for a source that was not measured.
     pub backend: Option<String>,
+    /// Whether it is a source, which no backend made.
+    pub is_source: bool,
     /// Where tokenizer and chat template may be, the first place first.
     pub vocabulary: Vec<PathBuf>,
     /// What its source is.
@@ -55,7 +57,8 @@ impl Servable {
             format: manifest.target.format.clone(),
             scheme: manifest.target.scheme.clone(),
             device: manifest.target.device.clone(),
-            backend: Some(manifest.maker.backend.clone()),
+            backend: Some(manifest.runner().to_owned()),
+            is_source: false,
             vocabulary: vec![
                 artifact.entry(),
                 artifact.directory.clone(),
@@ -81,7 +84,8 @@ impl Servable {
             format: identity.format.clone(),
             scheme: identity.scheme.clone(),
             device: None,
-            backend: None,
+            backend: model.standing.as_ref().map(|standing| standing.backend.clone()),
+            is_source: true,
             vocabulary: vec![model.path.clone()],
             bytes: identity.bytes,
             peak_memory: model.standing.as_ref().and_then(|it| it.measurements.peak_memory_bytes),
@@ -109,11 +113,6 @@ impl Servable {
             best,
             created: self.created,
         }
-    }
-
-    /// Whether this is a source, which no backend made.
-    pub fn is_source(&self) -> bool {
-        self.backend.is_none()
     }
 }
 

@@ -358,6 +358,7 @@ impl Pipeline {
                 drophammer: env!("CARGO_PKG_VERSION").to_owned(),
             },
             measurements: job.measured.unwrap_or_default(),
+            runner: job.runner.clone(),
         })
     }
 
@@ -395,7 +396,8 @@ impl Pipeline {
     async fn settle_choice(&self, job: &JobRecord) -> Result<(), Stop> {
         remove(self.staging(job.id)).await;
         if job.life.kind == Kind::Measure {
-            let backend = job.planned.as_ref().map(|planned| planned.backend.clone()).unwrap_or_default();
+            let planned = job.planned.as_ref().map(|planned| planned.backend.clone());
+            let backend = job.runner.clone().or(planned).unwrap_or_default();
             let standing = Standing { backend, measurements: job.measured.unwrap_or_default() };
             self.ledger.learn(job, |model| model.standing = Some(standing));
             let source = self.ledger.servable(&source_name(&job.model)).map(|source| source.id);

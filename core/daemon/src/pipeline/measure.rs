@@ -12,6 +12,7 @@ use super::Pipeline;
 use super::forge::Stop;
 use crate::ledger::{JobRecord, ModelRecord};
 use crate::worker::protocol::{BenchOrder, Limits, MeasureOrder, Outcome, Work};
+use crate::workers::Installed;
 
 /// Tokens scored at most: enough for a mean that is steady in its second digit.
 const MOST_TOKENS: usize = 2 << 10;
@@ -32,10 +33,10 @@ impl Pipeline {
             self.journal.job(job.id, LogLevel::Info, why);
             return Ok(());
         }
-        let mut found = Measurements::default();
+        let (mut found, mut fastest) = (Measurements::default(), None);
         for part in [
             self.quality(job, &model, token, &mut found).await,
-            self.speed(job, &model, token, &mut found).await,
+            self.speed(job, &model, token, &mut found, &mut fastest).await,
         ] {
             match part {
                 Ok(()) => {}
@@ -45,7 +46,7 @@ impl Pipeline {
                 Err(stop) => return Err(stop),
             }
         }
-        let _ = self.ledger.change_job(job.id, |job| job.measured = Some(found));
+        let _ = self.ledger.change_job(job.id, |job| (job.measured, job.runner) = (Some(found), fastest));
         Ok(())
     }
 
@@ -93,13 +94,14 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Tokens per second and memory.
+    /// Tokens per second and memory: by who made it, and by others that may be faster.
     async fn speed(
         &self,
         job: &JobRecord,
         model: &ModelRecord,
         token: &CancellationToken,
         found: &mut Measurements,
+        fastest: &mut Option<String>,
     ) -> Result<(), Stop> {
         let Some((artifact, runner)) = self.measurable(job, model).await? else { return Ok(()) };
         let context = model.identity.as_ref().and_then(|identity| identity.context_length);
@@ -110,14 +112,61 @@ impl Pipeline {
             generate: GENERATE.min(most),
             repetitions: 2,
         };
-        let task = self.task(&runner, self.measuring_limits(job), Work::Bench(order))?;
+        let format = job.planned.as_ref().map(|planned| planned.target.format.clone()).unwrap_or_default();
+        let mut runners = vec![runner];
+        runners.extend(self.rivals(&format, &runners[0]));
+        let alone = runners.len() == 1;
+        let mut refused = None;
+        for runner in runners {
+            let measured = match self.bench(job, &runner, order.clone(), token).await {
+                Ok(measured) => measured,
+                Err(Stop::Failed(cause, error)) if !alone => {
+                    self.journal.job(job.id, LogLevel::Warn, format!("{runner} does not run it: {error}"));
+                    refused.get_or_insert(Stop::Failed(cause, error));
+                    continue;
+                }
+                Err(stop) => return Err(stop),
+            };
+            let [prefill, decode] =
+                [measured.prefill_tps, measured.decode_tps].map(Option::unwrap_or_default);
+            if !alone {
+                let told = format!("{runner}: prefill {prefill:.0}, decode {decode:.1} tokens per second");
+                self.journal.job(job.id, LogLevel::Info, told);
+            }
+            if fastest.is_none() || found.decode_tps < Some(decode) {
+                (found.prefill_tps, found.decode_tps) = (measured.prefill_tps, measured.decode_tps);
+                found.peak_memory_bytes = measured.peak_memory_bytes;
+                *fastest = Some(runner);
+            }
+        }
+        refused.filter(|_| fastest.is_none()).map_or(Ok(()), Err)
+    }
+
+    /// Other plugins that run the format and may be faster: those with a device that is no processor, or all of them.
+    fn rivals(&self, format: &str, runner: &str) -> Vec<String> {
+        let catalog = self.plugins.catalog();
+        let all = self.config.measure.all_backends;
+        let able = catalog.runners(format).into_iter().filter(|plugin| all || plugin.is_accelerated());
+        able.map(Installed::id).filter(|id| id != runner).collect()
+    }
+
+    async fn bench(
+        &self,
+        job: &JobRecord,
+        runner: &str,
+        order: BenchOrder,
+        token: &CancellationToken,
+    ) -> Result<Measurements, Stop> {
+        let task = self.task(runner, self.measuring_limits(job), Work::Bench(order))?;
         let running = self.supervisor.start(task).await?;
-        let finished = self.follow(job, &runner, WorkerRole::Measure, running, token).await?;
-        let Outcome::Benched(benched) = finished.outcome else { return Ok(()) };
-        found.prefill_tps = Some(benched.bench.prefill.max_tps);
-        found.decode_tps = Some(benched.bench.decode.max_tps);
-        found.peak_memory_bytes = finished.peak_memory_bytes;
-        Ok(())
+        let finished = self.follow(job, runner, WorkerRole::Measure, running, token).await?;
+        let Outcome::Benched(benched) = finished.outcome else { return Ok(Measurements::default()) };
+        Ok(Measurements {
+            prefill_tps: Some(benched.bench.prefill.max_tps),
+            decode_tps: Some(benched.bench.decode.max_tps),
+            peak_memory_bytes: finished.peak_memory_bytes,
+            ..Measurements::default()
+        })
     }
 
     /// The forged artifact, or the source that answers as it is, and who can run it; `None`, and a word in the log, where

@@ -229,7 +229,7 @@ impl Pipeline {
     /// When there is none, or the file system refuses.
     pub fn delete_artifact(&self, id: &str) -> Result<(), OrderError> {
         let artifact = self.ledger.remove_artifact(id).ok_or_else(|| match self.ledger.servable(id) {
-            Some(source) if source.is_source() => its_source(&source),
+            Some(source) if source.is_source => its_source(&source),
             _ => no_such_artifact(id),
         })?;
         artifact.delete(&self.home.staging).map_err(|error| {

@@ -145,7 +145,7 @@ impl Serving {
     pub fn names(&self) -> Vec<(String, Servable)> {
         let catalog = self.pipeline.plugins.catalog();
         let mut names = self.pipeline.ledger.servables();
-        names.retain(|(_, found)| !found.is_source() || !catalog.runners(&found.format).is_empty());
+        names.retain(|(_, found)| !found.is_source || !catalog.runners(&found.format).is_empty());
         names
     }
 

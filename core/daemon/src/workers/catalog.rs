@@ -104,6 +104,12 @@ impl Installed {
         Self { directory, manifest, report: None, log: api::Log::default() }
     }
 
+    /// Whether it has a device that is no processor.
+    pub fn is_accelerated(&self) -> bool {
+        let devices = self.report.iter().flatten().flat_map(|report| &report.devices);
+        devices.into_iter().any(|device| device.kind != "cpu" && !device.emulated)
+    }
+
     /// Its id; the directory's name where the manifest says none.
     pub fn id(&self) -> String {
         match &self.manifest {
@@ -307,5 +313,14 @@ mod tests {
         assert_eq!(ids(catalog.makers("gguf")), ["high", "low"]);
         assert_eq!(ids(catalog.runners("gguf")), ["high", "low"]);
         assert!(catalog.runners("onnx").is_empty());
+        for (kind, emulated, accelerated) in
+            [("cpu", false, false), ("gpu", false, true), ("npu", true, false)]
+        {
+            let device =
+                drophammer_sdk::Device { kind: kind.into(), emulated, ..drophammer_sdk::Device::default() };
+            catalog.plugins[0].report =
+                Some(Ok(ProbeReport { devices: vec![device], ..ProbeReport::default() }));
+            assert_eq!(catalog.plugins[0].is_accelerated(), accelerated, "{kind}");
+        }
     }
 }

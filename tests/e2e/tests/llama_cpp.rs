@@ -60,8 +60,8 @@ fn whoever_is_measured_to_be_faster_serves() {
     let log = routes::JOB_LOG.replace("{id}", job["id"].as_str().unwrap());
     let log: Value = serde_json::from_str(&daemon.control("GET", &log, None).unwrap().1).unwrap();
     let decode = |backend: &str| -> f64 {
-        let lines = log["lines"].as_array().unwrap().iter().filter_map(|line| line["message"].as_str());
-        let told = lines.filter_map(|line| line.strip_prefix(backend)?.strip_prefix(": prefill")).next();
+        let mut lines = log["lines"].as_array().unwrap().iter().filter_map(|line| line["message"].as_str());
+        let told = lines.find_map(|line| line.strip_prefix(backend)?.strip_prefix(": prefill"));
         let speed = told.and_then(|told| told.split("decode ").nth(1)?.split(' ').next());
         speed.unwrap_or_else(|| panic!("{backend} was not measured: {log:#}")).parse().unwrap()
     };

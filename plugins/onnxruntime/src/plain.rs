@@ -70,6 +70,7 @@ fn fill(host: &HostInfo, file: &std::path::Path, goal: &Goal, estimate: &mut Est
     let scheme = scheme(goal)?;
     let plain = PlainGraph::open(file)?;
     Pick::of(goal, &plain.model().graph)?;
+    drophammer_forge::flag(goal, "portable")?;
     let runtime = drophammer_ort::find(host, "onnxruntime", "library");
     let mut told = None;
     if let Scheme::Static(_) = scheme {
@@ -132,7 +133,7 @@ pub(crate) fn forge(
         }
         Err(error) => return Err(error),
     };
-    let mut draft = Draft::new(&plain);
+    let mut draft = Draft::new(&plain).for_processors(goal)?;
     let mut told = Vec::new();
     draft = match scheme {
         Scheme::Single => draft,

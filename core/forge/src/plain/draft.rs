@@ -9,8 +9,9 @@ use drophammer_formats::onnx::{
 use drophammer_formats::{DType, Fault, TensorDecl};
 use drophammer_models::export::onnx::watch;
 use drophammer_quant::pass::{Item, Output, PassError};
+use drophammer_sdk::Goal;
 
-use super::weight::{Channels, Form, Kept, Made, Rows, Weight};
+use super::weight::{Channels, Form, INT8, Kept, Made, Rows, Weight, exact};
 use super::{FLOAT, PlainGraph, fold, opset, walk};
 
 /// Bytes of weights that are written into the graph's own file: more lie beside it.
@@ -35,6 +36,8 @@ pub struct Draft<'g> {
     pub notes: Vec<String>,
     /// Bytes of weights that may lie in the graph's own file.
     pub(super) inside_most: u64,
+    /// Codes are those that every processor multiplies exactly.
+    pub(super) every_processor: bool,
 }
 
 impl<'g> Draft<'g> {
@@ -47,7 +50,40 @@ impl<'g> Draft<'g> {
         // What is inferred again needs not be told, and may not be true for long.
         model.graph.value_infos.clear();
         model.ir_version = model.ir_version.max(LEAST_IR);
-        Self { graph, model, weights: HashMap::new(), notes: Vec::new(), inside_most: INSIDE_MOST }
+        Self {
+            graph,
+            model,
+            weights: HashMap::new(),
+            notes: Vec::new(),
+            inside_most: INSIDE_MOST,
+            every_processor: false,
+        }
+    }
+
+    /// The same with weights in codes that every processor multiplies exactly, as the goal's option `portable` asks; without it they are
+    /// those that are fastest on this one.
+    ///
+    /// # Errors
+    /// For an option that is neither true nor false.
+    pub fn for_processors(mut self, goal: &Goal) -> drophammer_sdk::Result<Self> {
+        self.every_processor = crate::flag(goal, "portable")?;
+        Ok(self)
+    }
+
+    /// The type of weights' codes that kernels multiply exactly, and their zero.
+    pub(super) fn exact_codes(&self) -> (ElementType, u8) {
+        exact(self.every_processor)
+    }
+
+    /// What becomes of such codes elsewhere.
+    pub(super) fn tell_processors(&mut self) {
+        if cfg!(target_arch = "x86_64") && self.exact_codes().0 == INT8 {
+            self.notes.push(
+                "multiplied exactly and fastest by processors with VNNI, as this one: older x86 processors cut large sums off \
+                 (option portable=true makes it for all)"
+                    .into(),
+            );
+        }
     }
 
     /// The same with batch norms and products and sums by channel folded into the convolutions before them.

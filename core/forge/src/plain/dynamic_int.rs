@@ -10,7 +10,7 @@ use super::FLOAT;
 use super::draft::Draft;
 use super::fold::int;
 use super::pick::Pick;
-use super::weight::{Channels, Form, UINT8, exact, scales};
+use super::weight::{Channels, Form, UINT8, scales};
 
 /// Where `DynamicQuantizeLinear` begins.
 const LEAST_OPSET: i64 = 11;
@@ -48,6 +48,7 @@ impl Draft<'_> {
         self.notes.push(format!(
             "{taken} of {all} operations multiply in eight bits: weights by output channel, values by the range that comes"
         ));
+        self.tell_processors();
         self.tell_branches();
         self.prune();
         Ok(self)
@@ -102,7 +103,7 @@ impl Pass<'_, '_> {
         };
         let codes = format!("{weight}/codes");
         if !self.draft.weights.contains_key(&codes) {
-            let (element, zero) = if unsigned { (UINT8, 128) } else { exact() };
+            let (element, zero) = if unsigned { (UINT8, 128) } else { self.draft.exact_codes() };
             self.draft.make(of, &codes, element, channels, Form::Codes { scales: steps.clone(), zero });
             self.draft.hold_floats(&format!("{weight}/scale"), &spread, &steps);
             self.draft.hold(&format!("{weight}/zero"), element, &[], vec![zero]);

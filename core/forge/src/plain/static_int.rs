@@ -14,7 +14,7 @@ use super::draft::{Draft, RUNTIME_DOMAIN};
 use super::fold::{int, output_axis};
 use super::pick::Pick;
 use super::saturate::narrowed;
-use super::weight::{Channels, Form, INT8, exact, scales};
+use super::weight::{Channels, Form, INT8, scales};
 
 const INT32: ElementType = ElementType(6);
 /// Operations whose output holds some of their first input's values.
@@ -106,13 +106,15 @@ impl Draft<'_> {
             Reach::Kernels => guarded(&self, &nodes, &taken),
             Reach::Everything => HashMap::new(),
         };
+        // Whoever runs everything in whole numbers knows signed weights alone; codes of 16 bits are multiplied as floats.
+        let by_kernels = reach == Reach::Kernels && bits == 8;
+        let weight_codes = if by_kernels { self.exact_codes() } else { (INT8, 0) };
         let mut pass = Pass {
             draft: &mut self,
             bits,
             ranges,
             domain,
-            // Whoever runs everything in whole numbers knows signed weights alone; codes of 16 bits are multiplied as floats.
-            weight_codes: if reach == Reach::Kernels && bits == 8 { exact() } else { (INT8, 0) },
+            weight_codes,
             weights: HashMap::new(),
             encodings: HashMap::new(),
             encoded: HashSet::new(),
@@ -136,6 +138,9 @@ impl Draft<'_> {
             taken.len()
         ));
         self.model.graph.nodes = nodes;
+        if by_kernels {
+            self.tell_processors();
+        }
         self.tell_branches();
         self.prune();
         self

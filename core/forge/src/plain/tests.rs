@@ -263,3 +263,23 @@ fn excluded_operations_stay_as_they_are() {
         (1, 0, 1)
     );
 }
+
+#[test]
+fn a_portable_graph_has_codes_that_every_processor_multiplies_and_another_tells_whom_it_is_for() {
+    let place = tempfile::tempdir().unwrap();
+    let graph = PlainGraph::open(&save(&model(), place.path())).unwrap();
+    let made = |portable: serde_json::Value| {
+        let options = [("portable".to_owned(), portable)].into_iter().collect();
+        let goal = drophammer_sdk::Goal { options, ..drophammer_sdk::Goal::default() };
+        Draft::new(&graph).for_processors(&goal)?.dynamic_int(&Pick::default())
+    };
+    let weights = |draft: &Draft<'_>| draft.constant("g/codes").unwrap().element_type;
+    let told = |draft: &Draft<'_>| draft.notes.iter().any(|note| note.contains("portable=true"));
+    let portable = made(true.into()).unwrap();
+    assert_eq!((weights(&portable), told(&portable)), (weight::UINT8, false));
+    let own = made(false.into()).unwrap();
+    assert_eq!(weights(&own), weight::exact(false).0);
+    let fastest_here_alone = cfg!(target_arch = "x86_64") && weights(&own) == weight::INT8;
+    assert_eq!(told(&own), fastest_here_alone, "{:?}", own.notes);
+    assert!(made("yes".into()).is_err());
+}

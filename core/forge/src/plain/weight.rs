@@ -12,16 +12,17 @@ const TOP: f32 = 127.0;
 pub(super) const UINT8: ElementType = ElementType(2);
 pub(super) const INT8: ElementType = ElementType(3);
 
-/// The type of eight-bit codes that ONNX Runtime's kernels multiply exactly on this processor, and the code that stands for zero.
+/// The type of eight-bit codes that ONNX Runtime's kernels multiply exactly, on `every` processor or fastest on this one, and the code
+/// that stands for zero.
 ///
 /// On x86 processors without an instruction that sums products of bytes in 32 bits they sum two of unsigned and signed bytes in
 /// sixteen, which is too narrow for large ones; those of unsigned bytes alone they widen first.
-pub(super) fn exact() -> (ElementType, u8) {
+pub(super) fn exact(every: bool) -> (ElementType, u8) {
     #[cfg(target_arch = "x86_64")]
     if !std::is_x86_feature_detected!("avx512vnni") && !std::is_x86_feature_detected!("avxvnni") {
         return (UINT8, 128);
     }
-    (INT8, 0)
+    if every { (UINT8, 128) } else { (INT8, 0) }
 }
 
 /// What is made of a weight's floats.

@@ -54,7 +54,8 @@ pub(crate) fn model(model: &ModelEntry, theme: &Theme, width: u16) -> Vec<Line<'
     for artifact in &model.artifacts {
         let mark = if artifact.best { "best " } else { "" };
         let text = format!("{mark}{} {} · {}", artifact.format, artifact.scheme, artifact_summary(artifact));
-        push(&mut lines, "made", &text, theme, width);
+        let label = if model.is_source(artifact) { "kept" } else { "made" };
+        push(&mut lines, label, &text, theme, width);
     }
     lines
 }

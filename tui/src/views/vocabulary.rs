@@ -2,8 +2,8 @@
 //! with its word: colour only underlines what both already say.
 
 use drophammer_client::api::{
-    Artifact, ErrorReport, Job, JobState, ModelState, PluginState, ServedModel, ServedState, SourceInfo,
-    Stage,
+    Artifact, ErrorReport, Job, JobState, ModelState, PluginState, SOURCE_TARGET, ServedModel, ServedState,
+    SourceInfo, Stage,
 };
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
@@ -96,9 +96,12 @@ pub(crate) fn served_word(served: &ServedModel) -> &'static str {
     if served.pinned && served.state == ServedState::Ready { "pinned" } else { served.state.as_str() }
 }
 
-/// `gguf q4_k_m`, or what there is of it.
+/// `gguf q4_k_m`, or what there is of it; a source that is measured as it is, as such.
 pub(crate) fn job_target(job: &Job) -> String {
     match (&job.format, &job.scheme, &job.target) {
+        (Some(format), Some(scheme), Some(target)) if target == SOURCE_TARGET => {
+            format!("{format} {scheme} (source)")
+        }
         (Some(format), Some(scheme), _) => format!("{format} {scheme}"),
         (_, _, Some(target)) => target.clone(),
         _ => job.stage.to_string(),

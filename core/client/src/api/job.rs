@@ -12,6 +12,9 @@ pub struct Jobs {
     pub jobs: Vec<Job>,
 }
 
+/// The target of a job that makes nothing: a source is measured as it is.
+pub const SOURCE_TARGET: &str = "source";
+
 words! {
     /// Where a job stands.
     JobState {

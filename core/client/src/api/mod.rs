@@ -21,7 +21,7 @@ pub use chat::{ChatChunk, ChatMessage, ChatRequest, ChatRole, CompletionRequest,
 pub use error::{ApiError, ErrorReport, Problem};
 pub use event::Event;
 pub use hardware::{Accelerator, Core, Cpu, Disk, Hardware, Memory, Network, ProcessUse};
-pub use job::{Job, JobState, Jobs, Stage};
+pub use job::{Job, JobState, Jobs, SOURCE_TARGET, Stage};
 pub use log::{Log, LogLevel, LogLine, LogSource};
 pub use model::{
     AddModel, Artifact, ForgeModel, Measurements, ModelEntry, ModelState, Models, Served, ServedModel,

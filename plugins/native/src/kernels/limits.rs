@@ -177,14 +177,16 @@ impl Kernel for Integers {
     unsafe fn run<I: Isa>(self) -> f32 {
         // SAFETY: touches no memory.
         unsafe {
-            // One and minus one as words, so that sums stay small.
-            let (w, x) = (std::hint::black_box(3), std::hint::black_box(0xffff_0001_u32 as i32));
-            let codes = I::codes([I::splat_b(w); 8]);
+            let codes = I::codes([I::splat_b(std::hint::black_box(3)); 8]);
             let w = codes.as_ref()[0];
+            // One and minus one as words, so that sums stay small; for each sum its own, loaded every time, as in a product: the same
+            // number, or one known from before, would be multiplied once and for all where products are summed by another instruction.
+            let x = [0xffff_0001_u32 as i32; CHAINS];
             let mut sums = [I::zero_i(); CHAINS];
             for _ in 0..ROUNDS {
-                for sum in sums.iter_mut().take(I::FLOAT_ROWS) {
-                    *sum = I::densest(*sum, w, x);
+                let x = std::hint::black_box(&x);
+                for (sum, x) in sums.iter_mut().zip(x).take(I::FLOAT_ROWS) {
+                    *sum = I::densest(*sum, w, *x);
                 }
             }
             sums.into_iter().map(|sum| I::sum(I::to_float(sum))).sum()

@@ -52,6 +52,8 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     const FLOAT_ROWS: usize = 12;
     const STRIPS: usize = 2;
     const STRIPS_OF_CODES: usize = if VNNI { 2 } else { 1 };
+    // Measured on processors without VNNI: a fortieth to a twenty-fifth.
+    const ASKS_NEAR: bool = !VNNI;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

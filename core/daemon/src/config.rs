@@ -310,6 +310,12 @@ pub fn targets(home: &Path) -> anyhow::Result<Vec<Target>> {
     let mut add = |name: &str, text: &str| -> anyhow::Result<()> {
         let file: TargetFile = toml::from_str(text).with_context(|| format!("targets {name}"))?;
         for target in file.target {
+            if target.name == drophammer_client::api::SOURCE_TARGET {
+                anyhow::bail!(
+                    "targets {name}: no target may be called `{}`: a model's source is",
+                    target.name
+                );
+            }
             known.retain(|other| other.name != target.name);
             known.push(target);
         }
@@ -368,5 +374,7 @@ mod tests {
         assert_eq!((found.len(), found[0].backend.as_deref()), (1, Some("mine")));
         std::fs::write(home.path().join("targets/bad.toml"), "[[target]]\nnmae = 1").unwrap();
         assert!(super::targets(home.path()).unwrap_err().to_string().contains("bad.toml"));
+        std::fs::write(home.path().join("targets/bad.toml"), text.replace("gguf-q8_0", "source")).unwrap();
+        assert!(super::targets(home.path()).unwrap_err().to_string().contains("may be called `source`"));
     }
 }

@@ -9,9 +9,6 @@ use crate::admission::Resources;
 use crate::identify::Identity;
 use crate::words::size;
 
-/// The name of the target that is a source as it was dropped.
-pub const SOURCE: &str = "source";
-
 /// Something a model can be turned into.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -184,12 +181,18 @@ fn gains_nothing(source: &Identity, target: &Target, bytes: u64) -> bool {
     !source.plain && source.format == target.format && bytes >= source.bytes - source.bytes / 20
 }
 
-/// The plan for a source that some targets gain nothing over: `backend` measures it as it is.
-pub fn as_it_is(source: &Identity, backend: String, spared: &[Planned], machine: &Machine) -> Planned {
+/// The plan for a source that some targets gain nothing over: as the target of this name `backend` measures it as it is.
+pub fn as_it_is(
+    source: &Identity,
+    name: &str,
+    backend: String,
+    spared: &[Planned],
+    machine: &Machine,
+) -> Planned {
     let names: Vec<&str> = spared.iter().map(|planned| planned.target.name.as_str()).collect();
     Planned {
         target: Target {
-            name: SOURCE.to_owned(),
+            name: name.to_owned(),
             format: source.format.clone(),
             scheme: source.scheme.clone(),
             ..Target::default()
@@ -315,8 +318,8 @@ mod tests {
     fn a_source_that_answers_as_it_is_says_what_it_stands_for() {
         let source = Identity { bytes: 1 << 20, ..source() };
         let spared = [Planned { target: target(), ..Planned::default() }];
-        let planned = as_it_is(&source, "a".into(), &spared, &MACHINE);
-        assert_eq!(planned.target.name, SOURCE);
+        let planned = as_it_is(&source, "source", "a".into(), &spared, &MACHINE);
+        assert_eq!(planned.target.name, "source");
         assert!(planned.supported && planned.reasons[0].contains("gguf-q8_0"), "{planned:?}");
         assert_eq!(planned.needs, Resources { memory: 2 << 20, cores: 2, disk: 0 });
     }

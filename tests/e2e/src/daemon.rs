@@ -298,16 +298,15 @@ pub fn exchange(
     let mut stream = std::net::TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let body = body.map(Value::to_string).unwrap_or_default();
-    write!(
-        stream,
+    let headers: Vec<String> = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers = headers.concat();
+    // At once: who is refused by the first line cannot send the rest.
+    let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n",
+         content-length: {}\r\n{headers}\r\n{body}",
         body.len()
-    )?;
-    for (name, value) in headers {
-        write!(stream, "{name}: {value}\r\n")?;
-    }
-    write!(stream, "\r\n{body}")?;
+    );
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
@@ -426,12 +425,12 @@ impl Daemon {
         let mut stream = std::os::unix::net::UnixStream::connect(self.home.path().join("control.sock"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let body = body.filter(|body| !body.is_null()).map(Value::to_string).unwrap_or_default();
-        write!(
-            stream,
+        let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: drophammer\r\nconnection: close\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
-        )?;
+        );
+        stream.write_all(request.as_bytes())?;
         let mut answer = std::io::BufReader::new(stream);
         let mut head = String::new();
         while answer.read_line(&mut head)? > 0 && !head.ends_with("\r\n\r\n") {}

@@ -25,8 +25,8 @@ fn a_dropped_model_shows_without_a_key_press_and_keys_alone_lead_to_an_answer() 
     terminal.press("Speak to me.").unwrap();
     terminal.wait_for("Speak to me.").unwrap();
     terminal.press("\r").unwrap();
-    // It counts on until the context is full.
-    terminal.wait_until("the answer's end", |screen| screen.contains("tok/s · length")).unwrap();
+    // It counts on until the context is full, or its sampler draws the end.
+    terminal.wait_until("the answer's end", |screen| screen.contains("tok/s · ")).unwrap();
     terminal.press("\x03").unwrap();
     assert!(terminal.end().unwrap().success());
 }

@@ -12,7 +12,7 @@ pub struct Jobs {
     pub jobs: Vec<Job>,
 }
 
-/// The target of a job that makes nothing: a source is measured as it is.
+/// The target of a job that makes nothing: a source is measured as it is. Nothing else is called so, since `model:source` means it.
 pub const SOURCE_TARGET: &str = "source";
 
 words! {

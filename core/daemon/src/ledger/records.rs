@@ -6,7 +6,7 @@ use std::time::Instant;
 use drophammer_client::api;
 use drophammer_engine::identify::Identity;
 use drophammer_engine::job::{Job, Kind, Stage, State};
-use drophammer_engine::plan::{Planned, SOURCE};
+use drophammer_engine::plan::Planned;
 use drophammer_sdk::ForgeReport;
 use serde::{Deserialize, Serialize};
 
@@ -312,7 +312,7 @@ impl ModelRecord {
 
 /// The `model` value that means a model's source.
 pub(crate) fn source_name(model: &str) -> String {
-    format!("{model}:{SOURCE}")
+    format!("{model}:{}", api::SOURCE_TARGET)
 }
 
 /// A source as the control API shows it.

@@ -7,7 +7,6 @@ use std::time::UNIX_EPOCH;
 use drophammer_client::api;
 use drophammer_engine::choice::{Floor, Measured, best};
 use drophammer_engine::identify::Identity;
-use drophammer_engine::plan::SOURCE;
 
 use super::records::{Standing, source_name};
 use super::{Book, Ledger, ModelRecord};
@@ -100,7 +99,7 @@ impl Servable {
         api::Artifact {
             id: self.id,
             model: self.model,
-            target: SOURCE.to_owned(),
+            target: api::SOURCE_TARGET.to_owned(),
             api_name: self.api_name,
             path: self.path.display().to_string(),
             backend: standing.backend.clone(),

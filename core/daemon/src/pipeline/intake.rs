@@ -5,7 +5,7 @@ use std::path::Path;
 use drophammer_client::api::{self, LogLevel};
 use drophammer_engine::identify::Identity;
 use drophammer_engine::job::{Cause, Event, Kind};
-use drophammer_engine::plan::{Planned, SOURCE, Target, as_it_is, plan};
+use drophammer_engine::plan::{Planned, Target, as_it_is, plan};
 use tokio_util::sync::CancellationToken;
 
 use super::Pipeline;
@@ -74,7 +74,7 @@ impl Pipeline {
         if !spare.is_empty() {
             let runner = self.plugins.runner(&source.format, None).await;
             let runner = runner.map(|plugin| plugin.id()).unwrap_or_default();
-            planned.push(as_it_is(source, runner, &spare, &self.machine()));
+            planned.push(as_it_is(source, api::SOURCE_TARGET, runner, &spare, &self.machine()));
         }
         planned
     }
@@ -98,14 +98,16 @@ impl Pipeline {
             job.model == model
                 && job.fingerprint == fingerprint
                 && job.planned.as_ref().is_some_and(|planned| planned.target.name == target)
-                && (in_hand || job.artifact.as_ref().is_some_and(published) || target == SOURCE && stands())
+                && (in_hand
+                    || job.artifact.as_ref().is_some_and(published)
+                    || target == api::SOURCE_TARGET && stands())
         };
         self.ledger.jobs_where(|job| job.planned.is_some()).iter().any(same)
     }
 
     /// Queues a planned job; one that cannot be done here is blocked from the start, with its reason.
     pub(super) fn add_forge_job(&self, model: &str, fingerprint: u64, planned: Planned) -> u64 {
-        let kind = if planned.target.name == SOURCE { Kind::Measure } else { Kind::Forge };
+        let kind = if planned.target.name == api::SOURCE_TARGET { Kind::Measure } else { Kind::Forge };
         let id = self.ledger.add_job(model, kind, |job| {
             job.fingerprint = fingerprint;
             if !planned.supported

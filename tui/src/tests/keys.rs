@@ -172,6 +172,18 @@ fn a_source_that_answers_as_it_is_stands_among_artifacts_but_is_not_ours_to_dele
 }
 
 #[test]
+fn the_job_of_a_source_shows_the_stages_that_it_goes_through() {
+    let mut app = app("dark");
+    let mut job = recorded().jobs.into_iter().find(|job| job.id == "9").unwrap();
+    job.target = Some(drophammer_client::api::SOURCE_TARGET.into());
+    job.stage = drophammer_client::api::Stage::Measure;
+    app.update(Message::Event(Box::new(Event::Job(Box::new(job)))));
+    press(&mut app, "down down down");
+    shows(&mut app, "(source)");
+    shows(&mut app, "✓ identify ─ ✓ plan ─ ▶ measure");
+}
+
+#[test]
 fn targets_are_marked_and_forged_and_what_cannot_be_made_is_not() {
     let mut app = app("dark");
     let effects = press(&mut app, "f space down space end space enter");

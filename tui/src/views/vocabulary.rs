@@ -96,12 +96,15 @@ pub(crate) fn served_word(served: &ServedModel) -> &'static str {
     if served.pinned && served.state == ServedState::Ready { "pinned" } else { served.state.as_str() }
 }
 
+/// Whether a source is measured as it is: nothing is made or published.
+fn is_of_source(job: &Job) -> bool {
+    job.target.as_deref() == Some(SOURCE_TARGET)
+}
+
 /// `gguf q4_k_m`, or what there is of it; a source that is measured as it is, as such.
 pub(crate) fn job_target(job: &Job) -> String {
     match (&job.format, &job.scheme, &job.target) {
-        (Some(format), Some(scheme), Some(target)) if target == SOURCE_TARGET => {
-            format!("{format} {scheme} (source)")
-        }
+        (Some(format), Some(scheme), _) if is_of_source(job) => format!("{format} {scheme} (source)"),
         (Some(format), Some(scheme), _) => format!("{format} {scheme}"),
         (_, _, Some(target)) => target.clone(),
         _ => job.stage.to_string(),
@@ -163,7 +166,8 @@ pub(crate) fn error_lines(error: &ErrorReport, width: u16, theme: &Theme) -> Vec
 /// `✓ identify ─ ✓ plan ─ ▶ forge 31% ─ · measure ─ · publish ─ · serve`.
 pub(crate) fn pipeline(job: &Job, theme: &Theme, short: bool) -> Line<'static> {
     let mut spans = Vec::new();
-    for stage in Stage::ALL {
+    let skipped = |stage: &&Stage| is_of_source(job) && matches!(stage, Stage::Forge | Stage::Publish);
+    for stage in Stage::ALL.iter().filter(|stage| !skipped(stage)) {
         if !spans.is_empty() {
             spans.push(Span::styled(if short { " " } else { " ─ " }, theme.border));
         }

@@ -257,25 +257,25 @@ impl ModelRecord {
     }
 
     fn state(&self, jobs: &[&JobRecord], artifacts: usize) -> api::ModelState {
-        let any = |intake: bool, states: &[State]| {
-            let is = |job: &&&JobRecord| (job.life.kind == Kind::Intake) == intake;
-            jobs.iter().filter(is).any(|job| states.contains(&job.life.state))
-        };
+        let (intakes, work): (Vec<&JobRecord>, Vec<&JobRecord>) =
+            jobs.iter().partition(|job| job.life.kind == Kind::Intake);
+        let any =
+            |jobs: &[&JobRecord], states: &[State]| jobs.iter().any(|job| states.contains(&job.life.state));
         if self.missing {
             api::ModelState::Missing
         } else if self.settling {
             api::ModelState::Settling
-        } else if any(true, &[State::Queued, State::Running]) {
+        } else if any(&intakes, &[State::Queued, State::Running]) {
             api::ModelState::Identifying
         } else if self.error.is_some() {
             api::ModelState::Failed
-        } else if any(false, &[State::Running]) {
+        } else if any(&work, &[State::Running]) {
             api::ModelState::Forging
-        } else if any(false, &[State::Queued, State::Blocked]) {
+        } else if any(&work, &[State::Queued, State::Blocked]) {
             api::ModelState::Planned
         } else if artifacts > 0 {
             api::ModelState::Ready
-        } else if any(false, &[State::Failed, State::Cancelled]) {
+        } else if any(&work, &[State::Failed, State::Cancelled]) {
             api::ModelState::Failed
         } else {
             api::ModelState::Planned
@@ -301,6 +301,11 @@ impl ModelRecord {
     pub fn source_info(&self) -> api::SourceInfo {
         let info = source_info(self.path.display().to_string(), self.identity.as_ref(), self.bytes);
         api::SourceInfo { api_name: self.answers().map(|_| source_name(&self.name)), ..info }
+    }
+
+    /// Its format, empty while it is not known.
+    pub fn format(&self) -> &str {
+        self.identity.as_ref().map_or("", |identity| &identity.format)
     }
 
     /// What it is and its fingerprint, if it lies there, understood and still, and tokens go through it: then it can answer for itself.

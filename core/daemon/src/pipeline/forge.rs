@@ -175,8 +175,8 @@ impl Pipeline {
     ) -> Result<PathBuf, Stop> {
         let complete = self.staging(job.id).join("calibrated");
         if !complete.exists() {
-            let format = model.identity.as_ref().map(|identity| identity.format.clone()).unwrap_or_default();
-            let runner = self.plugins.runner(&format, None).await.ok_or_else(|| {
+            let format = model.format();
+            let runner = self.plugins.runner(format, None).await.ok_or_else(|| {
                 let message =
                     format!("no plugin runs {format}: nobody can collect statistics of its activations");
                 let report = api::ErrorReport::new("missing_plugin", message);

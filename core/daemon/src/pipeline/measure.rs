@@ -69,15 +69,15 @@ impl Pipeline {
             most_tokens: MOST_TOKENS,
         };
         let measuring = self.task(&runner, limits, Work::Measure(order))?;
-        let source = model.identity.as_ref().map(|identity| identity.format.clone()).unwrap_or_default();
         let is_source = job.life.kind == Kind::Measure;
         let running = if is_source {
             self.supervisor.start(measuring).await?
-        } else if let Some(lender) = self.plugins.runner(&source, None).await {
+        } else if let Some(lender) = self.plugins.runner(model.format(), None).await {
             let lending = self.task(&lender.id(), limits, Work::Lend(load(model.path.clone(), true)))?;
             self.supervisor.start_compared(measuring, lending).await?
         } else {
-            let why = format!("no plugin runs {source}: measured without comparing it with the source");
+            let why =
+                format!("no plugin runs {}: measured without comparing it with the source", model.format());
             self.journal.job(job.id, LogLevel::Warn, why);
             self.supervisor.start(measuring).await?
         };

@@ -44,22 +44,18 @@ pub(crate) fn ask_ahead(ask: bool) {
     let _ = ask;
 }
 
-/// Asks for the line that is read some steps after this one, from a cache that is not the nearest.
+/// Asks for a line before it is read; any address will do.
 #[inline(always)]
-pub(crate) fn near_ahead(line: *const u8) {
+pub(crate) fn prefetch(line: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, which may name any address.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(NEAR).cast());
+        _mm_prefetch::<_MM_HINT_T0>(line.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;
 }
-
-/// How far ahead: some steps.
-#[cfg(target_arch = "x86_64")]
-const NEAR: usize = 1024;
 
 /// Asks for as many `bytes` as are read next, [`AHEAD`] of them: for whoever reads a long stream of memory, which some processors' own
 /// prefetching interrupts at every page.
@@ -68,9 +64,7 @@ pub(crate) fn fetch_ahead(next: *const u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
     if ASKED.load(Relaxed) {
         for at in (AHEAD..AHEAD + bytes).step_by(LINE) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a hint, which may name any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(at).cast()) }
+            prefetch(next.wrapping_add(at));
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

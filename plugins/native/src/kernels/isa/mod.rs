@@ -57,9 +57,9 @@ pub(crate) trait Isa: Copy + 'static {
     const STRIPS: usize = 1;
     /// The same of codes, whose sums of sixteen bits take registers besides on some paths: see [`Isa::dots_of_one`].
     const STRIPS_OF_CODES: usize = Self::STRIPS;
-    /// Whether weights are asked for some steps ahead where they are multiplied by panel after panel: the nearest cache holds no two
-    /// strips of words, and not every processor fetches them from the next one by itself in time.
-    const ASKS_NEAR: bool = false;
+    /// How many bytes ahead weights are asked for where they are multiplied by panel after panel, 0 for not at all: the nearest cache
+    /// holds no two strips of words, and not every processor fetches them from the next one by itself in time.
+    const ASKS_AHEAD: usize = 0;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -349,8 +349,8 @@ pub(crate) unsafe fn dots_one_by_one<I: Isa, const WORDS: bool, const S: usize, 
             let mut w = [I::splat_b(0); S];
             for (w, strip) in w.iter_mut().zip(strips) {
                 *w = if WORDS { I::load_b(strip.add(step * 64)) } else { I::load_codes(strip, step) };
-                if I::ASKS_NEAR && M > 1 {
-                    super::near_ahead(strip.wrapping_add(step * 64));
+                if I::ASKS_AHEAD > 0 && M > 1 {
+                    super::prefetch(strip.wrapping_add(step * 64 + I::ASKS_AHEAD));
                 }
             }
             for m in 0..M {

@@ -36,7 +36,7 @@ impl Frame<'_> {
             let of_row = |row| runs.partition_point(|run| run.begin < row);
             let runs = &runs[of_row(span.rows.start)..of_row(span.rows.end)];
             #[cfg(target_arch = "x86_64")]
-            if span.tiled && self.cache.stored() == Stored::Word {
+            if span.many && self.path.has_tiles() && self.cache.stored() == Stored::Word {
                 self.attend_by_tiles(attention, runs, member, scratch);
                 continue;
             }

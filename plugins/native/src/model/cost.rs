@@ -8,6 +8,7 @@ use super::attend::sees;
 use super::execute::{Frame, Program};
 use super::record::MatrixRef;
 use super::step::{Experts, Step};
+use crate::kernels::Path;
 use crate::kernels::attention::PAGE;
 use crate::kernels::tile::Takes;
 
@@ -24,7 +25,9 @@ pub(crate) struct Cost {
 pub(crate) fn kind(step: &Step, program: &Program, references: &[MatrixRef]) -> (String, Arithmetic) {
     let plain = |name: &str| (name.to_owned(), Arithmetic::Float);
     let arithmetic = |matrices: &[usize]| {
-        let integer = matrices.iter().any(|&number| program.matrices[number].takes() != Takes::Floats);
+        let integer = matrices
+            .iter()
+            .any(|&number| program.matrices[number].takes(Path::chosen(), false) != Takes::Floats);
         if integer { Arithmetic::Integer } else { Arithmetic::Float }
     };
     match step {

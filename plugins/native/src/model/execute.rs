@@ -8,20 +8,20 @@ use drophammer_models::graph::Index;
 use drophammer_models::rope::{Rope, RopeTable};
 
 use super::experts::ExpertRoom;
+use super::forms::{Forms, Rooms};
 use super::matrix::Matrix;
 use super::products::Linear;
 use super::runs::{Run, Span, find_runs, find_spans};
 use super::step::{Buffer, Domain, Norm, Rotate, Step, Value};
 use crate::ahead::Ahead;
 use crate::cache::{Cache, Place};
-use crate::kernels::activation::{Quantized, Room};
 use crate::kernels::attention;
 use crate::kernels::rotate::rotate_head;
 use crate::kernels::rows;
-use crate::kernels::tile::Takes;
 use crate::kernels::tile::multiply::Unpacked;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::tile::tiled;
+use crate::kernels::tile::{Takes, floats};
 use crate::kernels::{LANES, Path, ask_ahead};
 use crate::memory::Aligned;
 use crate::observer::Observer;
@@ -91,12 +91,12 @@ pub(super) struct Scratch {
     /// The same as a strip.
     pub(super) strip: Vec<f32>,
     pub(super) attention: attention::Scratch,
-    /// One token's activations as integers.
-    pub(super) codes: Quantized,
-    pub(super) words: Quantized,
+    /// One token's row in the forms that matrices take.
+    pub(super) forms: Forms,
     pub(super) unpacked: Unpacked,
     #[cfg(target_arch = "x86_64")]
     pub(super) tiled: tiled::Room,
+    pub(super) floats: floats::Room,
     #[cfg(target_arch = "x86_64")]
     pub(super) attention_tiles: attention::tiled::Room,
     /// What statistics are counted from.
@@ -115,8 +115,7 @@ pub(crate) struct Engine {
     buffers: Vec<Aligned<f32>>,
     scratch: Vec<Scratch>,
     rotations: Vec<Rotation>,
-    codes: Quantized,
-    words: Quantized,
+    forms: Forms,
     experts: Option<ExpertRoom>,
     places: Vec<Place>,
     runs: Vec<Run>,
@@ -136,10 +135,9 @@ impl Engine {
     /// Room for `chunk` tokens at once.
     pub(crate) fn new(program: Program, cache: Cache, pool: Pool, path: Path, chunk: usize) -> Self {
         let columns = program.matrices.iter().map(|matrix| matrix.columns).max().unwrap_or(0);
-        let widest = |form: Takes| {
-            program.matrices.iter().filter(|m| m.takes() == form).map(|m| m.columns).max().unwrap_or(0)
-        };
-        let (coded, worded) = (widest(Takes::Codes), widest(Takes::Words));
+        let coded = program.matrices.iter().filter(|m| m.takes(path, false) == Takes::Codes);
+        let coded = coded.map(|matrix| matrix.columns).max().unwrap_or(0);
+        let forms = |rows: usize| Forms::new(path, rows, program.matrices.iter());
         let layers = || (0..cache.layers()).map(|layer| cache.layer(layer));
         let keys = layers().map(|layer| layer.key_width).max().unwrap_or(0);
         let values = layers().map(|layer| layer.value_width).max().unwrap_or(0);
@@ -160,11 +158,11 @@ impl Engine {
                     rows: vec![0.0; columns * LANES],
                     strip: vec![0.0; columns * LANES],
                     attention: attention::Scratch::new(keys, values),
-                    codes: Quantized::new(1, coded),
-                    words: Quantized::new(1, worded),
+                    forms: forms(1),
                     unpacked: Unpacked::new(coded, chunk),
                     #[cfg(target_arch = "x86_64")]
-                    tiled: tiled::Room::new(tiled(coded.max(worded))),
+                    tiled: tiled::Room::new(tiled(columns)),
+                    floats: floats::Room::new(path.prefers_floats()),
                     #[cfg(target_arch = "x86_64")]
                     attention_tiles: attention::tiled::Room::new(tiled(keys), tiled(values)),
                     counted: Vec::new(),
@@ -185,9 +183,8 @@ impl Engine {
                     }
                 })
                 .collect(),
-            codes: Quantized::new(chunk, coded),
-            words: Quantized::new(chunk, worded),
-            experts: ExpertRoom::for_program(&program, chunk),
+            forms: forms(chunk),
+            experts: ExpertRoom::for_program(&program, path, chunk),
             places: Vec::with_capacity(chunk),
             runs: Vec::with_capacity(chunk),
             late: Vec::with_capacity(chunk),
@@ -266,8 +263,7 @@ impl Engine {
             late_runs: &self.late_runs,
             spans: &self.spans,
             rotations: &self.rotations,
-            codes: self.codes.room(),
-            words: self.words.room(),
+            forms: self.forms.rooms(),
             experts: self.experts.as_mut().map(ExpertRoom::shared),
             observer: self.observer.as_deref(),
             buffers: &self.pointers,
@@ -322,8 +318,7 @@ pub(super) struct Frame<'a> {
     late_runs: &'a [Run],
     spans: &'a [Vec<Span>; 3],
     pub(super) rotations: &'a [Rotation],
-    pub(super) codes: Room,
-    pub(super) words: Room,
+    pub(super) forms: Rooms,
     pub(super) experts: Option<super::experts::SharedRoom<'a>>,
     pub(super) observer: Option<&'a Observer>,
     pub(super) buffers: &'a Pointers,

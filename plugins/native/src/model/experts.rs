@@ -10,14 +10,15 @@ use std::ops::Range;
 use drophammer_models::graph::{Routing, Scoring};
 
 use super::execute::{Frame, Program, Scratch};
-use super::products::{Form, Gates, Work};
+use super::forms::{Form, Forms, Rooms};
+use super::products::{Gates, Work};
 use super::runs::Span;
 use super::step::{Experts, Step};
-use crate::kernels::LANES;
-use crate::kernels::activation::{Quantized, Room, TILED_PANEL};
+use crate::kernels::activation::TILED_PANEL;
 use crate::kernels::float::Rows;
 use crate::kernels::rows;
 use crate::kernels::tile::Takes;
+use crate::kernels::{LANES, Path};
 use crate::memory::Aligned;
 use crate::threads::{Member, Shares};
 
@@ -59,8 +60,7 @@ pub(crate) struct ExpertRoom {
     x: Aligned<f32>,
     gate: Aligned<f32>,
     up: Aligned<f32>,
-    codes: Quantized,
-    words: Quantized,
+    forms: Forms,
 }
 
 /// The same, as threads share it.
@@ -70,13 +70,12 @@ pub(crate) struct SharedRoom<'a> {
     x: Shares<'a, f32>,
     gate: Shares<'a, f32>,
     up: Shares<'a, f32>,
-    codes: Room,
-    words: Room,
+    forms: Rooms,
 }
 
 impl ExpertRoom {
     /// Enough for `chunk` tokens at every mixture of the program; `None` if it has none.
-    pub(crate) fn for_program(program: &Program, chunk: usize) -> Option<Self> {
+    pub(crate) fn for_program(program: &Program, path: Path, chunk: usize) -> Option<Self> {
         let mixtures = program.steps.iter().filter_map(|step| match step {
             Step::Experts(experts) => Some(experts),
             _ => None,
@@ -87,18 +86,13 @@ impl ExpertRoom {
         let width = mixtures.clone().map(|e| e.width).max()?;
         // Every expert's last panel may be filled up.
         let rows = slots + (TILED_PANEL - 1) * experts.min(slots);
-        let quantized = |form: Takes| {
-            let matrices = mixtures.clone().flat_map(|e| [&e.gate, &e.up, &e.down]).flatten();
-            let taking = matrices.map(|&number| &program.matrices[number]).filter(|m| m.takes() == form);
-            Quantized::new(rows, taking.map(|matrix| matrix.columns).max().unwrap_or(0))
-        };
+        let matrices = mixtures.clone().flat_map(|e| [&e.gate, &e.up, &e.down]).flatten();
         Some(Self {
             plan: vec![RoutePlan::default()],
             x: Aligned::zeroed(slots * hidden),
             gate: Aligned::zeroed(slots * width),
             up: Aligned::zeroed(slots * width),
-            codes: quantized(Takes::Codes),
-            words: quantized(Takes::Words),
+            forms: Forms::new(path, rows, matrices.map(|&number| &program.matrices[number])),
         })
     }
 
@@ -108,8 +102,7 @@ impl ExpertRoom {
             x: Shares::new(&mut self.x),
             gate: Shares::new(&mut self.gate),
             up: Shares::new(&mut self.up),
-            codes: self.codes.room(),
-            words: self.words.room(),
+            forms: self.forms.rooms(),
         }
     }
 }
@@ -228,13 +221,13 @@ impl Frame<'_> {
             self.read(step.x, (first + plan.choices[slot].token as usize) * hidden, hidden)
         };
         let stacks = [step.gate.as_slice(), &step.up];
-        if self.takes(&stacks, plan, Takes::Floats) || self.observer.is_some() {
+        if self.takes(&stacks, plan, span.many, Takes::Floats) || self.observer.is_some() {
             for slot in member.share(plan.choices.len(), 1) {
                 // SAFETY: each slot is one thread's.
                 unsafe { room.x.part(slot * hidden, hidden) }.copy_from_slice(row_of(slot));
             }
         }
-        let uses = self.uses(&stacks, hidden, plan, room, span.tiled);
+        let uses = self.uses(&stacks, hidden, plan, room, span.many);
         self.put(uses.clone(), row_of, member);
         member.barrier();
         self.observe(&step.gate, plan, (room.x.begin(), hidden), member, scratch);
@@ -259,7 +252,7 @@ impl Frame<'_> {
         }
         member.barrier();
         self.observe(&step.down, plan, (room.gate.begin(), width), member, scratch);
-        let uses = self.uses(&[&step.down], width, plan, room, span.tiled);
+        let uses = self.uses(&[&step.down], width, plan, room, span.many);
         // SAFETY: gated before the barrier, only read after it.
         let row_of = |slot: usize| unsafe { &room.gate.whole()[slot * width..][..width] };
         self.put(uses.clone(), row_of, member);
@@ -295,8 +288,8 @@ impl Frame<'_> {
     }
 
     /// Whether any matrix of the experts that are used takes this.
-    fn takes(&self, stacks: &[&[usize]], plan: &RoutePlan, form: Takes) -> bool {
-        let takes = |number: usize| self.program.matrices[number].takes() == form;
+    fn takes(&self, stacks: &[&[usize]], plan: &RoutePlan, many: bool, form: Takes) -> bool {
+        let takes = |number: usize| self.program.matrices[number].takes(self.path, many) == form;
         plan.experts().any(|(expert, _)| stacks.iter().any(|stack| takes(stack[expert])))
     }
 
@@ -307,15 +300,14 @@ impl Frame<'_> {
         columns: usize,
         plan: &'u RoutePlan,
         room: &'u SharedRoom<'_>,
-        tiled: bool,
+        many: bool,
     ) -> impl Iterator<Item = Use> + Clone + use<'u> {
-        let [codes, words] = [Takes::Codes, Takes::Words].map(|form| self.takes(stacks, plan, form));
+        let taken = [Takes::Codes, Takes::Words, Takes::Scaled]
+            .map(|form| (form, self.takes(stacks, plan, many, form)));
         let mut row = 0;
         plan.experts().map(move |(expert, slots)| {
-            let panel = self.panel(codes, slots.len(), tiled);
-            let places = |room: &Room| room.panels(row, panel, slots.len(), columns);
-            let form =
-                Form::of(codes.then(|| places(&room.codes)), words.then(|| places(&room.words)), tiled);
+            let takes = |form| taken.contains(&(form, true));
+            let form = room.forms.form(self.path, row, slots.len(), columns, takes);
             row += form.rows();
             Use { expert, slots, form }
         })

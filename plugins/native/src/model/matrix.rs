@@ -99,9 +99,9 @@ impl Matrix {
         }
     }
 
-    /// What the matrix is multiplied by.
-    pub(crate) fn takes(&self) -> Takes {
-        self.tiles().map_or(Takes::Floats, Tiles::takes)
+    /// What the matrix is multiplied by on a path: by `many` tokens, or by few.
+    pub(crate) fn takes(&self, path: Path, many: bool) -> Takes {
+        self.tiles().map_or(Takes::Floats, |tiles| tiles.takes(path, many))
     }
 
     /// A row as floats.

@@ -9,6 +9,7 @@ mod attend;
 pub(crate) mod cost;
 pub(crate) mod execute;
 mod experts;
+mod forms;
 mod fuse;
 pub(crate) mod load;
 pub(crate) mod matrix;

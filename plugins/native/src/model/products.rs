@@ -6,17 +6,17 @@ use std::ops::Range;
 use drophammer_models::graph::Gating;
 
 use super::execute::{Frame, Scratch};
+use super::forms::Form;
 use super::matrix::Matrix;
 use super::runs::Span;
 use super::step::{Domain, Norm, Product, Value};
-use crate::kernels::activation::{Panels, Quantized, Room, TILED_PANEL, panel_of, word_panel_of};
+use crate::kernels::LANES;
 use crate::kernels::float::{Output, Rows, dot, lay_strip, multiply_strip};
 use crate::kernels::rows::{self, Binary};
 use crate::kernels::tile::multiply::multiply;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::tile::tiled;
-use crate::kernels::tile::{Takes, Tiles, fixed, plain};
-use crate::kernels::{LANES, Path};
+use crate::kernels::tile::{Takes, Tiles, fixed, floats, plain};
 use crate::threads::Member;
 
 /// Up to so many tokens rows of weights are multiplied one by one; beyond it pays to lay them in strips.
@@ -28,63 +28,6 @@ const GATED_STRIPS: usize = 8;
 /// With at least so many tokens for each, threads share tokens, not rows of weights: what a thread quantizes, reads and writes then
 /// stays in its core's caches, which is worth more than unpacking weights in one place.
 const OWN_TOKENS: usize = 96;
-
-/// Rows as what matrices are multiplied by, beside floats: what they take, or bfloat16 in place of both for tiles.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Form {
-    /// As [`Takes::Codes`].
-    codes: Option<Panels>,
-    /// As [`Takes::Words`].
-    words: Option<Panels>,
-    bfloats: Option<Panels>,
-}
-
-impl Form {
-    /// Rows in these places; for tiles one of them, which are of the same size.
-    pub(super) fn of(codes: Option<Panels>, words: Option<Panels>, tiled: bool) -> Self {
-        if tiled {
-            Self { bfloats: codes.or(words), ..Self::default() }
-        } else {
-            Self { codes, words, bfloats: None }
-        }
-    }
-
-    /// Any of them: all have the same rows.
-    fn panels(&self) -> Option<Panels> {
-        self.codes.or(self.words).or(self.bfloats)
-    }
-
-    /// Rows to put, those that fill the last panel up included; none where matrices take floats alone.
-    pub(super) fn rows(&self) -> usize {
-        self.panels().map_or(0, |panels| panels.rows())
-    }
-
-    /// The same of some tokens, whole panels but for the last.
-    fn part(self, tokens: &Range<usize>) -> Self {
-        let part = |panels: Panels| panels.part(tokens);
-        Self { codes: self.codes.map(part), words: self.words.map(part), bfloats: self.bfloats.map(part) }
-    }
-
-    /// Puts one row in its place.
-    ///
-    /// # Safety
-    /// As for [`Panels::quantize`].
-    pub(super) unsafe fn put(&self, path: Path, row: usize, x: Option<&[f32]>) {
-        // SAFETY: the caller's promise; only paths with tiles have bfloats.
-        unsafe {
-            if let Some(codes) = self.codes {
-                codes.quantize(path, row, x);
-            }
-            if let Some(words) = self.words {
-                words.quantize_words(path, row, x);
-            }
-            #[cfg(target_arch = "x86_64")]
-            if let Some(bfloats) = self.bfloats {
-                bfloats.round(row, x);
-            }
-        }
-    }
-}
 
 /// One matrix product. The output's rows and the input's lie in buffers that hold `tokens` of them.
 #[derive(Clone, Copy)]
@@ -154,18 +97,15 @@ impl Frame<'_> {
     fn span(&self, span: &Span, linear: Linear<'_>, member: Member<'_>, scratch: &mut Scratch) {
         let Linear { x, norm, products, gating } = linear;
         let (first, tokens, columns) = (span.rows.start, span.rows.len(), x.width);
-        let takes = |form| products.iter().any(|p| self.program.matrices[p.matrix].takes() == form);
+        let takes = |form| {
+            products.iter().any(|p| self.program.matrices[p.matrix].takes(self.path, span.many) == form)
+        };
         let mut input = Rows { begin: self.begin(x).wrapping_add(first * columns), stride: columns };
         let own = tokens == 1;
         let share_tokens = tokens >= OWN_TOKENS * member.count;
-        let panel = self.panel(takes(Takes::Codes), tokens, span.tiled);
-        let room = |form: Takes, shared: &Room, own_room: &mut Quantized| {
-            let room = if own { own_room.room() } else { *shared };
-            takes(form).then(|| room.panels(0, panel, tokens, columns))
-        };
-        let codes = room(Takes::Codes, &self.codes, &mut scratch.codes);
-        let words = room(Takes::Words, &self.words, &mut scratch.words);
-        let form = Form::of(codes, words, span.tiled);
+        let rooms = if own { scratch.forms.rooms() } else { self.forms };
+        let form = rooms.form(self.path, 0, tokens, columns, takes);
+        let (rows, panel) = (form.rows(), form.panel());
         if own {
             if let Some(norm) = norm {
                 self.norm_row(norm, first, &mut scratch.row[..columns]);
@@ -174,8 +114,7 @@ impl Frame<'_> {
             // SAFETY: the row is this thread's own, or written before the last barrier.
             unsafe { form.put(self.path, 0, Some(std::slice::from_raw_parts(input.begin, columns))) };
         } else {
-            let rows = form.panels().map_or(tokens, |panels| panels.rows());
-            for row in member.share(rows, panel) {
+            for row in member.share(rows.max(tokens), panel) {
                 let at = (first + row) * columns;
                 if let Some(norm) = norm.filter(|_| row < tokens) {
                     // SAFETY: each row is one thread's.
@@ -185,7 +124,7 @@ impl Frame<'_> {
                 unsafe { form.put(self.path, row, (row < tokens).then(|| self.read(x, at, columns))) };
             }
             let others_read = !share_tokens || self.observer.is_some();
-            if others_read && (norm.is_some() || form.panels().is_some()) {
+            if others_read && (norm.is_some() || rows > 0) {
                 member.barrier();
             }
         }
@@ -225,17 +164,6 @@ impl Frame<'_> {
             }
         } else {
             self.multiply(work, member, scratch);
-        }
-    }
-
-    /// Tokens of a panel of so many: `codes` says whether any matrix takes these.
-    pub(super) fn panel(&self, codes: bool, tokens: usize, tiled: bool) -> usize {
-        if tiled {
-            TILED_PANEL
-        } else if codes {
-            panel_of(tokens)
-        } else {
-            word_panel_of(self.path, tokens)
         }
     }
 
@@ -289,15 +217,22 @@ impl Frame<'_> {
         let out = Output { begin: work.out, stride: work.out_stride, accumulate: work.accumulate };
         // SAFETY: these strips' outputs are this thread's; the panels were quantized before the last barrier.
         unsafe {
-            match (tiles.takes(), work.form.codes, work.form.words) {
+            let Form { codes, words, scaled } = work.form;
+            match tiles.takes(self.path, scaled.is_some()) {
                 #[cfg(target_arch = "x86_64")]
-                (Takes::Codes | Takes::Words, ..) if let Some(x) = work.form.bfloats => {
+                Takes::Scaled
+                    if let Some(x) = scaled
+                        && self.path.has_tiles() =>
+                {
                     tiled::multiply(tiles, x, strips, out, &mut scratch.tiled);
                 }
-                (Takes::Codes, Some(x), _) => {
+                Takes::Scaled if let Some(x) = scaled => {
+                    floats::multiply(self.path, tiles, x, strips, out, &mut scratch.floats);
+                }
+                Takes::Codes if let Some(x) = codes => {
                     multiply(self.path, tiles, x, strips, out, &mut scratch.unpacked);
                 }
-                (Takes::Words, _, Some(x)) => {
+                Takes::Words if let Some(x) = words => {
                     fixed::multiply(self.path, tiles, x, strips, out);
                 }
                 _ => plain::multiply(self.path, tiles, work.x, work.tokens, strips, out),

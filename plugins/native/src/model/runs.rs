@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::execute::Token;
 use crate::kernels::Path;
-use crate::kernels::activation::TILED_TOKENS;
+use crate::kernels::activation::MANY_TOKENS;
 use crate::kernels::attention::QUERIES;
 
 /// Neighbouring rows, of tokens of one sequence, whose queries are worked on together.
@@ -30,9 +30,9 @@ pub(super) fn find_runs<'a>(tokens: impl IntoIterator<Item = &'a Token>, runs: &
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) rows: Range<usize>,
-    /// Whether by tiles. That depends on how many rows of its own sequence a row has beside it, and on nothing else in the batch: so a
-    /// row's numbers, which tiles round otherwise, do not either.
-    pub(super) tiled: bool,
+    /// Whether as those of many tokens. That depends on how many rows of its own sequence a row has beside it, and on nothing else in the
+    /// batch: so a row's numbers, which are rounded otherwise then, do not either.
+    pub(super) many: bool,
 }
 
 /// Finds the spans of rows that are these tokens'.
@@ -45,10 +45,10 @@ pub(super) fn find_spans<'a>(tokens: impl IntoIterator<Item = &'a Token>, path: 
         while tokens.next_if(|token| token.sequence == first.sequence).is_some() {
             end += 1;
         }
-        let tiled = path.has_tiles() && end - begin >= TILED_TOKENS;
+        let many = (path.has_tiles() || path.prefers_floats()) && end - begin >= MANY_TOKENS;
         match spans.last_mut() {
-            Some(span) if span.tiled == tiled => span.rows.end = end,
-            _ => spans.push(Span { rows: begin..end, tiled }),
+            Some(span) if span.many == many => span.rows.end = end,
+            _ => spans.push(Span { rows: begin..end, many }),
         }
         begin = end;
     }
@@ -59,9 +59,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_sequences_own_tokens_make_its_rows_tiled() {
-        let (few, many) = (TILED_TOKENS - 1, TILED_TOKENS);
-        for (lengths, with_tiles) in [
+    fn only_a_sequences_own_tokens_make_its_rows_many() {
+        let (few, many) = (MANY_TOKENS - 1, MANY_TOKENS);
+        for (lengths, expected) in [
             (&[many][..], &[(many, true)][..]),
             (&[few, few], &[(2 * few, false)]),
             (&[1, 1, many, many, 1], &[(2, false), (2 * many, true), (1, false)]),
@@ -70,13 +70,15 @@ mod tests {
             let token = |sequence| Token { id: 0, position: 0, sequence };
             let tokens: Vec<Token> =
                 (0..).zip(lengths).flat_map(|(sequence, len)| vec![token(sequence); *len]).collect();
-            let mut found = Vec::new();
-            find_spans(&tokens, Path::Amx, &mut found);
-            let found: Vec<_> = found.into_iter().map(|span| (span.rows.len(), span.tiled)).collect();
-            assert_eq!(found, with_tiles);
+            for path in [Path::Amx, Path::Avx512] {
+                let mut found = Vec::new();
+                find_spans(&tokens, path, &mut found);
+                let found: Vec<_> = found.into_iter().map(|span| (span.rows.len(), span.many)).collect();
+                assert_eq!(found, expected);
+            }
             let mut found = Vec::new();
             find_spans(&tokens, Path::Avx512Vnni, &mut found);
-            assert!(found.iter().all(|span| *span == Span { rows: 0..tokens.len(), tiled: false }));
+            assert!(found.iter().all(|span| *span == Span { rows: 0..tokens.len(), many: false }));
         }
     }
 }

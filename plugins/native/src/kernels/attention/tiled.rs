@@ -8,7 +8,7 @@ use super::{HeadTask, LANES, PAGE, PageOfHead, Query, VECTORS};
 use crate::kernels::isa::amx::{Configured, Multiply, ROW, ROWS, TILE, Tiled};
 use crate::kernels::isa::{self, TileKernel};
 use crate::kernels::tile::BLOCK;
-use crate::kernels::tile::tiled::{put, times};
+use crate::kernels::tile::scaled::{Bfloats, Numbers, times};
 use crate::memory::Aligned;
 
 /// Most groups that go through the pages together.
@@ -157,7 +157,10 @@ impl<P: Iterator<Item = PageOfHead>, M: Multiply> ByTiles<'_, P, M> {
                 for four in 0..fours {
                     let words = page.keys.add((four * 2 * PAGE + vector * LANES) * 4);
                     let words = [I::load_b(words), I::load_b(words.add(PAGE * 4))];
-                    put::<I>(to.add(four * 2 * ROW), times::<I>(I::columns_of_words(words), [scale; 4]));
+                    <Bfloats as Numbers<I>>::put(
+                        to.add(four * 2 * ROW),
+                        times::<I>(I::columns_of_words(words), [scale; 4]),
+                    );
                 }
             }
         }
@@ -176,7 +179,10 @@ impl<P: Iterator<Item = PageOfHead>, M: Multiply> ByTiles<'_, P, M> {
                     let words = page.values.add((four * 2 * stride + vector * LANES) * 4);
                     let words = [I::load_b(words), I::load_b(words.add(stride * 4))];
                     let to = self.room.values.as_mut_ptr().add(vector * WEIGHT_STEPS * TILE);
-                    put::<I>(to.add(four * 2 * ROW), times::<I>(I::columns_of_words(words), scale));
+                    <Bfloats as Numbers<I>>::put(
+                        to.add(four * 2 * ROW),
+                        times::<I>(I::columns_of_words(words), scale),
+                    );
                 }
             }
         }

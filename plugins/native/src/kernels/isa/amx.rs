@@ -53,10 +53,6 @@ pub(crate) const TILE: usize = ROWS * ROW;
 /// # Safety
 /// As for [`Isa`], with AVX512-BF16.
 pub(crate) trait Tiled: Isa {
-    /// Codes of four neighbouring columns as [`Isa::codes`] gives them, column by column.
-    unsafe fn columns(codes: Self::B) -> [Self::F; 4];
-    /// Words of four neighbouring columns, in the order of [`Isa::words`], column by column.
-    unsafe fn columns_of_words(words: [Self::B; 2]) -> [Self::F; 4];
     /// Rounds to bfloat16, to nearest even: two neighbouring columns side by side in each lane.
     unsafe fn bfloat_pairs(first: Self::F, second: Self::F) -> Self::B;
     /// The same of 32 neighbours, in their order.

@@ -379,20 +379,16 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
         // SAFETY: see the head of this block.
         unsafe { _mm512_madd_epi16(sums, _mm512_set1_epi16(1)) }
     }
-}
-
-// SAFETY of every block below: as above.
-impl Tiled for Avx512<true> {
     #[inline(always)]
-    unsafe fn columns(codes: Self::B) -> [Self::F; 4] {
+    unsafe fn columns(bytes: Self::B) -> [Self::F; 4] {
         // SAFETY: see the head of this block.
         unsafe {
             let byte = _mm512_set1_epi32(0xff);
             [
-                _mm512_cvtepi32_ps(_mm512_and_si512(codes, byte)),
-                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<8>(codes), byte)),
-                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<16>(codes), byte)),
-                _mm512_cvtepi32_ps(_mm512_srli_epi32::<24>(codes)),
+                _mm512_cvtepi32_ps(_mm512_and_si512(bytes, byte)),
+                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<8>(bytes), byte)),
+                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<16>(bytes), byte)),
+                _mm512_cvtepi32_ps(_mm512_srli_epi32::<24>(bytes)),
             ]
         }
     }
@@ -408,6 +404,10 @@ impl Tiled for Avx512<true> {
             ]
         }
     }
+}
+
+// SAFETY of every block below: as above.
+impl Tiled for Avx512<true> {
     #[inline(always)]
     unsafe fn bfloat_pairs(first: Self::F, second: Self::F) -> Self::B {
         // SAFETY: see the head of this block, with AVX512-BF16.

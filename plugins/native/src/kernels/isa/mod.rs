@@ -157,6 +157,31 @@ pub(crate) trait Isa: Copy + 'static {
     /// Adds to each lane the products of its two signed words with those of `x`.
     unsafe fn dot_words(acc: Self::I, w: Self::B, x: i32) -> Self::I;
 
+    /// Bytes of four neighbouring columns, without a sign, column by column.
+    #[inline(always)]
+    unsafe fn columns(bytes: Self::B) -> [Self::F; 4] {
+        let mut all = [0; 64];
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self::store_b(all.as_mut_ptr(), bytes);
+            by_columns::<Self>(|lane, column| f32::from(all[4 * lane + column]))
+        }
+    }
+    /// Words of four neighbouring columns, in the order of [`Isa::words`], column by column.
+    #[inline(always)]
+    unsafe fn columns_of_words(words: [Self::B; 2]) -> [Self::F; 4] {
+        let mut all = [[0; 64]; 2];
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self::store_b(all[0].as_mut_ptr(), words[0]);
+            Self::store_b(all[1].as_mut_ptr(), words[1]);
+            by_columns::<Self>(|lane, column| {
+                let at = 4 * lane + column / 2 * 2;
+                f32::from(i16::from_le_bytes([all[column % 2][at], all[column % 2][at + 1]]))
+            })
+        }
+    }
+
     /// Stores the codes of a block as [`Isa::dots`] takes them.
     #[inline(always)]
     unsafe fn store_codes(p: *mut u8, codes: Self::Codes) {
@@ -258,6 +283,29 @@ pub(crate) trait Isa: Copy + 'static {
             ));
             Self::sub(Self::splat(1.0), Self::div(Self::splat(2.0), Self::add(e, Self::splat(1.0))))
         }
+    }
+}
+
+/// Four vectors, of the number that each lane has in each column.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn by_columns<I: Isa>(number: impl Fn(usize, usize) -> f32) -> [I::F; 4] {
+    let mut lanes = [[0.0; LANES]; 4];
+    for (column, lanes) in lanes.iter_mut().enumerate() {
+        for (lane, out) in lanes.iter_mut().enumerate() {
+            *out = number(lane, column);
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        [
+            I::load(&raw const lanes[0][0]),
+            I::load(&raw const lanes[1][0]),
+            I::load(&raw const lanes[2][0]),
+            I::load(&raw const lanes[3][0]),
+        ]
     }
 }
 

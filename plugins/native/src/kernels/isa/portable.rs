@@ -266,19 +266,6 @@ fn rounded(x: impl Iterator<Item = f32>) -> [u8; 64] {
 // SAFETY of every block below: as above.
 #[cfg(all(test, target_arch = "x86_64"))]
 impl super::amx::Tiled for Portable {
-    unsafe fn columns(_: Self::B) -> [Self::F; 4] {
-        unreachable!("the codes of this path are words")
-    }
-    unsafe fn columns_of_words(words: [Self::B; 2]) -> [Self::F; 4] {
-        let column = |column: usize| {
-            std::array::from_fn(|i| {
-                let at = 4 * i + column / 2 * 2;
-                let word = &words[column % 2][at..at + 2];
-                f32::from(i16::from_le_bytes([word[0], word[1]]))
-            })
-        };
-        [0, 1, 2, 3].map(column)
-    }
     unsafe fn bfloat_pairs(first: Self::F, second: Self::F) -> Self::B {
         rounded(first.into_iter().zip(second).flat_map(|(a, b)| [a, b]))
     }

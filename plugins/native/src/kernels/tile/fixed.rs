@@ -189,7 +189,7 @@ impl Fixed<'_> {
 mod tests {
     use super::super::{product, stored_plainly, tiles_of};
     use super::*;
-    use crate::kernels::activation::word_panel_of;
+    use crate::kernels::activation::{Quantized, word_panel_of};
 
     #[test]
     fn products_on_every_path_are_those_of_the_rounded_numbers_and_a_batch_gives_what_its_tokens_give() {
@@ -216,6 +216,7 @@ mod tests {
                     let product = |x: &[f32]| {
                         // SAFETY (of both): one thread; `product` has the sizes.
                         product(
+                            Quantized::new(x.len() / columns, columns),
                             word_panel_of(path, x.len() / columns),
                             &tiles,
                             x,

@@ -79,13 +79,26 @@ pub(crate) trait Format {
             if Self::ZERO != 128 && Self::TABLE.is_none() {
                 return Self::Bits::codes::<I>(p);
             }
+            let codes = Self::bytes::<I>(p);
+            if Self::ZERO == 128 { I::codes_about_128(codes) } else { I::codes(codes) }
+        }
+    }
+
+    /// The codes of a block as bytes.
+    ///
+    /// # Safety
+    /// As for [`Format::unpack`].
+    #[inline(always)]
+    unsafe fn bytes<I: Isa>(p: *const u8) -> [I::B; 8] {
+        // SAFETY: the caller's promise.
+        unsafe {
             let mut codes = Self::Bits::unpack::<I>(p);
             if let Some(table) = &Self::TABLE {
                 for code in &mut codes {
                     *code = I::look_up(table, *code);
                 }
             }
-            if Self::ZERO == 128 { I::codes_about_128(codes) } else { I::codes(codes) }
+            codes
         }
     }
 

@@ -13,19 +13,22 @@
 //! comes in two to three times as fast as codes and scales apart. Codes and scales keep their width: a tile takes as many bytes
 //! as the file, give or take a few percent; but for those of codebooks, which take 1.3 to 2 times as many.
 //!
-//! [`formats`], [`lattices`] and [`e2m1`] say how each quantized type becomes tiles, [`multiply`] multiplies activations of many tokens by them, [`one`] those of one
-//! token and [`outliers`] those that are set apart; [`fixed`] does both for halves, [`tiled`] multiplies many tokens by any of these where there is AMX, and [`plain`] for plain floats, whose strips have numbers where quantized
-//! ones have codes.
+//! [`formats`], [`lattices`] and [`e2m1`] say how each quantized type becomes tiles, [`multiply`] multiplies activations of many tokens by
+//! them, [`one`] those of one token and [`outliers`] those that are set apart; [`fixed`] does both for halves, and [`plain`] for plain
+//! floats, whose strips have numbers where quantized ones have codes. Where that is faster, many tokens are multiplied by weights that
+//! have their scales ([`scaled`]): with AMX by [`tiled`], without VNNI by [`floats`].
 
 pub(crate) mod bits;
 mod e2m1;
 pub(crate) mod fixed;
+pub(crate) mod floats;
 pub(crate) mod formats;
 mod lattices;
 pub(crate) mod multiply;
 mod one;
 mod outliers;
 pub(crate) mod plain;
+pub(crate) mod scaled;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tiled;
 
@@ -38,7 +41,7 @@ use drophammer_formats::DType;
 use super::activation::{Panels, Quantized};
 #[cfg(test)]
 use super::float::Output;
-use super::{LANES, LINE};
+use super::{LANES, LINE, Path};
 use crate::memory::Bytes;
 #[cfg(test)]
 use crate::memory::Memory;
@@ -106,6 +109,8 @@ pub(crate) enum Takes {
     Codes,
     /// Integers of thirteen bits in words of sixteen.
     Words,
+    /// Numbers without scales, by which weights are multiplied that have theirs: see [`scaled`].
+    Scaled,
 }
 
 /// A matrix as strips of tiles.
@@ -137,9 +142,17 @@ impl Tiles {
         self.cut.dtype
     }
 
-    /// What they are multiplied by.
-    pub(crate) fn takes(&self) -> Takes {
-        self.cut.takes()
+    /// What they are multiplied by on a path: by `many` tokens, or by few.
+    pub(crate) fn takes(&self, path: Path, many: bool) -> Takes {
+        match self.cut.takes() {
+            Takes::Codes | Takes::Words if many && self.are_scaled(path) => Takes::Scaled,
+            takes => takes,
+        }
+    }
+
+    /// Whether scales go into weights for many tokens.
+    fn are_scaled(&self, path: Path) -> bool {
+        path.has_tiles() || path.prefers_floats() && with_format!(self.dtype(), F => F::RUN == 1, else false)
     }
 
     /// Rows, those that fill the last strip up not counted.
@@ -235,9 +248,11 @@ pub(crate) fn tiles_of(dtype: DType, columns: usize, rows: &[Vec<u8>]) -> Tiles 
     Tiles::new(cut, Bytes::of(&Arc::new(memory), Memory::bytes)).unwrap()
 }
 
-/// All rows of tiles times the rows of `x`, `[tokens][columns]`: panels that `quantize` makes of them, as `multiply` takes them.
+/// All rows of tiles times the rows of `x`, `[tokens][columns]`: panels that `quantize` makes of them in a room for so many, as
+/// `multiply` takes them.
 #[cfg(test)]
 pub(crate) fn product(
+    mut quantized: Quantized,
     panel: usize,
     tiles: &Tiles,
     x: &[f32],
@@ -246,7 +261,6 @@ pub(crate) fn product(
 ) -> Vec<f32> {
     let (rows, columns) = (tiles.rows(), tiles.columns());
     let tokens = x.len() / columns;
-    let mut quantized = Quantized::new(tokens, columns);
     let panels = quantized.room().panels(0, panel, tokens, columns);
     for row in 0..panels.rows() {
         quantize(panels, row, x.get(row * columns..(row + 1) * columns));
@@ -332,4 +346,36 @@ pub(crate) fn blocks(dtype: DType, count: usize, state: &mut u32) -> Vec<u8> {
         all.extend(block);
     }
     all
+}
+
+/// A random number up to a limit, most far below it.
+#[cfg(test)]
+pub(crate) fn random(state: &mut u32, limit: f32) -> f32 {
+    *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+    ((*state >> 8) as f32 / 8_388_608.0 - 1.0).powi(3) * limit
+}
+
+/// Tiles of random weights, and these row by row.
+#[cfg(test)]
+pub(crate) fn random_tiles(
+    dtype: DType,
+    rows: usize,
+    columns: usize,
+    state: &mut u32,
+) -> (Tiles, Vec<Vec<f32>>) {
+    let (stored, weights): (Vec<_>, Vec<_>) = if TYPES.contains(&dtype) {
+        let codec = drophammer_quant::codec(dtype).unwrap();
+        let row = |state: &mut u32| {
+            let (row, mut floats) = (blocks(dtype, columns, state), vec![0.0; columns]);
+            codec.decode(&row, &mut floats);
+            (row, floats)
+        };
+        (0..rows).map(|_| row(state)).unzip()
+    } else {
+        let numbers = rows * columns;
+        let floats: Vec<f32> =
+            (0..numbers).map(|_| half::bf16::from_f32(random(state, 1.0)).to_f32()).collect();
+        (stored_plainly(dtype, columns, &floats), floats.chunks(columns).map(<[f32]>::to_vec).collect())
+    };
+    (tiles_of(dtype, columns, &stored), weights)
 }

@@ -348,7 +348,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Sha
 mod tests {
     use super::super::{TYPES, blocks, product, tiles_of};
     use super::*;
-    use crate::kernels::activation::{panel_of, rounded};
+    use crate::kernels::activation::{Quantized, panel_of, rounded};
 
     #[test]
     fn every_format_on_every_path_equals_its_decoded_weights_times_the_quantized_activations() {
@@ -395,6 +395,7 @@ mod tests {
                         let mut room = Unpacked::new(columns, x.len() / columns);
                         // SAFETY (of both): one thread; `product` has the sizes.
                         product(
+                            Quantized::new(x.len() / columns, columns),
                             panel_of(x.len() / columns),
                             &tiles,
                             x,

@@ -6,12 +6,12 @@
 //! sides lose what eight bits do not hold, as they do in every framework that computes in bfloat16; sums are rounded in another order
 //! than elsewhere. (Codes and their scales by tiles, bit for bit as [`multiply`](super::multiply) has them, gained nothing.)
 
-use super::formats::{Format, with_format};
-use super::{BLOCK, Place, Tiles, fetch_scales, fixed};
+use super::scaled::{Bfloats, lay};
+use super::{BLOCK, Tiles};
 use crate::kernels::LANES;
 use crate::kernels::activation::{Panels, TILED_PANEL};
 use crate::kernels::float::Output;
-use crate::kernels::isa::amx::{Configured, Multiply, ROW, ROWS, TILE, Tiled};
+use crate::kernels::isa::amx::{Configured, Multiply, ROWS, TILE, Tiled};
 use crate::kernels::isa::{self, TileKernel};
 use crate::memory::Aligned;
 
@@ -77,7 +77,12 @@ impl<M: Multiply> TileKernel for Product<'_, M> {
                 for first in self.strips.clone().step_by(TOGETHER) {
                     let count = TOGETHER.min(self.strips.end - first);
                     for strip in 0..count {
-                        self.lay::<I>(first + strip, columns.clone(), weights.add(strip * to_strip));
+                        lay::<I, Bfloats>(
+                            self.tiles,
+                            first + strip,
+                            columns.clone(),
+                            weights.add(strip * to_strip),
+                        );
                     }
                     // What there is only one of is multiplied twice.
                     let w = [weights.cast_const(), weights.add((count - 1) * to_strip)];
@@ -130,83 +135,6 @@ impl<M: Multiply> Product<'_, M> {
             }
         }
     }
-
-    /// Lays some columns of a strip out as tiles, `[columns/32][16 pairs of columns][16 rows]`.
-    #[inline(always)]
-    unsafe fn lay<I: Tiled>(&self, strip: usize, columns: std::ops::Range<usize>, to: *mut u8) {
-        let strip = self.tiles.strip(strip);
-        // SAFETY: the strip holds the columns; the caller's promise.
-        unsafe {
-            with_format!(self.tiles.dtype(), F => lay::<F, I>(strip, columns, to), else {
-                lay_words::<I>(strip, columns, to);
-            });
-        }
-    }
-}
-
-/// Of codes and scales.
-#[inline(always)]
-unsafe fn lay<F: Format, I: Tiled>(strip: &[u8], columns: std::ops::Range<usize>, to: *mut u8) {
-    let strip = strip.as_ptr();
-    let parts = F::COLUMNS / BLOCK;
-    let steps = I::STEPS / F::GROUPS;
-    // SAFETY: the caller promises these columns of the strip, and room for them; they begin with a stored block.
-    unsafe {
-        let zero = I::splat(F::ZERO as f32);
-        let mut to = to;
-        for unit in columns.start / F::COLUMNS..columns.end / F::COLUMNS {
-            let place = Place::of::<F>(unit);
-            let scales = strip.add(place.scales);
-            fetch_scales::<F>(unit, scales);
-            for part in 0..parts {
-                let w = F::unpack::<I>(strip.add(place.codes + part * F::code_bytes()));
-                for (step, w) in w.as_ref().iter().enumerate() {
-                    let scale = F::scale::<I>(scales, part, step / steps);
-                    let offset = if F::MINIMUMS {
-                        F::minimum::<I>(scales, part, step / steps)
-                    } else {
-                        I::mul(zero, scale)
-                    };
-                    let [a, b, c, d] = I::columns(*w);
-                    let (a, b) = (I::sub(I::mul(a, scale), offset), I::sub(I::mul(b, scale), offset));
-                    let (c, d) = (I::sub(I::mul(c, scale), offset), I::sub(I::mul(d, scale), offset));
-                    put::<I>(to, [a, b, c, d]);
-                    to = to.add(2 * ROW);
-                }
-            }
-        }
-    }
-}
-
-/// Of words and a scale for each row.
-#[inline(always)]
-unsafe fn lay_words<I: Tiled>(strip: &[u8], columns: std::ops::Range<usize>, to: *mut u8) {
-    // SAFETY: the caller promises these columns of the strip, and room for them.
-    unsafe {
-        let scale = I::load(strip.as_ptr().cast());
-        for (four, column) in columns.step_by(4).enumerate() {
-            let words = strip.as_ptr().add(fixed::SCALES + column * LANES * 2);
-            let words = I::columns_of_words([I::load_b(words), I::load_b(words.add(ROW))]);
-            put::<I>(to.add(four * 2 * ROW), times::<I>(words, [scale; 4]));
-        }
-    }
-}
-
-/// Four columns of codes, each times its scale.
-#[inline(always)]
-pub(crate) unsafe fn times<I: Tiled>([a, b, c, d]: [I::F; 4], scale: [I::F; 4]) -> [I::F; 4] {
-    // SAFETY: the caller's promise.
-    unsafe { [I::mul(a, scale[0]), I::mul(b, scale[1]), I::mul(c, scale[2]), I::mul(d, scale[3])] }
-}
-
-/// Four columns as two rows of a tile.
-#[inline(always)]
-pub(crate) unsafe fn put<I: Tiled>(to: *mut u8, [a, b, c, d]: [I::F; 4]) {
-    // SAFETY: the caller promises room for two rows.
-    unsafe {
-        I::store_b(to, I::bfloat_pairs(a, b));
-        I::store_b(to.add(ROW), I::bfloat_pairs(c, d));
-    }
 }
 
 const _: () = assert!(TILED_PANEL == ROWS && LANES == ROWS);
@@ -215,15 +143,11 @@ const _: () = assert!(TILED_PANEL == ROWS && LANES == ROWS);
 mod tests {
     use drophammer_formats::DType;
 
-    use super::super::{TYPES, blocks, product, stored_plainly, tiles_of};
+    use super::super::{TYPES, product, random, random_tiles};
     use super::*;
+    use crate::kernels::activation::Quantized;
     use crate::kernels::isa::Path;
     use crate::kernels::isa::amx::Emulated;
-
-    fn next(state: &mut u32, limit: f32) -> f32 {
-        *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        ((*state >> 8) as f32 / 8_388_608.0 - 1.0).powi(3) * limit
-    }
 
     /// By tiles where there are any; by vectors that do the same where they know bfloat16; not at all elsewhere.
     fn products_by<M: Multiply>() {
@@ -232,28 +156,13 @@ mod tests {
         for (dtype, (rows, columns, tokens)) in
             types.flat_map(|dtype| [(16, 256, 16), (40, 768, 70), (33, 1280, 33)].map(|size| (dtype, size)))
         {
-            let x: Vec<f32> = (0..tokens * columns).map(|_| next(&mut state, 9.0)).collect();
-            let (stored, weights): (Vec<_>, Vec<_>) = if let Some(codec) = drophammer_quant::codec(dtype) {
-                let row = |state: &mut u32| {
-                    let (row, mut floats) = (blocks(dtype, columns, state), vec![0.0; columns]);
-                    codec.decode(&row, &mut floats);
-                    (row, floats)
-                };
-                (0..rows).map(|_| row(&mut state)).unzip()
-            } else {
-                let floats: Vec<f32> = (0..rows * columns)
-                    .map(|_| half::bf16::from_f32(next(&mut state, 1.0)).to_f32())
-                    .collect();
-                (
-                    stored_plainly(dtype, columns, &floats),
-                    floats.chunks(columns).map(<[f32]>::to_vec).collect(),
-                )
-            };
-            let tiles = tiles_of(dtype, columns, &stored);
+            let x: Vec<f32> = (0..tokens * columns).map(|_| random(&mut state, 9.0)).collect();
+            let (tiles, weights) = random_tiles(dtype, rows, columns, &mut state);
             let mut room = Room::new(columns);
             let by = std::marker::PhantomData::<M>;
             // SAFETY (of both): one thread; `product` has the sizes.
             let out = product(
+                Quantized::scaled(Path::Amx, tokens, columns),
                 TILED_PANEL,
                 &tiles,
                 &x,

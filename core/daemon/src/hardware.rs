@@ -1,6 +1,7 @@
 //! The machine: sampled about once a second while somebody watches, and not at all otherwise.
 
 mod nvidia;
+mod sysfs;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -15,6 +16,7 @@ use sysinfo::{
 use crate::board::Board;
 use crate::moment::now;
 use nvidia::Nvidia;
+use sysfs::Sysfs;
 
 /// A sample younger than this is given again.
 const FRESH: Duration = Duration::from_millis(500);
@@ -36,6 +38,7 @@ struct Sampler {
     networks: Networks,
     components: Components,
     nvidia: Nvidia,
+    sysfs: Sysfs,
     taken: Instant,
     last: api::Hardware,
 }
@@ -75,6 +78,7 @@ impl Sampler {
             networks: Networks::new_with_refreshed_list(),
             components: Components::new_with_refreshed_list(),
             nvidia: Nvidia::find(),
+            sysfs: Sysfs::new(),
             taken: Instant::now(),
             last: api::Hardware::default(),
         }
@@ -103,9 +107,9 @@ impl Sampler {
             memory: self.memory(),
             disks: self.disks(home, seconds),
             network: self.network(seconds),
-            gpus: self.nvidia.sample(),
-            npus: Vec::new(),
-            power_watts: None,
+            gpus: [self.nvidia.sample(), self.sysfs.gpus(seconds)].concat(),
+            npus: self.sysfs.npus(seconds),
+            power_watts: self.sysfs.power(seconds),
             workers: workers.into_iter().map(|worker| self.worker(worker)).collect(),
             daemon: self.process(own),
             problems: self.nvidia.problem().into_iter().collect(),

@@ -253,9 +253,12 @@ fn draw_rest(canvas: &mut Canvas<'_>, area: Rect, sample: &Hardware) {
 fn accelerator_numbers(accelerator: &Accelerator) -> String {
     let mut parts = Vec::new();
     parts.extend(accelerator.percent.map(|percent| format!("{percent:.0}%")));
-    if let (Some(used), Some(total)) = (accelerator.memory_used_bytes, accelerator.memory_total_bytes) {
-        parts.push(of(used, total));
-    }
+    parts.extend(match (accelerator.memory_used_bytes, accelerator.memory_total_bytes) {
+        (Some(used), Some(total)) => Some(of(used, total)),
+        // It has none of its own, and takes the system's.
+        (Some(used), None) => Some(units::bytes(used)),
+        _ => None,
+    });
     parts.extend(accelerator.mhz.map(|mhz| format!("{:.1} GHz", mhz as f64 / 1000.0)));
     parts.extend(accelerator.temperature_celsius.map(|celsius| format!("{celsius:.0} °C")));
     parts.extend(accelerator.power_watts.map(|watts| format!("{watts:.0} W")));

@@ -11,6 +11,9 @@ use std::time::Duration;
 const WINDOW: u32 = 8;
 /// Jobs that another number of threads is tried for.
 const TRIAL: u32 = 4;
+/// A job is overslept if threads slept such a part of it, together, waiting for each other. (Of a long job any thread sleeps for a
+/// moment now and then: fewer threads would only lose by it.)
+const SLEPT: f64 = 0.25;
 /// Of the jobs of a window so many were overslept: somebody else is there.
 const OVERSLEPT: u32 = 3;
 /// What another number of threads must take at most, as a part of the present one's time.
@@ -67,8 +70,8 @@ impl Crew {
         self.trial.map_or(self.now, |trial| trial.threads)
     }
 
-    /// A job of this size took so long with [`Crew::threads`]; whether a thread slept through the end of what it waited for.
-    pub(crate) fn done(&mut self, size: usize, took: Duration, overslept: bool) {
+    /// A job of this size took so long with [`Crew::threads`], of which its threads slept so much, together.
+    pub(crate) fn done(&mut self, size: usize, took: Duration, slept: Duration) {
         if self.most == 1 {
             return;
         }
@@ -79,6 +82,7 @@ impl Crew {
         if self.unjudged > UNJUDGED {
             (self.now, self.unjudged) = (self.most, 0);
         }
+        let overslept = slept.as_secs_f64() > SLEPT * took.as_secs_f64();
         let add = |sum: &mut Sum| {
             sum.jobs += 1;
             sum.overslept += u32::from(overslept);
@@ -138,19 +142,20 @@ impl Crew {
 mod tests {
     use super::*;
 
-    /// Seconds of a token on so many threads of a machine of four cores, of which others keep `busy`, and whether it is overslept.
-    fn token(threads: usize, busy: usize) -> (f64, bool) {
+    /// What a token takes on so many threads of a machine of four cores, of which others keep `busy`, and what threads sleep of it.
+    fn token(threads: usize, busy: usize) -> (Duration, Duration) {
         let late = threads + busy > 4;
-        (0.004 / threads as f64 * if late { 8.0 } else { 1.0 }, late)
+        let alone = Duration::from_secs_f64(0.004 / threads as f64);
+        if late { (8 * alone, 7 * alone) } else { (alone, alone / 10) }
     }
 
     /// Tokens per second of so many.
     fn rate(crew: &mut Crew, busy: usize, tokens: u32) -> f64 {
         let mut whole = 0.0;
         for _ in 0..tokens {
-            let (seconds, late) = token(crew.threads(), busy);
-            crew.done(1, Duration::from_secs_f64(seconds), late);
-            whole += seconds;
+            let (took, slept) = token(crew.threads(), busy);
+            crew.done(1, took, slept);
+            whole += took.as_secs_f64();
         }
         f64::from(tokens) / whole
     }
@@ -173,19 +178,29 @@ mod tests {
         let mut crew = Crew::new(16);
         for _ in 0..OVERSLEPT + 3 * TRIAL {
             let late = crew.threads() + 4 > 16;
-            crew.done(1, Duration::from_millis(if late { 50 } else { 2 }), late);
+            let [took, slept] = if late { [50, 48] } else { [2, 0] }.map(Duration::from_millis);
+            crew.done(1, took, slept);
         }
         assert_eq!((crew.threads(), crew.trial.is_none()), (12, true));
+    }
+
+    #[test]
+    fn a_moments_sleep_in_long_jobs_is_no_reason_for_fewer_threads() {
+        let mut crew = Crew::new(2);
+        for _ in 0..100 {
+            crew.done(512, Duration::from_millis(800), Duration::from_millis(20));
+            assert_eq!(crew.threads(), 2);
+        }
     }
 
     #[test]
     fn jobs_of_another_size_end_a_trial() {
         let mut crew = Crew::new(2);
         for _ in 0..OVERSLEPT {
-            crew.done(1, Duration::from_millis(9), true);
+            crew.done(1, Duration::from_millis(9), Duration::from_millis(5));
         }
         assert_eq!(crew.threads(), 1, "a trial");
-        crew.done(512, Duration::from_millis(900), false);
+        crew.done(512, Duration::from_millis(900), Duration::ZERO);
         assert_eq!(crew.threads(), 2);
     }
 
@@ -193,12 +208,12 @@ mod tests {
     fn who_cannot_be_judged_gets_all_threads() {
         let mut crew = Crew::new(2);
         for _ in 0..100 {
-            let (seconds, late) = token(2 * crew.threads(), 2);
-            crew.done(1, Duration::from_secs_f64(seconds), late);
+            let (took, slept) = token(2 * crew.threads(), 2);
+            crew.done(1, took, slept);
         }
         assert_eq!(crew.threads(), 1);
         for job in 0..100 {
-            crew.done(job % 3 + 1, Duration::from_millis(1), false);
+            crew.done(job % 3 + 1, Duration::from_millis(1), Duration::ZERO);
         }
         assert_eq!(crew.threads(), 2);
     }

@@ -10,7 +10,7 @@
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -91,8 +91,8 @@ struct Shared {
     generation: AtomicUsize,
     /// Spins before a thread sleeps, within [`SPINS`].
     patience: AtomicU32,
-    /// Whether a thread of this job slept for long.
-    overslept: AtomicBool,
+    /// Nanoseconds that threads of this job slept, short naps left out.
+    slept: AtomicU64,
     /// Threads that sleep or are about to.
     sleepers: AtomicUsize,
     bed: Mutex<()>,
@@ -138,9 +138,10 @@ impl Shared {
         }
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
         drop(bed);
-        let long = asleep.elapsed() >= NAP;
+        let slept = asleep.elapsed();
+        let long = slept >= NAP;
         if long {
-            self.overslept.store(true, Ordering::Relaxed);
+            self.slept.fetch_add(slept.as_nanos() as u64, Ordering::Relaxed);
         }
         let learnt = if long { patience / 2 } else { patience + patience / 8 };
         self.patience.store(learnt.clamp(*SPINS.start(), *SPINS.end()), Ordering::Relaxed);
@@ -223,7 +224,7 @@ impl Pool {
             arrived: AtomicUsize::new(0),
             generation: AtomicUsize::new(0),
             patience: AtomicU32::new(*SPINS.end()),
-            overslept: AtomicBool::new(false),
+            slept: AtomicU64::new(0),
             sleepers: AtomicUsize::new(0),
             bed: Mutex::new(()),
             alarm: Condvar::new(),
@@ -258,7 +259,7 @@ impl Pool {
         let erased: *const Job<'static> = unsafe { std::mem::transmute(std::ptr::from_ref::<Job<'_>>(job)) };
         shared.broken.store(false, Ordering::Relaxed);
         shared.arrived.store(0, Ordering::Relaxed);
-        shared.overslept.store(false, Ordering::Relaxed);
+        shared.slept.store(0, Ordering::Relaxed);
         // SAFETY: `&mut self` and `running == 0`: nobody reads the job now.
         unsafe { *shared.job.get() = Some(erased) };
         shared.running.store(count - 1, Ordering::Relaxed);
@@ -280,7 +281,8 @@ impl Pool {
             !shared.broken.load(Ordering::Acquire),
             "a thread of the native engine panicked; see the log above"
         );
-        self.crew.done(size, begun.elapsed(), shared.overslept.load(Ordering::Relaxed));
+        let slept = Duration::from_nanos(shared.slept.load(Ordering::Relaxed));
+        self.crew.done(size, begun.elapsed(), slept);
     }
 }
 

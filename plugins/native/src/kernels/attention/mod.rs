@@ -171,11 +171,7 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         let task = &self.task;
         // SAFETY: rows below the number of queries, vectors below a page's.
         unsafe {
-            let acc = if STORED == WORD {
-                self.word_scores::<I, Q, V>(page, row, vector)
-            } else {
-                self.float_scores::<I, STORED, Q, V>(page, row, vector)
-            };
+            let acc = self.float_scores::<I, STORED, Q, V>(page, row, vector);
             for (r, acc) in acc.into_iter().enumerate() {
                 for (v, mut s) in acc.into_iter().enumerate() {
                     if let Some(cap) = task.softcap {
@@ -253,22 +249,16 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                     *acc = I::load(sums.add(r * stride + v * LANES));
                 }
             }
-            if STORED == WORD {
-                self.word_values::<I, Q, V>(page, slots, row, vector, &mut acc);
-            } else {
-                for slot in slots {
-                    let mut values = [I::splat(0.0); V];
-                    for (v, value) in values.iter_mut().enumerate() {
-                        *value = load::<I, STORED>(
-                            page.values,
-                            slot * self.task.value_stride + (vector + v) * LANES,
-                        );
-                    }
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        let p = I::splat(*weights.add((row + r) * PAGE + slot));
-                        for (acc, value) in acc.iter_mut().zip(values) {
-                            *acc = I::fma(p, value, *acc);
-                        }
+            for slot in slots {
+                let mut values = [I::splat(0.0); V];
+                for (v, value) in values.iter_mut().enumerate() {
+                    *value =
+                        load::<I, STORED>(page.values, slot * self.task.value_stride + (vector + v) * LANES);
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let p = I::splat(*weights.add((row + r) * PAGE + slot));
+                    for (acc, value) in acc.iter_mut().zip(values) {
+                        *acc = I::fma(p, value, *acc);
                     }
                 }
             }
@@ -344,6 +334,10 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         for (visible, query) in visible.iter_mut().zip(self.task.queries) {
             *visible = query.sight.of_page(page.first) & page.valid;
         }
+        if STORED == WORD {
+            // SAFETY: the caller's promise.
+            return unsafe { self.word_page::<I, Q, V>(&page, &visible[..queries], largest) };
+        }
         let any = visible.iter().fold(0, |any, v| any | v);
         if any == 0 {
             return;
@@ -370,16 +364,12 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
             for row in (0..queries).filter(|row| visible[*row] != 0) {
                 self.hide::<I>(row, visible[row], &mut largest[row], &mut totals[row]);
             }
-            if STORED == WORD {
-                self.word_soften::<I>(&page, &visible[..queries], largest, totals);
-            } else {
-                for row in 0..queries {
-                    if visible[row] == 0 {
-                        // Nothing new for this query: its weights of this page are zero.
-                        self.scratch.scores[row * PAGE..(row + 1) * PAGE].fill(0.0);
-                    } else {
-                        totals[row] += self.soften::<I>(row, visible[row], largest[row]);
-                    }
+            for row in 0..queries {
+                if visible[row] == 0 {
+                    // Nothing new for this query: its weights of this page are zero.
+                    self.scratch.scores[row * PAGE..(row + 1) * PAGE].fill(0.0);
+                } else {
+                    totals[row] += self.soften::<I>(row, visible[row], largest[row]);
                 }
             }
             if STORED == BYTE {
@@ -441,6 +431,9 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
             }
             while let Some(page) = self.pages.next() {
                 self.page::<I, STORED, Q, V>(page, &mut largest, &mut totals);
+            }
+            if STORED == WORD {
+                self.word_totals::<I>(&mut totals);
             }
             for (row, query) in self.task.queries.iter().enumerate() {
                 let factor = share(largest[row], totals[row], query.sink);

@@ -22,7 +22,7 @@ const LIMIT: f32 = 8191.0;
 const OWN_LIMIT: f32 = 32767.0;
 /// What magnitudes of these add up to at most, before each is rounded: times [`LIMIT`] still 32 bits.
 const SUM_LIMIT: f32 = 261_500.0;
-/// Rows without a larger magnitude count as zeros: the inverse of their scale would overflow.
+/// Rows without a larger magnitude, or scale, count as zeros: its inverse would overflow.
 const NOTHING: f32 = 1e-30;
 /// Columns that [`Isa::words`] takes.
 const COLUMNS: usize = 2 * LANES;
@@ -64,6 +64,8 @@ pub(super) struct Codes {
     /// `[queries][slots]`, in pairs.
     weights: Aligned<u32>,
     weight_scales: [f32; QUERIES],
+    /// Sums of weights so far, `[queries][LANES]`.
+    totals: Aligned<f32>,
 }
 
 impl Codes {
@@ -76,6 +78,7 @@ impl Codes {
             scales: [0.0; QUERIES],
             weights: Aligned::zeroed(QUERIES * SLOTS),
             weight_scales: [0.0; QUERIES],
+            totals: Aligned::zeroed(QUERIES * LANES),
         }
     }
 
@@ -122,24 +125,26 @@ unsafe fn put(x: &[f32], to: impl Fn(usize) -> *mut i16) -> f32 {
     largest / LIMIT
 }
 
-/// Codes of `columns` numbers, a multiple of [`COLUMNS`], whose largest magnitude and sum of magnitudes are given; gives back
-/// their scale.
-///
-/// # Safety
-/// The processor has the instructions; `out` has room for half as many words.
+/// The scale of codes of numbers whose largest magnitude and sum of magnitudes are given.
 #[inline(always)]
-unsafe fn fix<I: Isa>(x: *const f32, columns: usize, largest: f32, sum: f32, out: *mut u32) -> f32 {
-    let scale = (largest / OWN_LIMIT).max(sum / SUM_LIMIT);
-    // SAFETY: the caller's promise.
-    unsafe {
-        let inverse = I::splat(if largest > NOTHING { 1.0 / scale } else { 0.0 });
-        for at in (0..columns).step_by(COLUMNS) {
-            let (low, high) = (I::load(x.add(at)), I::load(x.add(at + LANES)));
-            let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
-            out.add(at / 2).copy_from_nonoverlapping(words.as_ptr(), words.len());
-        }
-    }
-    scale
+fn scale_of(largest: f32, sum: f32) -> f32 {
+    let (of_one, of_all) = (largest * (1.0 / OWN_LIMIT), sum * (1.0 / SUM_LIMIT));
+    if of_one > of_all { of_one } else { of_all }
+}
+
+/// What numbers are multiplied by to become codes of a scale.
+#[inline(always)]
+fn inverse(scale: f32) -> f32 {
+    if scale > NOTHING { 1.0 / scale } else { 0.0 }
+}
+
+/// Up to four rows as four: what is made of a row is the same bits, whatever is beside it.
+#[inline(always)]
+unsafe fn as_four<I: Isa, const Q: usize>(rows: [I::F; Q]) -> [I::F; 4] {
+    // SAFETY: the caller promises the instruction set.
+    let mut four = [unsafe { I::splat(0.0) }; 4];
+    four[..Q].copy_from_slice(&rows);
+    four
 }
 
 /// 2ˣ of x ≤ 0, relative error below 3e-6: fewer terms than [`Isa::exp`] has. Tiny far below.
@@ -172,6 +177,7 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         let (width, codes) = (self.task.key_width, &mut self.scratch.codes);
         let columns = width.next_multiple_of(COLUMNS);
         codes.query[width..columns].fill(0.0);
+        codes.totals.fill(0.0);
         for (row, query) in self.task.queries.iter().enumerate() {
             // SAFETY: a query has `width` floats, the room as many and those that fill them up.
             unsafe {
@@ -183,68 +189,184 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                     (top, sum) = (I::max(top, x), I::add(sum, x));
                 }
                 let out = codes.queries.as_mut_ptr().add(row * codes.width);
-                let own = fix::<I>(query, columns, I::largest(top), I::sum(sum), out);
+                let own = scale_of(I::largest(top), I::sum(sum));
+                let inverse = I::splat(inverse(own));
+                for at in (0..columns).step_by(COLUMNS) {
+                    let (low, high) = (I::load(query.add(at)), I::load(query.add(at + LANES)));
+                    let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
+                    out.add(at / 2).copy_from_nonoverlapping(words.as_ptr(), words.len());
+                }
                 codes.scales[row] = own * self.task.scale;
             }
         }
     }
 
-    /// [`Attend::soften`] of all rows, to codes of weights, each times the scale of its value.
+    /// A page for all queries, of which `visible` says what slots each sees.
     ///
     /// # Safety
-    /// As there.
+    /// As for [`Attend::word_rows`].
     #[inline(always)]
-    pub(super) unsafe fn word_soften<I: Isa>(
+    pub(super) unsafe fn word_page<I: Isa, const Q: usize, const V: usize>(
         &mut self,
         page: &PageOfHead,
         visible: &[u64],
-        largest: &[f32; QUERIES],
-        totals: &mut [f32; QUERIES],
+        largest: &mut [f32; QUERIES],
     ) {
-        // SAFETY: rows of the scratch; scales of 64 slots behind the values.
-        unsafe {
-            let scales = scales(page.values.cast_mut(), self.task.value_stride, 0);
-            let log2e = I::splat(std::f32::consts::LOG2_E);
-            // One thing after another for a few rows, which wait for nothing of each other.
-            for (few, visible) in visible.chunks(4).enumerate() {
-                let mut sums = [[I::splat(0.0); 3]; 4];
-                for (row, (visible, sums)) in (4 * few..).zip(visible.iter().zip(&mut sums)) {
-                    let scores = self.scratch.scores.as_mut_ptr().add(row * PAGE);
-                    let top = I::splat(-largest[row] * std::f32::consts::LOG2_E);
-                    for v in 0..VECTORS {
-                        let mut weight = power::<I>(I::fma(I::load(scores.add(v * LANES)), log2e, top));
-                        let hidden = (!visible >> (v * LANES)) as u16;
-                        if hidden != 0 {
-                            weight = I::replaced(weight, hidden, 0.0);
-                        }
-                        let scaled = I::mul(weight, I::load(scales.add(v * LANES)));
-                        I::store(scores.add(v * LANES), scaled);
-                        *sums = [I::add(sums[0], weight), I::add(sums[1], scaled), I::max(sums[2], scaled)];
-                    }
-                }
-                for (row, sums) in (4 * few..4 * few + visible.len()).zip(&sums) {
-                    totals[row] += I::sum(sums[0]);
-                    let weights = self.scratch.scores.as_ptr().add(row * PAGE);
-                    let codes = &mut self.scratch.codes;
-                    let out = codes.weights.as_mut_ptr().add(row * SLOTS);
-                    codes.weight_scales[row] =
-                        fix::<I>(weights, PAGE, I::largest(sums[2]), I::sum(sums[1]), out);
+        for (block, visible) in visible.chunks(Q).enumerate() {
+            let row = block * Q;
+            // SAFETY: the caller's promise.
+            unsafe {
+                match *visible {
+                    [a] => self.word_rows::<I, 1, V>(page, row, [a], largest),
+                    [a, b] => self.word_rows::<I, 2, V>(page, row, [a, b], largest),
+                    [a, b, c] => self.word_rows::<I, 3, V>(page, row, [a, b, c], largest),
+                    [a, b, c, d] => self.word_rows::<I, 4, V>(page, row, [a, b, c, d], largest),
+                    _ => unreachable!("a block of more queries"),
                 }
             }
         }
     }
 
-    /// [`Attend::scores`] in words.
+    /// Sums of all weights.
     ///
     /// # Safety
-    /// As there.
+    /// The processor has the instructions.
     #[inline(always)]
-    pub(super) unsafe fn word_scores<I: Isa, const Q: usize, const V: usize>(
+    pub(super) unsafe fn word_totals<I: Isa>(&self, totals: &mut [f32; QUERIES]) {
+        for (lanes, total) in self.scratch.codes.totals.chunks_exact(LANES).zip(totals) {
+            // SAFETY: sixteen of them.
+            *total = unsafe { I::sum(I::load(lanes.as_ptr())) };
+        }
+    }
+
+    /// A page for `Q` queries from `row`, of which `visible` says what slots each sees: scores, what they weigh the page's values by, and
+    /// these added to the sums. All of that stays in registers but for codes of weights.
+    ///
+    /// # Safety
+    /// Rows below the number of queries; the page holds keys and values; the processor has the instructions.
+    #[inline(always)]
+    unsafe fn word_rows<I: Isa, const Q: usize, const V: usize>(
+        &mut self,
+        page: &PageOfHead,
+        row: usize,
+        visible: [u64; Q],
+        largest: &mut [f32; QUERIES],
+    ) {
+        let any = visible.iter().fold(0, |any, v| any | v);
+        if any == 0 {
+            return;
+        }
+        let whole = visible.iter().all(|visible| *visible == u64::MAX);
+        let slots = any.trailing_zeros() as usize..PAGE - any.leading_zeros() as usize;
+        let vectors = slots.start / LANES..slots.end.div_ceil(LANES);
+        // SAFETY: the caller's promise; vectors and slots stay below a page's.
+        unsafe {
+            let mut scores = [[I::splat(0.0); VECTORS]; Q];
+            for vector in (vectors.start / V * V..vectors.end).step_by(V) {
+                // Few queries too take several vectors at once: alone each sum would wait for itself.
+                self.word_scores::<I, Q, V>(page, row, vector, &mut scores);
+            }
+            // One thing after another for all rows, which wait for nothing of each other.
+            let mut tops = [I::splat(f32::NEG_INFINITY); Q];
+            for ((scores, visible), top) in scores.iter_mut().zip(visible).zip(&mut tops) {
+                for (v, score) in scores.iter_mut().enumerate() {
+                    if let Some(cap) = self.task.softcap {
+                        *score = I::mul(I::splat(cap), I::tanh(I::div(*score, I::splat(cap))));
+                    }
+                    if !whole {
+                        *score = I::replaced(*score, (!visible >> (v * LANES)) as u16, f32::NEG_INFINITY);
+                    }
+                    *top = I::max(*top, *score);
+                }
+            }
+            let mut tops = I::largest_of_four(as_four::<I, Q>(tops));
+            for (q, top) in tops[..Q].iter_mut().enumerate() {
+                let largest = &mut largest[row + q];
+                if *top > *largest {
+                    self.rescale::<I>(row + q, (*largest - *top).exp());
+                    *largest = *top;
+                }
+                *top = -*largest * std::f32::consts::LOG2_E;
+            }
+            let value_scales = scales(page.values.cast_mut(), self.task.value_stride, 0);
+            let log2e = I::splat(std::f32::consts::LOG2_E);
+            let (mut most, mut sums) = ([I::splat(0.0); Q], [I::splat(0.0); Q]);
+            let codes = &mut self.scratch.codes;
+            for (q, (scores, visible)) in scores.iter_mut().zip(visible).enumerate() {
+                let top = I::splat(tops[q]);
+                let mut sum = I::splat(0.0);
+                for (v, score) in scores.iter_mut().enumerate() {
+                    let mut weight = power::<I>(I::fma(*score, log2e, top));
+                    if !whole {
+                        // What is hidden weighs nothing at all.
+                        weight = I::replaced(weight, (!visible >> (v * LANES)) as u16, 0.0);
+                    }
+                    sum = I::add(sum, weight);
+                    *score = I::mul(weight, I::load(value_scales.add(v * LANES)));
+                    sums[q] = I::add(sums[q], *score);
+                    most[q] = I::max(most[q], *score);
+                }
+                let totals = codes.totals.as_mut_ptr().add((row + q) * LANES);
+                I::store(totals, I::add(I::load(totals), sum));
+            }
+            let most = I::largest_of_four(as_four::<I, Q>(most));
+            let sums = I::sum_of_four(as_four::<I, Q>(sums));
+            let mut inverses = [0f32; Q];
+            for q in 0..Q {
+                let scale = scale_of(most[q], sums[q]);
+                codes.weight_scales[row + q] = scale;
+                inverses[q] = inverse(scale);
+            }
+            for (q, scores) in scores.into_iter().enumerate() {
+                let inverse = I::splat(inverses[q]);
+                let out = codes.weights.as_mut_ptr().add((row + q) * SLOTS);
+                for two in 0..VECTORS / 2 {
+                    let [low, high] = [scores[2 * two], scores[2 * two + 1]];
+                    let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
+                    out.add(two * LANES).copy_from_nonoverlapping(words.as_ptr(), words.len());
+                }
+            }
+            let width = self.task.value_width.div_ceil(LANES);
+            let mut vector = 0;
+            while vector + V <= width {
+                self.word_values::<I, Q, V>(page, slots.clone(), row, vector);
+                vector += V;
+            }
+            while vector < width {
+                self.word_values::<I, Q, 1>(page, slots.clone(), row, vector);
+                vector += 1;
+            }
+        }
+    }
+
+    /// Multiplies a row's sums by what a new largest score makes of them.
+    #[inline(always)]
+    unsafe fn rescale<I: Isa>(&mut self, row: usize, factor: f32) {
+        let stride = self.scratch.stride;
+        // SAFETY: a row of the scratch.
+        unsafe {
+            let totals = self.scratch.codes.totals.as_mut_ptr().add(row * LANES);
+            I::store(totals, I::mul(I::load(totals), I::splat(factor)));
+            let sums = self.scratch.sums.as_mut_ptr().add(row * stride);
+            for v in 0..stride / LANES {
+                let p = sums.add(v * LANES);
+                I::store(p, I::mul(I::load(p), I::splat(factor)));
+            }
+        }
+    }
+
+    /// Scores of `V` vectors of keys from `vector`.
+    ///
+    /// # Safety
+    /// As for [`Attend::word_rows`].
+    #[inline(always)]
+    unsafe fn word_scores<I: Isa, const Q: usize, const V: usize>(
         &self,
         page: &PageOfHead,
         row: usize,
         vector: usize,
-    ) -> [[I::F; V]; Q] {
+        scores: &mut [[I::F; VECTORS]; Q],
+    ) {
         let codes = &self.scratch.codes;
         // SAFETY: the caller's promise.
         unsafe {
@@ -263,31 +385,28 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                 }
             }
             let scales = scales(page.keys.cast_mut(), self.task.key_width, vector * LANES);
-            let mut out = [[I::splat(0.0); V]; Q];
-            for (q, (out, acc)) in out.iter_mut().zip(acc).enumerate() {
+            for (q, (scores, acc)) in scores.iter_mut().zip(acc).enumerate() {
                 let scale = I::splat(codes.scales[row + q]);
-                for (v, (out, acc)) in out.iter_mut().zip(acc).enumerate() {
-                    *out = I::mul(I::to_float(acc), I::mul(scale, I::load(scales.add(v * LANES))));
+                for (v, (score, acc)) in scores[vector..].iter_mut().zip(acc).enumerate() {
+                    *score = I::mul(I::to_float(acc), I::mul(scale, I::load(scales.add(v * LANES))));
                 }
             }
-            out
         }
     }
 
-    /// [`Attend::values`] in words: adds what the slots of a page give to `sums`.
+    /// Adds what the slots of a page give to the sums, for `V` vectors of the value from `vector`.
     ///
     /// # Safety
-    /// As there.
+    /// As for [`Attend::word_rows`].
     #[inline(always)]
-    pub(super) unsafe fn word_values<I: Isa, const Q: usize, const V: usize>(
-        &self,
+    unsafe fn word_values<I: Isa, const Q: usize, const V: usize>(
+        &mut self,
         page: &PageOfHead,
         slots: std::ops::Range<usize>,
         row: usize,
         vector: usize,
-        sums: &mut [[I::F; V]; Q],
     ) {
-        let codes = &self.scratch.codes;
+        let (codes, stride) = (&self.scratch.codes, self.scratch.stride);
         // SAFETY: the caller's promise.
         unsafe {
             let weights = codes.weights.as_ptr().add(row * SLOTS).cast::<i32>();
@@ -305,10 +424,12 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                     }
                 }
             }
-            for (q, (sums, acc)) in sums.iter_mut().zip(acc).enumerate() {
+            for (q, acc) in acc.into_iter().enumerate() {
                 let scale = I::splat(codes.weight_scales[row + q]);
-                for (sum, acc) in sums.iter_mut().zip(acc) {
-                    *sum = I::fma(I::to_float(acc), scale, *sum);
+                let sums = self.scratch.sums.as_mut_ptr().add((row + q) * stride + vector * LANES);
+                for (v, acc) in acc.into_iter().enumerate() {
+                    let sum = sums.add(v * LANES);
+                    I::store(sum, I::fma(I::to_float(acc), scale, I::load(sum)));
                 }
             }
         }

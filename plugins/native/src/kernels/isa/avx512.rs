@@ -40,6 +40,42 @@ unsafe fn signed_bytes([low, high]: [__m512; 2]) -> __m256i {
     }
 }
 
+/// Of four vectors their lanes joined by `$join`, in each quarter one of each vector.
+macro_rules! across {
+    ($x:expr, $join:ident) => {{
+        let [a, b, c, d] = $x;
+        let (ab, cd) = (
+            $join(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)),
+            $join(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)),
+        );
+        let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
+        $join(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+    }};
+}
+
+/// Its quarters.
+#[inline(always)]
+unsafe fn parts_of_four(x: __m512) -> [__m128; 4] {
+    // SAFETY: the caller promises the instruction set.
+    unsafe {
+        [
+            _mm512_castps512_ps128(x),
+            _mm512_extractf32x4_ps::<1>(x),
+            _mm512_extractf32x4_ps::<2>(x),
+            _mm512_extractf32x4_ps::<3>(x),
+        ]
+    }
+}
+
+#[inline(always)]
+unsafe fn lanes(x: __m128) -> [f32; 4] {
+    let mut lanes = [0.0; 4];
+    // SAFETY: room for four.
+    unsafe { _mm_storeu_ps(lanes.as_mut_ptr(), x) };
+    lanes
+}
+
 // SAFETY of every block below: the caller promises the instruction set and the elements that are loaded or stored.
 impl<const VNNI: bool> Isa for Avx512<VNNI> {
     type F = __m512;
@@ -171,6 +207,22 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     unsafe fn largest(a: Self::F) -> f32 {
         // SAFETY: see the head of this block.
         unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn sum_of_four(x: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let [x, y, z, w] = parts_of_four(across!(x, _mm512_add_ps));
+            lanes(_mm_add_ps(_mm_add_ps(x, y), _mm_add_ps(z, w)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest_of_four(x: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let [x, y, z, w] = parts_of_four(across!(x, _mm512_max_ps));
+            lanes(_mm_max_ps(_mm_max_ps(x, y), _mm_max_ps(z, w)))
+        }
     }
     #[inline(always)]
     unsafe fn above(x: Self::F, limit: f32) -> u16 {

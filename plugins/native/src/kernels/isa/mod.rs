@@ -94,6 +94,18 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn sum(a: Self::F) -> f32;
     /// Largest lane.
     unsafe fn largest(a: Self::F) -> f32;
+    /// The sum of each one's lanes, whatever the others are.
+    #[inline(always)]
+    unsafe fn sum_of_four(x: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::sum(x[0]), Self::sum(x[1]), Self::sum(x[2]), Self::sum(x[3])] }
+    }
+    /// [`Isa::largest`] of each.
+    #[inline(always)]
+    unsafe fn largest_of_four(x: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::largest(x[0]), Self::largest(x[1]), Self::largest(x[2]), Self::largest(x[3])] }
+    }
     /// A bit for each lane whose magnitude is above `limit`.
     #[inline(always)]
     unsafe fn above(x: Self::F, limit: f32) -> u16 {

@@ -38,7 +38,8 @@ impl Sysfs {
 
     fn gpu(&mut self, card: &Path, seconds: Option<f64>) -> Option<Accelerator> {
         let device = card.join("device");
-        let sensors = numbered(&device.join("hwmon"), "hwmon").into_iter().next().unwrap_or_default();
+        let all = device.join("hwmon");
+        let sensors = numbered(&all, "hwmon").into_iter().next().unwrap_or(all);
         let common = Accelerator {
             temperature_celsius: number(&sensors.join("temp1_input")).map(|thousandths| thousandths / 1e3),
             ..Accelerator::default()

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::matrix::Matrix;
 use crate::kernels::Path;
 use crate::kernels::activation::{
-    FLOAT_PANEL, MANY_TOKENS, Panels, Quantized, Room, TILED_PANEL, panel_of, word_panel_of,
+    MANY_TOKENS, Panels, Quantized, Room, panel_of, scaled_panel_of, word_panel_of,
 };
 use crate::kernels::tile::Takes;
 
@@ -61,14 +61,13 @@ impl Rooms {
         takes: impl Fn(Takes) -> bool,
     ) -> Form {
         let panel = if takes(Takes::Codes) { panel_of(tokens) } else { word_panel_of(path, tokens) };
-        let numbers = if path.has_tiles() { TILED_PANEL } else { FLOAT_PANEL };
         let places = |form: Takes, room: &Room, panel: usize| {
             takes(form).then(|| room.panels(first, panel, tokens, columns))
         };
         Form {
             codes: places(Takes::Codes, &self.codes, panel),
             words: places(Takes::Words, &self.words, panel),
-            scaled: places(Takes::Scaled, &self.scaled, numbers),
+            scaled: places(Takes::Scaled, &self.scaled, scaled_panel_of(path)),
         }
     }
 }

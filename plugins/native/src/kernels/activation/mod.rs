@@ -65,6 +65,11 @@ pub(crate) fn word_panel_of(path: Path, tokens: usize) -> usize {
     }
 }
 
+/// Tokens of a panel of numbers without scales.
+pub(crate) fn scaled_panel_of(path: Path) -> usize {
+    if path.has_tiles() { TILED_PANEL } else { FLOAT_PANEL }
+}
+
 /// Tokens of a panel when there are `tokens` in all.
 pub(crate) fn panel_of(tokens: usize) -> usize {
     if tokens <= 1 {
@@ -182,8 +187,8 @@ impl Quantized {
 
     /// For [`Panels::put_scaled`].
     pub(crate) fn scaled(path: Path, tokens: usize, columns: usize) -> Self {
-        let (panel, number) = if path.has_tiles() { (TILED_PANEL, 2) } else { (FLOAT_PANEL, 4) };
-        let blocks = tokens.next_multiple_of(panel) * columns.div_ceil(BLOCK);
+        let number = if path.has_tiles() { 2 } else { 4 };
+        let blocks = tokens.next_multiple_of(scaled_panel_of(path)) * columns.div_ceil(BLOCK);
         Self {
             codes: Aligned::zeroed(blocks * BLOCK * number / 4),
             scales: Vec::new(),

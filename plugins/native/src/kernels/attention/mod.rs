@@ -238,6 +238,10 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
         row: usize,
         vector: usize,
     ) {
+        if STORED == WORD {
+            // SAFETY: the caller's promise.
+            return unsafe { self.word_values::<I, Q, V>(page, slots, row, vector) };
+        }
         // SAFETY: rows below the number of queries; vectors below the value's stride; slots below a page's.
         unsafe {
             let weights = self.scratch.scores.as_ptr();
@@ -291,12 +295,21 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                 let factor = (*largest - top).exp();
                 *largest = top;
                 *total *= factor;
-                let stride = self.scratch.stride;
-                let sums = self.scratch.sums.as_mut_ptr().add(row * stride);
-                for v in 0..stride / LANES {
-                    let p = sums.add(v * LANES);
-                    I::store(p, I::mul(I::load(p), I::splat(factor)));
-                }
+                self.rescale::<I>(row, factor);
+            }
+        }
+    }
+
+    /// Multiplies a row's sums by what a new largest score makes of them.
+    #[inline(always)]
+    unsafe fn rescale<I: Isa>(&mut self, row: usize, factor: f32) {
+        let stride = self.scratch.stride;
+        // SAFETY: a row of the scratch.
+        unsafe {
+            let sums = self.scratch.sums.as_mut_ptr().add(row * stride);
+            for v in 0..stride / LANES {
+                let p = sums.add(v * LANES);
+                I::store(p, I::mul(I::load(p), I::splat(factor)));
             }
         }
     }

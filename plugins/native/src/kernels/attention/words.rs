@@ -11,7 +11,7 @@
 //! values:  slots 0 2: column 0 | column 1 | …         || slots 1 3: column 0 | … || slots 4 6 …     then scales of the 64 slots
 //! ```
 
-use super::{Attend, LANES, PAGE, PageOfHead, QUERIES, VECTORS};
+use super::{Attend, LANES, PAGE, PageOfHead, QUERIES, VECTORS, WORD};
 use crate::kernels::isa::Isa;
 use crate::kernels::rows::{largest_magnitude, nearest};
 use crate::memory::Aligned;
@@ -138,6 +138,19 @@ fn inverse(scale: f32) -> f32 {
     if scale > NOTHING { 1.0 / scale } else { 0.0 }
 }
 
+/// Writes numbers' codes, in pairs.
+///
+/// # Safety
+/// There is room for sixteen words; the processor has the instructions.
+#[inline(always)]
+unsafe fn put_codes<I: Isa>([low, high]: [I::F; 2], inverse: I::F, out: *mut u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
+        out.copy_from_nonoverlapping(words.as_ptr(), words.len());
+    }
+}
+
 /// Up to four rows as four: what is made of a row is the same bits, whatever is beside it.
 #[inline(always)]
 unsafe fn as_four<I: Isa, const Q: usize>(rows: [I::F; Q]) -> [I::F; 4] {
@@ -193,8 +206,7 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                 let inverse = I::splat(inverse(own));
                 for at in (0..columns).step_by(COLUMNS) {
                     let (low, high) = (I::load(query.add(at)), I::load(query.add(at + LANES)));
-                    let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
-                    out.add(at / 2).copy_from_nonoverlapping(words.as_ptr(), words.len());
+                    put_codes::<I>([low, high], inverse, out.add(at / 2));
                 }
                 codes.scales[row] = own * self.task.scale;
             }
@@ -283,7 +295,10 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
             for (q, top) in tops[..Q].iter_mut().enumerate() {
                 let largest = &mut largest[row + q];
                 if *top > *largest {
-                    self.rescale::<I>(row + q, (*largest - *top).exp());
+                    let factor = (*largest - *top).exp();
+                    self.rescale::<I>(row + q, factor);
+                    let totals = self.scratch.codes.totals.as_mut_ptr().add((row + q) * LANES);
+                    I::store(totals, I::mul(I::load(totals), I::splat(factor)));
                     *largest = *top;
                 }
                 *top = -*largest * std::f32::consts::LOG2_E;
@@ -321,37 +336,12 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
                 let inverse = I::splat(inverses[q]);
                 let out = codes.weights.as_mut_ptr().add((row + q) * SLOTS);
                 for two in 0..VECTORS / 2 {
-                    let [low, high] = [scores[2 * two], scores[2 * two + 1]];
-                    let words = I::words([I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))]);
-                    out.add(two * LANES).copy_from_nonoverlapping(words.as_ptr(), words.len());
+                    let pair = [scores[2 * two], scores[2 * two + 1]];
+                    put_codes::<I>(pair, inverse, out.add(two * LANES));
                 }
             }
             let width = self.task.value_width.div_ceil(LANES);
-            let mut vector = 0;
-            while vector + V <= width {
-                self.word_values::<I, Q, V>(page, slots.clone(), row, vector);
-                vector += V;
-            }
-            while vector < width {
-                self.word_values::<I, Q, 1>(page, slots.clone(), row, vector);
-                vector += 1;
-            }
-        }
-    }
-
-    /// Multiplies a row's sums by what a new largest score makes of them.
-    #[inline(always)]
-    unsafe fn rescale<I: Isa>(&mut self, row: usize, factor: f32) {
-        let stride = self.scratch.stride;
-        // SAFETY: a row of the scratch.
-        unsafe {
-            let totals = self.scratch.codes.totals.as_mut_ptr().add(row * LANES);
-            I::store(totals, I::mul(I::load(totals), I::splat(factor)));
-            let sums = self.scratch.sums.as_mut_ptr().add(row * stride);
-            for v in 0..stride / LANES {
-                let p = sums.add(v * LANES);
-                I::store(p, I::mul(I::load(p), I::splat(factor)));
-            }
+            self.block_values::<I, WORD, Q, V>(page, slots, row, width);
         }
     }
 
@@ -399,7 +389,7 @@ impl<P: Iterator<Item = PageOfHead>> Attend<'_, P> {
     /// # Safety
     /// As for [`Attend::word_rows`].
     #[inline(always)]
-    unsafe fn word_values<I: Isa, const Q: usize, const V: usize>(
+    pub(super) unsafe fn word_values<I: Isa, const Q: usize, const V: usize>(
         &mut self,
         page: &PageOfHead,
         slots: std::ops::Range<usize>,

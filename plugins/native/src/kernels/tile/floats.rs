@@ -1,5 +1,5 @@
-//! Products of many tokens by vectors of floats, where these are faster than integers: on AVX-512 without VNNI codes that reach 128 take
-//! as many instructions, and scales and outliers besides.
+//! Products of many tokens by vectors of floats, where these are faster than integers: on AVX-512 without VNNI codes whose products
+//! sixteen bits cannot sum (those that reach 128, and of iq2 and iq3_xxs) take as many instructions, and scales and outliers besides.
 //!
 //! As with [`tiled`](super::tiled) scales go into weights, once for a prompt, and sums need none; but neither weights nor activations are
 //! rounded. Sums are added in another order than elsewhere.

@@ -10,7 +10,7 @@ use drophammer_models::rope::{Rope, RopeTable};
 use super::experts::ExpertRoom;
 use super::forms::{Forms, Rooms};
 use super::matrix::Matrix;
-use super::products::Linear;
+use super::products::{Halves, Linear};
 use super::runs::{Run, Span, find_runs, find_spans};
 use super::step::{Buffer, Domain, Norm, Rotate, Step, Value};
 use crate::ahead::Ahead;
@@ -36,6 +36,18 @@ pub(crate) struct Program {
     pub(crate) matrices: Vec<Matrix>,
     pub(crate) vectors: Vec<Vec<f32>>,
     pub(crate) ropes: Vec<Rope>,
+}
+
+impl Program {
+    /// Of the widest products that are gated; 0 without any.
+    fn gated_width(&self) -> usize {
+        let widths = self.steps.iter().map(|step| match step {
+            Step::Linear { products, gating: Some(_), .. } => products[0].out.width,
+            Step::Experts(experts) => experts.width,
+            _ => 0,
+        });
+        widths.max().unwrap_or(0)
+    }
 }
 
 /// One token of a batch.
@@ -94,6 +106,7 @@ pub(super) struct Scratch {
     /// One token's row in the forms that matrices take.
     pub(super) forms: Forms,
     pub(super) unpacked: Unpacked,
+    pub(super) halves: Halves,
     #[cfg(target_arch = "x86_64")]
     pub(super) tiled: tiled::Room,
     pub(super) floats: floats::Room,
@@ -160,6 +173,7 @@ impl Engine {
                     attention: attention::Scratch::new(keys, values),
                     forms: forms(1),
                     unpacked: Unpacked::new(coded, chunk),
+                    halves: Halves::new(program.gated_width(), chunk),
                     #[cfg(target_arch = "x86_64")]
                     tiled: tiled::Room::new(tiled(columns)),
                     floats: floats::Room::new(path.prefers_floats()),

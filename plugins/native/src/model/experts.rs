@@ -58,8 +58,7 @@ impl RoutePlan {
 pub(crate) struct ExpertRoom {
     plan: Vec<RoutePlan>,
     x: Aligned<f32>,
-    gate: Aligned<f32>,
-    up: Aligned<f32>,
+    gated: Aligned<f32>,
     forms: Forms,
 }
 
@@ -68,8 +67,7 @@ pub(crate) struct SharedRoom<'a> {
     plan: Shares<'a, RoutePlan>,
     /// What goes into experts, where it is needed as floats; then what comes out of them.
     x: Shares<'a, f32>,
-    gate: Shares<'a, f32>,
-    up: Shares<'a, f32>,
+    gated: Shares<'a, f32>,
     forms: Rooms,
 }
 
@@ -90,8 +88,7 @@ impl ExpertRoom {
         Some(Self {
             plan: vec![RoutePlan::default()],
             x: Aligned::zeroed(slots * hidden),
-            gate: Aligned::zeroed(slots * width),
-            up: Aligned::zeroed(slots * width),
+            gated: Aligned::zeroed(slots * width),
             forms: Forms::new(path, rows, matrices.map(|&number| &program.matrices[number])),
         })
     }
@@ -100,8 +97,7 @@ impl ExpertRoom {
         SharedRoom {
             plan: Shares::new(&mut self.plan),
             x: Shares::new(&mut self.x),
-            gate: Shares::new(&mut self.gate),
-            up: Shares::new(&mut self.up),
+            gated: Shares::new(&mut self.gated),
             forms: self.forms.rooms(),
         }
     }
@@ -235,33 +231,33 @@ impl Frame<'_> {
         let strips = width.div_ceil(LANES);
         for (strips, Use { expert, slots, form }) in member.share_of_each(uses.map(|one| (strips, one))) {
             let at = |begin: *mut f32, width: usize| begin.wrapping_add(slots.start * width);
-            let (gate, up) = (at(room.gate.begin(), width), at(room.up.begin(), width));
-            let halves = [(&step.gate, &step.gate_bias, gate), (&step.up, &step.up_bias, up)];
-            let work = halves.iter().map(|(matrices, biases, out)| Work {
+            let out = at(room.gated.begin(), width);
+            let halves = [(&step.gate, &step.gate_bias), (&step.up, &step.up_bias)];
+            let work = halves.iter().map(|(matrices, biases)| Work {
                 matrix: &self.program.matrices[matrices[expert]],
                 bias: self.vector(biases.get(expert).copied()),
                 x: Rows { begin: at(room.x.begin(), hidden), stride: hidden },
                 form,
                 tokens: slots.len(),
-                out: *out,
+                out,
                 out_stride: width,
                 accumulate: false,
             });
-            let gates = Gates { gating: step.gating, gate, up, width, rows: slots.len() };
+            let gates = Gates { gating: step.gating, out, width, rows: slots.len() };
             self.gated(work, gates, strips, scratch);
         }
         member.barrier();
-        self.observe(&step.down, plan, (room.gate.begin(), width), member, scratch);
+        self.observe(&step.down, plan, (room.gated.begin(), width), member, scratch);
         let uses = self.uses(&[&step.down], width, plan, room, span.many);
         // SAFETY: gated before the barrier, only read after it.
-        let row_of = |slot: usize| unsafe { &room.gate.whole()[slot * width..][..width] };
+        let row_of = |slot: usize| unsafe { &room.gated.whole()[slot * width..][..width] };
         self.put(uses.clone(), row_of, member);
         member.barrier();
         scratch.unpacked.forget();
         let work = uses.map(|Use { expert, slots, form }| Work {
             matrix: &self.program.matrices[step.down[expert]],
             bias: self.vector(step.down_bias.get(expert).copied()),
-            x: Rows { begin: room.gate.begin().wrapping_add(slots.start * width), stride: width },
+            x: Rows { begin: room.gated.begin().wrapping_add(slots.start * width), stride: width },
             form,
             tokens: slots.len(),
             out: room.x.begin().wrapping_add(slots.start * hidden),

@@ -17,12 +17,13 @@ use crate::kernels::tile::multiply::multiply;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::tile::tiled;
 use crate::kernels::tile::{Takes, Tiles, fixed, floats, plain};
+use crate::memory::Aligned;
 use crate::threads::Member;
 
 /// Up to so many tokens rows of weights are multiplied one by one; beyond it pays to lay them in strips.
 const FEW_TOKENS: usize = 3;
 
-/// Strips of both halves after which rows are gated, of more than a few tokens: what was written is still in a near cache then.
+/// Strips of both halves after which rows are gated, of more than a few tokens: what was written side by side is in a near cache then.
 const GATED_STRIPS: usize = 8;
 
 /// With at least so many tokens for each, threads share tokens, not rows of weights: what a thread quantizes, reads and writes then
@@ -56,14 +57,25 @@ impl Work<'_> {
     }
 }
 
-/// Two products of some rows, `width` wide, that become one, in the place of the first.
+/// Where two products of some rows, `width` wide, become one.
 #[derive(Clone, Copy)]
 pub(super) struct Gates {
     pub(super) gating: Gating,
-    pub(super) gate: *mut f32,
-    pub(super) up: *mut f32,
+    pub(super) out: *mut f32,
     pub(super) width: usize,
     pub(super) rows: usize,
+}
+
+/// One thread's room for both halves of what is gated.
+pub(crate) struct Halves(Aligned<f32>);
+
+impl Halves {
+    /// For products up to `width` wide of up to `tokens` tokens.
+    pub(crate) fn new(width: usize, tokens: usize) -> Self {
+        let width = width.next_multiple_of(LANES);
+        let few = width * tokens.min(FEW_TOKENS);
+        Self(Aligned::zeroed(2 * few.max(width.min(GATED_STRIPS * LANES) * tokens)))
+    }
 }
 
 /// Products of the same rows, with what was joined to them before and after: [`Step::Linear`](super::step::Step::Linear).
@@ -141,7 +153,10 @@ impl Frame<'_> {
                 x: input,
                 form,
                 tokens,
-                out: self.begin(product.out).wrapping_add(first * product.out.width),
+                // (Both halves of what is gated become the first.)
+                out: self
+                    .begin(if gating.is_some() { products[0].out } else { product.out })
+                    .wrapping_add(first * product.out.width),
                 out_stride: product.out.width,
                 accumulate: product.accumulate,
             }
@@ -154,9 +169,8 @@ impl Frame<'_> {
             let all = products[0].out.width.div_ceil(LANES);
             let strips = if share_tokens { 0..all } else { member.share(all, 1) };
             let (width, row) = (products[0].out.width, first + my_tokens.start);
-            let at = |product: &Product| self.begin(product.out).wrapping_add(row * width);
-            let (gate, up) = (at(&products[0]), at(&products[1]));
-            self.gated(my_work, Gates { gating, gate, up, width, rows: my_tokens.len() }, strips, scratch);
+            let out = self.begin(products[0].out).wrapping_add(row * width);
+            self.gated(my_work, Gates { gating, out, width, rows: my_tokens.len() }, strips, scratch);
         } else if share_tokens {
             for work in my_work {
                 let strips = 0..work.matrix.rows.div_ceil(LANES);
@@ -167,27 +181,31 @@ impl Frame<'_> {
         }
     }
 
-    /// Both halves' products of some strips, gated.
+    /// Two products of some strips, gated.
     pub(super) fn gated<'w>(
         &self,
         work: impl Iterator<Item = Work<'w>> + Clone,
-        Gates { gating, gate, up, width, rows }: Gates,
+        Gates { gating, out, width, rows }: Gates,
         strips: Range<usize>,
         scratch: &mut Scratch,
     ) {
         let group = if rows > FEW_TOKENS { GATED_STRIPS } else { strips.len().max(1) };
+        let stride = group * LANES;
+        let halves = scratch.halves.0.as_mut_ptr();
+        let halves = [halves, halves.wrapping_add(rows * stride)];
+        assert!(2 * rows * stride <= scratch.halves.0.len());
         for first in strips.clone().step_by(group) {
             let group = first..(first + group).min(strips.end);
-            for work in work.clone() {
+            let (begin, end) = (group.start * LANES, (group.end * LANES).min(width));
+            for (work, half) in work.clone().zip(halves) {
+                let work = Work { out: half.wrapping_sub(begin), out_stride: stride, ..work };
                 self.strips(&work, group.clone(), scratch);
             }
-            let (begin, end) = (group.start * LANES, (group.end * LANES).min(width));
             for row in 0..rows {
-                let at = |half: *mut f32| half.wrapping_add(row * width + begin);
-                // SAFETY: of this row these of both halves are this thread's.
-                unsafe {
-                    rows::binary(self.path, Binary::Gated(gating), at(gate), at(up), at(gate), end - begin);
-                }
+                let [gate, up] = halves.map(|half| half.wrapping_add(row * stride));
+                let out = out.wrapping_add(row * width + begin);
+                // SAFETY: the halves are this thread's, and so are these numbers of the row.
+                unsafe { rows::binary(self.path, Binary::Gated(gating), gate, up, out, end - begin) };
             }
         }
     }

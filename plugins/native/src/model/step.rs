@@ -157,12 +157,14 @@ impl Step {
     pub(crate) fn values(&mut self) -> (Vec<&mut Value>, Vec<&mut Value>) {
         match self {
             Step::Embed { out, .. } => (vec![], vec![out]),
-            Step::Linear { x, norm, products, .. } => {
+            Step::Linear { x, norm, products, gating } => {
                 let (mut reads, mut writes) = match norm {
                     Some(norm) => (vec![&mut norm.x], vec![x]),
                     None => (vec![x], vec![]),
                 };
-                for product in products {
+                // (What is gated has one output.)
+                let outputs = if gating.is_some() { 1 } else { products.len() };
+                for product in &mut products[..outputs] {
                     let list = if product.accumulate { &mut reads } else { &mut writes };
                     list.push(&mut product.out);
                 }

@@ -21,7 +21,7 @@ use crate::kernels::rows;
 use crate::kernels::tile::multiply::Unpacked;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::tile::tiled;
-use crate::kernels::tile::{Takes, floats};
+use crate::kernels::tile::{Takes, fixed, floats};
 use crate::kernels::{LANES, Path, ask_ahead};
 use crate::memory::Aligned;
 use crate::observer::Observer;
@@ -106,6 +106,7 @@ pub(super) struct Scratch {
     /// One token's row in the forms that matrices take.
     pub(super) forms: Forms,
     pub(super) unpacked: Unpacked,
+    pub(super) fixed: fixed::Room,
     pub(super) halves: Halves,
     #[cfg(target_arch = "x86_64")]
     pub(super) tiled: tiled::Room,
@@ -148,8 +149,10 @@ impl Engine {
     /// Room for `chunk` tokens at once.
     pub(crate) fn new(program: Program, cache: Cache, pool: Pool, path: Path, chunk: usize) -> Self {
         let columns = program.matrices.iter().map(|matrix| matrix.columns).max().unwrap_or(0);
-        let coded = program.matrices.iter().filter(|m| m.takes(path, false) == Takes::Codes);
-        let coded = coded.map(|matrix| matrix.columns).max().unwrap_or(0);
+        let taking = |form| {
+            let matrices = program.matrices.iter().filter(move |matrix| matrix.takes(path, false) == form);
+            matrices.map(|matrix| matrix.columns).max().unwrap_or(0)
+        };
         let forms = |rows: usize| Forms::new(path, rows, program.matrices.iter());
         let layers = || (0..cache.layers()).map(|layer| cache.layer(layer));
         let keys = layers().map(|layer| layer.key_width).max().unwrap_or(0);
@@ -172,7 +175,8 @@ impl Engine {
                     strip: vec![0.0; columns * LANES],
                     attention: attention::Scratch::new(keys, values),
                     forms: forms(1),
-                    unpacked: Unpacked::new(coded, chunk),
+                    unpacked: Unpacked::new(taking(Takes::Codes), chunk),
+                    fixed: fixed::Room::new(taking(Takes::Words)),
                     halves: Halves::new(program.gated_width(), chunk),
                     #[cfg(target_arch = "x86_64")]
                     tiled: tiled::Room::new(tiled(columns)),

@@ -251,7 +251,7 @@ impl Frame<'_> {
                     multiply(self.path, tiles, x, strips, out, &mut scratch.unpacked);
                 }
                 Takes::Words if let Some(x) = words => {
-                    fixed::multiply(self.path, tiles, x, strips, out);
+                    fixed::multiply(self.path, tiles, x, strips, out, &mut scratch.fixed);
                 }
                 _ => plain::multiply(self.path, tiles, work.x, work.tokens, strips, out),
             }

@@ -28,7 +28,7 @@ use crate::kernels::tile::Cut;
 use crate::memory::Bytes;
 
 /// Version of tiles. To be raised when a row's bytes become others in a tile, or a matrix's rows come in another order.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// Bytes kept where the configuration says nothing: only who asks for it gives that much of a disk.
 const USUAL_BYTES: u64 = 0;
 /// Bytes of a seal.
@@ -172,7 +172,7 @@ mod tests {
             writeln!(told, "{dtype} {}", Digest::of(&strip)).unwrap();
         }
         assert!(told.lines().count() >= 16, "{told}");
-        let due = (1, "9107749adf7d93f351069fb67a7f0bc063e89ff6eddbcaebd888e26060c0105c");
+        let due = (2, "2a7443a45331788b6df281ada413d3610ca68b59b1231458e15e1183e8403d4b");
         assert_eq!((LAYOUT, hexadecimal(&told).as_str()), due, "{told}");
     }
 

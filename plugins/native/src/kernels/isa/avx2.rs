@@ -324,6 +324,14 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn shift_right_signed<const N: u32>(a: Self::B) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let n = _mm_cvtsi32_si128(N as i32);
+            (_mm256_sra_epi16(a.0, n), _mm256_sra_epi16(a.1, n))
+        }
+    }
+    #[inline(always)]
     unsafe fn shift_left<const N: u32>(a: Self::B) -> Self::B {
         // SAFETY: see the head of this block.
         unsafe {

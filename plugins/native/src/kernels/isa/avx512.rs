@@ -318,6 +318,11 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
         unsafe { _mm512_srli_epi16::<N>(a) }
     }
     #[inline(always)]
+    unsafe fn shift_right_signed<const N: u32>(a: Self::B) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_srai_epi16::<N>(a) }
+    }
+    #[inline(always)]
     unsafe fn shift_left<const N: u32>(a: Self::B) -> Self::B {
         // SAFETY: see the head of this block.
         unsafe { _mm512_slli_epi16::<N>(a) }

@@ -150,6 +150,8 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn or(a: Self::B, b: Self::B) -> Self::B;
     /// Shifts 16-bit units: bits of a neighbour byte come in.
     unsafe fn shift_right<const N: u32>(a: Self::B) -> Self::B;
+    /// Shifts 16-bit integers, which keep their sign.
+    unsafe fn shift_right_signed<const N: u32>(a: Self::B) -> Self::B;
     /// As [`Isa::shift_right`].
     unsafe fn shift_left<const N: u32>(a: Self::B) -> Self::B;
     /// Each byte, below 16, chooses one of a table.

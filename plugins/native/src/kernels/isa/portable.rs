@@ -210,6 +210,10 @@ impl Isa for Portable {
         pairs(a, |x| x >> N)
     }
     #[inline(always)]
+    unsafe fn shift_right_signed<const N: u32>(a: Self::B) -> Self::B {
+        pairs(a, |x| (x.cast_signed() >> N).cast_unsigned())
+    }
+    #[inline(always)]
     unsafe fn shift_left<const N: u32>(a: Self::B) -> Self::B {
         pairs(a, |x| x << N)
     }

@@ -1,5 +1,5 @@
-//! Half-precision weights (F16, BF16) as fixed-point numbers of sixteen bits: what processors multiply twice as fast as floats,
-//! in as much memory.
+//! Half-precision weights (F16, BF16) as fixed-point numbers of fourteen bits: as words of sixteen processors multiply them twice as fast as
+//! floats, and from memory, which limits products with few tokens, they come in seven eighths of the time.
 //!
 //! Each row has one scale, its largest magnitude / 8191, so that a weight keeps fourteen bits of the largest of its row: where
 //! rows have no extreme outliers that is finer than the eleven (eight) bits of the stored number for all that matter in a sum.
@@ -9,7 +9,8 @@
 //! strip:  scales of row 0 … row 15 | step 0: row 0: k=0 2 | row 1: k=0 2 | … | step 1: row 0: k=1 3 | … | step 2: row 0: k=4 6 …
 //! ```
 //!
-//! Columns go in pairs as [`Isa::words`] orders those of activations.
+//! Columns go in pairs as [`Isa::words`] orders those of activations. Eight steps are stored as seven vectors: a code of each of seven is
+//! the upper fourteen bits of a word, whose lower two are the next ones of the eighth's code, the first vector's its uppermost.
 
 use drophammer_formats::DType;
 
@@ -19,6 +20,7 @@ use crate::kernels::float::Output;
 use crate::kernels::isa::{self, Isa, Kernel, Path};
 use crate::kernels::rows::{self, nearest};
 use crate::kernels::{LANES, fetch_ahead};
+use crate::memory::Aligned;
 
 /// Largest magnitude of a code.
 const LIMIT: f32 = 8191.0;
@@ -26,11 +28,21 @@ const LIMIT: f32 = 8191.0;
 pub(super) const SCALES: usize = LANES * 4;
 /// Steps of a block: two columns each.
 const STEPS: usize = BLOCK / 2;
+/// Bytes of a vector.
+const VECTOR: usize = LANES * 4;
+/// Steps that are stored together, and the vectors that hold them.
+const TOGETHER: usize = 8;
+const STORED: usize = 7;
+/// Bytes of a block, as it is stored and as it is multiplied.
+pub(super) const BLOCK_BYTES: usize = STEPS / TOGETHER * STORED * VECTOR;
+pub(super) const UNPACKED_BYTES: usize = STEPS * VECTOR;
+/// Strips that products take at once, at most.
+const STRIPS: usize = 2;
 
 /// Bytes of a strip; `None` for what is not laid out so.
 pub(super) fn strip_bytes(dtype: DType, columns: usize) -> Option<usize> {
     let fits = matches!(dtype, DType::F16 | DType::BF16) && columns.is_multiple_of(BLOCK);
-    fits.then_some(SCALES + columns * LANES * 2)
+    fits.then_some(SCALES + columns / BLOCK * BLOCK_BYTES)
 }
 
 /// Fills a strip from up to sixteen rows.
@@ -66,13 +78,63 @@ pub(crate) fn lay_floats<R>(
         let largest = floats.iter().fold(0f32, |largest, x| largest.max(x.abs()));
         let inverse = if largest > 0.0 { LIMIT / largest } else { 0.0 };
         scales[r * 4..][..4].copy_from_slice(&(largest / LIMIT).to_le_bytes());
-        let pairs = codes.chunks_exact_mut(2 * LANES * 4);
-        for (pairs, x) in pairs.zip(floats.as_chunks::<4>().0) {
-            let code = |i: usize| u32::from(nearest(x[i] * inverse) as u16);
-            let (even, odd) = pairs.split_at_mut(LANES * 4);
-            even[r * 4..][..4].copy_from_slice(&(code(0) | code(2) << 16).to_le_bytes());
-            odd[r * 4..][..4].copy_from_slice(&(code(1) | code(3) << 16).to_le_bytes());
+        for (block, x) in codes.chunks_exact_mut(BLOCK_BYTES).zip(floats.as_chunks::<BLOCK>().0) {
+            // Steps as lanes of 32 bits, of which each half is a code.
+            let mut steps = [0u32; STEPS];
+            for (steps, x) in steps.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<4>().0) {
+                let code = |i: usize| u32::from(nearest(x[i] * inverse) as u16);
+                *steps = [code(0) | code(2) << 16, code(1) | code(3) << 16];
+            }
+            let stored = block.chunks_exact_mut(STORED * VECTOR);
+            for (stored, steps) in stored.zip(steps.as_chunks::<TOGETHER>().0) {
+                for (i, vector) in stored.chunks_exact_mut(VECTOR).enumerate() {
+                    let bits = steps[STORED] >> (2 * (STORED - 1 - i)) & 0x0003_0003;
+                    let lane = steps[i] << 2 & 0xfffc_fffc | bits;
+                    vector[r * 4..][..4].copy_from_slice(&lane.to_le_bytes());
+                }
+            }
         }
+    }
+}
+
+/// Brings a block into the form that products take.
+///
+/// # Safety
+/// The block is there, and room for [`UNPACKED_BYTES`]; the processor has the instructions.
+#[inline(always)]
+pub(super) unsafe fn unpack<I: Isa>(block: *const u8, to: *mut u8) {
+    const LOW: [u8; VECTOR] = {
+        let mut low = [0; VECTOR];
+        let mut at = 0;
+        while at < VECTOR {
+            low[at] = 3;
+            at += 2;
+        }
+        low
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = I::load_b(LOW.as_ptr());
+        for group in 0..STEPS / TOGETHER {
+            let (from, to) = (block.add(group * STORED * VECTOR), to.add(group * TOGETHER * VECTOR));
+            let mut last = I::splat_b(0);
+            for i in 0..STORED {
+                let word = I::load_b(from.add(i * VECTOR));
+                I::store_b(to.add(i * VECTOR), I::shift_right_signed::<2>(word));
+                last = I::or(I::shift_left::<2>(last), I::and(word, low));
+            }
+            I::store_b(to.add(STORED * VECTOR), I::shift_right_signed::<2>(I::shift_left::<2>(last)));
+        }
+    }
+}
+
+/// One thread's room for unpacked strips.
+pub(crate) struct Room(Aligned<u8>);
+
+impl Room {
+    /// For matrices of up to `columns` columns.
+    pub(crate) fn new(columns: usize) -> Self {
+        Self(Aligned::zeroed(STRIPS * columns.div_ceil(BLOCK) * UNPACKED_BYTES))
     }
 }
 
@@ -87,10 +149,12 @@ pub(crate) unsafe fn multiply(
     x: Panels,
     strips: std::ops::Range<usize>,
     out: Output,
+    room: &mut Room,
 ) {
     assert_eq!(tiles.columns(), x.columns);
+    assert!(room.0.len() >= STRIPS * x.columns / BLOCK * UNPACKED_BYTES);
     // SAFETY: the caller's promise.
-    unsafe { isa::run(path, Fixed { tiles, x, strips, out }) }
+    unsafe { isa::run(path, Fixed { tiles, x, strips, out, room: room.0.as_mut_ptr() }) }
 }
 
 struct Fixed<'a> {
@@ -98,6 +162,8 @@ struct Fixed<'a> {
     x: Panels,
     strips: std::ops::Range<usize>,
     out: Output,
+    /// For [`STRIPS`] strips.
+    room: *mut u8,
 }
 
 impl Kernel for Fixed<'_> {
@@ -110,13 +176,13 @@ impl Kernel for Fixed<'_> {
             // (Loops: of closures only small ones are inlined, and compiled for the instruction set.)
             if self.x.panel == 1 {
                 for strip in self.strips.clone() {
-                    self.panel::<I, 1, 1>(strip, 0);
+                    self.panel::<I, 1, 1>(strip, 0, 0);
                 }
                 return;
             }
             if I::STRIPS == 2 && self.x.panel == WIDE_PANEL {
                 for strip in self.strips.clone() {
-                    self.panel::<I, 1, WIDE_PANEL>(strip, 0);
+                    self.panel::<I, 1, WIDE_PANEL>(strip, 0, 0);
                 }
                 return;
             }
@@ -124,10 +190,10 @@ impl Kernel for Fixed<'_> {
                 let strips = first..(first + I::STRIPS).min(self.strips.end);
                 for index in 0..self.x.count() {
                     with_panel!(self.x.panel, M => if I::STRIPS == 2 && strips.len() == 2 {
-                        self.panel::<I, 2, M>(first, index);
+                        self.panel::<I, 2, M>(first, index, 0);
                     } else {
                         for strip in strips.clone() {
-                            self.panel::<I, 1, M>(strip, index);
+                            self.panel::<I, 1, M>(strip, index, strip - first);
                         }
                     });
                 }
@@ -137,10 +203,16 @@ impl Kernel for Fixed<'_> {
 }
 
 impl Fixed<'_> {
-    /// `S` strips from `first` times a panel of `M` tokens.
+    /// Where the `s`th of the strips that are multiplied together is unpacked.
+    fn room_of(&self, s: usize) -> *mut u8 {
+        self.room.wrapping_add(s * self.x.columns / BLOCK * UNPACKED_BYTES)
+    }
+
+    /// `S` strips from `first`, the `at`th and following of those that the room holds, times a panel of `M` tokens. The first panel unpacks
+    /// them.
     #[inline(always)]
-    unsafe fn panel<I: Isa, const S: usize, const M: usize>(&self, first: usize, index: usize) {
-        let x = self.x.at(index);
+    unsafe fn panel<I: Isa, const S: usize, const M: usize>(&self, first: usize, index: usize, at: usize) {
+        let (x, only) = (self.x.at(index), self.x.count() == 1);
         let mut tiles = [std::ptr::null(); S];
         for (s, tile) in tiles.iter_mut().enumerate() {
             *tile = self.tiles.strip(first + s).as_ptr();
@@ -156,13 +228,17 @@ impl Fixed<'_> {
                 let mut acc = [[I::zero_i(); M]; S];
                 for block in first..(first + WORD_BLOCKS).min(blocks) {
                     let x = x.codes.cast::<i32>().add(block * M * STEPS);
-                    let bytes = STEPS * LANES * 4;
-                    let mut words = tiles;
-                    for words in &mut words {
-                        *words = words.wrapping_add(SCALES + block * bytes);
+                    let mut words = [std::ptr::null(); S];
+                    for (s, words) in words.iter_mut().enumerate() {
+                        // For the panels that follow, or in one place for the only one.
+                        let place = if only { 0 } else { block };
+                        let room = self.room_of(at + s).wrapping_add(place * UNPACKED_BYTES);
                         if index == 0 {
-                            fetch_ahead(*words, bytes);
+                            let stored = tiles[s].wrapping_add(SCALES + block * BLOCK_BYTES);
+                            fetch_ahead(stored, BLOCK_BYTES);
+                            unpack::<I>(stored, room);
                         }
+                        *words = room.cast_const();
                     }
                     isa::dots_one_by_one::<I, true, S, M>(&mut acc, words, STEPS, x, strides);
                 }
@@ -191,6 +267,62 @@ mod tests {
     use super::*;
     use crate::kernels::activation::{Quantized, word_panel_of};
 
+    struct Unpacked {
+        strip: *const u8,
+        block: usize,
+    }
+
+    impl Kernel for Unpacked {
+        type Output = [i16; UNPACKED_BYTES / 2];
+
+        unsafe fn run<I: Isa>(self) -> Self::Output {
+            let mut words = [0; UNPACKED_BYTES / 2];
+            // SAFETY: the strip holds the block.
+            unsafe {
+                let stored = self.strip.add(SCALES + self.block * BLOCK_BYTES);
+                unpack::<I>(stored, words.as_mut_ptr().cast());
+            }
+            words
+        }
+    }
+
+    #[test]
+    fn codes_of_fourteen_bits_come_out_on_every_path_as_they_went_in() {
+        const COLUMNS: usize = 2 * BLOCK;
+        let code = |row: usize, column: usize| match (row + column) % 7 {
+            0 => 8191,
+            1 => -8191,
+            _ => ((row * COLUMNS + column) * 7919 % 16383) as i16 - 8191,
+        };
+        let rows = 13;
+        let mut strip = vec![0; strip_bytes(DType::F16, COLUMNS).unwrap()];
+        lay_floats(
+            COLUMNS,
+            0..rows,
+            |row, floats| {
+                for (column, x) in floats.iter_mut().enumerate() {
+                    *x = f32::from(code(row, column)) / 64.0;
+                }
+            },
+            &mut strip,
+        );
+        for path in Path::all() {
+            for block in 0..COLUMNS / BLOCK {
+                // SAFETY: the strip holds the block, and the path is one that the processor has.
+                let words = unsafe { isa::run(path, Unpacked { strip: strip.as_ptr(), block }) };
+                for (row, column) in (0..LANES).flat_map(|row| (0..BLOCK).map(move |column| (row, column))) {
+                    let (step, half) = (column / 4 * 2 + column % 2, column / 2 % 2);
+                    let due = if row < rows { code(row, block * BLOCK + column) } else { 0 };
+                    assert_eq!(
+                        words[(step * LANES + row) * 2 + half],
+                        due,
+                        "{path:?} {row} {block} {column}"
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn products_on_every_path_are_those_of_the_rounded_numbers_and_a_batch_gives_what_its_tokens_give() {
         let mut state = 5u32;
@@ -214,6 +346,7 @@ mod tests {
                 let tiles = tiles_of(dtype, columns, &stored_plainly(dtype, columns, &w));
                 for path in Path::all() {
                     let product = |x: &[f32]| {
+                        let mut room = Room::new(columns);
                         // SAFETY (of both): one thread; `product` has the sizes.
                         product(
                             Quantized::new(x.len() / columns, columns),
@@ -222,7 +355,7 @@ mod tests {
                             x,
                             |panels, row, x| unsafe { panels.quantize_words(path, row, x) },
                             |panels, strips, to| unsafe {
-                                multiply(path, &tiles, panels, strips, to);
+                                multiply(path, &tiles, panels, strips, to, &mut room);
                             },
                         )
                     };

@@ -110,16 +110,28 @@ unsafe fn lay_codes<F: Format, I: Isa, N: Numbers<I>>(
     }
 }
 
+/// Begins at a cache line.
+#[repr(align(64))]
+struct Line<const N: usize>([u8; N]);
+
 /// Of words and a scale for each row.
 #[inline(always)]
-unsafe fn lay_words<I: Isa, N: Numbers<I>>(strip: *const u8, columns: std::ops::Range<usize>, to: *mut u8) {
+unsafe fn lay_words<I: Isa, N: Numbers<I>>(
+    strip: *const u8,
+    columns: std::ops::Range<usize>,
+    mut to: *mut u8,
+) {
     // SAFETY: the caller's promise.
     unsafe {
         let scale = I::load(strip.cast());
-        for (four, column) in columns.step_by(4).enumerate() {
-            let words = strip.add(fixed::SCALES + column * LANES * 2);
-            let words = I::columns_of_words([I::load_b(words), I::load_b(words.add(64))]);
-            N::put(to.add(four * N::FOUR_COLUMNS), times::<I>(words, [scale; 4]));
+        let mut room = Line([0; fixed::UNPACKED_BYTES]);
+        for block in columns.start / BLOCK..columns.end / BLOCK {
+            fixed::unpack::<I>(strip.add(fixed::SCALES + block * fixed::BLOCK_BYTES), room.0.as_mut_ptr());
+            for words in room.0.chunks_exact(128) {
+                let words = I::columns_of_words([I::load_b(words.as_ptr()), I::load_b(words[64..].as_ptr())]);
+                N::put(to, times::<I>(words, [scale; 4]));
+                to = to.add(N::FOUR_COLUMNS);
+            }
         }
     }
 }

@@ -301,6 +301,12 @@ impl<P: Products> Isa for Neon<P> {
         each!(vreinterpretq_u8_u16, each!(vshlq_u16, each!(vreinterpretq_u16_u8, a), n))
     }
     #[inline(always)]
+    unsafe fn shift_right_signed<const N: u32>(a: B) -> B {
+        // SAFETY: see the head of this block; as above.
+        let n = [unsafe { vdupq_n_s16(-(N as i16)) }; 4];
+        each!(vreinterpretq_u8_s16, each!(vshlq_s16, each!(vreinterpretq_s16_u8, a), n))
+    }
+    #[inline(always)]
     unsafe fn shift_left<const N: u32>(a: B) -> B {
         // SAFETY: see the head of this block.
         let n = [unsafe { vdupq_n_s16(N as i16) }; 4];

@@ -35,16 +35,22 @@ impl Kernel for Row<'_, true> {
         // SAFETY: this token's places inside the panel; `x` holds `columns` floats, a multiple of 32.
         unsafe {
             let blocks = columns / BLOCK;
-            for first in (0..blocks).step_by(WORD_BLOCKS) {
-                let together = first..(first + WORD_BLOCKS).min(blocks);
-                let mut most = 0f32;
+            for first in (0..blocks).step_by(4 * WORD_BLOCKS) {
+                let together = first..(first + 4 * WORD_BLOCKS).min(blocks);
+                let mut most = [I::splat(0.0); 4];
                 for block in together.clone() {
-                    most = most.max(largest::<I>(self.block::<I>(block)));
+                    let most = &mut most[(block - first) / WORD_BLOCKS];
+                    *most = I::max(*most, magnitudes::<I>(self.block::<I>(block)));
                 }
-                let inverse = I::splat(if most > NOTHING { WORD_LIMIT / most } else { 0.0 });
+                let most = I::largest_of_four(most);
+                let mut inverses = [0.0; 4];
+                for (inverse, most) in inverses.iter_mut().zip(most) {
+                    *inverse = if most > NOTHING { WORD_LIMIT / most } else { 0.0 };
+                }
                 for block in together {
-                    *scales.add(block * panel + self.token) = most / WORD_LIMIT;
-                    let [low, high] = self.block::<I>(block);
+                    let number = (block - first) / WORD_BLOCKS;
+                    *scales.add(block * panel + self.token) = most[number] / WORD_LIMIT;
+                    let ([low, high], inverse) = (self.block::<I>(block), I::splat(inverses[number]));
                     let x = [I::round(I::mul(low, inverse)), I::round(I::mul(high, inverse))];
                     self.put::<I>(block, &I::words(x));
                 }
@@ -84,8 +90,15 @@ impl Kernel for Row<'_, false> {
             let scales = scales.add(self.token);
             let mut limit = None;
             loop {
-                for block in 0..blocks {
-                    *scales.add(block * panel) = largest::<I>(self.block::<I>(block));
+                for first in (0..blocks).step_by(4) {
+                    let together = first..(first + 4).min(blocks);
+                    let mut most = [I::splat(0.0); 4];
+                    for block in together.clone() {
+                        most[block - first] = magnitudes::<I>(self.block::<I>(block));
+                    }
+                    for (block, most) in together.zip(I::largest_of_four(most)) {
+                        *scales.add(block * panel) = most;
+                    }
                 }
                 let limit =
                     limit.get_or_insert_with(|| outlying::<I>((0..blocks).map(|b| *scales.add(b * panel))));
@@ -177,7 +190,7 @@ impl<const WORDS: bool> Row<'_, WORDS> {
                         }
                         *x = I::replaced(*x, above, 0.0);
                     }
-                    most = largest::<I>(x);
+                    most = I::largest(magnitudes::<I>(x));
                 }
                 *scales.add(at) = most / I::LIMIT;
                 let inverse = I::splat(if most > NOTHING { I::LIMIT / most } else { 0.0 });
@@ -194,14 +207,14 @@ impl<const WORDS: bool> Row<'_, WORDS> {
     }
 }
 
-/// The largest magnitude of 32 numbers.
+/// The larger magnitudes of 32 numbers, lane by lane.
 ///
 /// # Safety
 /// The processor has the instructions.
 #[inline(always)]
-unsafe fn largest<I: Isa>([low, high]: [I::F; 2]) -> f32 {
+unsafe fn magnitudes<I: Isa>([low, high]: [I::F; 2]) -> I::F {
     // SAFETY: the caller's promise.
-    unsafe { I::largest(I::max(I::abs(low), I::abs(high))) }
+    unsafe { I::max(I::abs(low), I::abs(high)) }
 }
 
 /// The largest magnitude of a usual block: the mean, when those above the mean of all are left out.

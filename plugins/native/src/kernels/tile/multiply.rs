@@ -268,12 +268,17 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
         // SAFETY: the caller's promise; the panel's width is what `panel_of` gives on this path.
         unsafe {
             let strips = self.rows.div_ceil(LANES);
+            let (outliers, weights) = (&self.room.outliers, self.room.weights.as_ptr());
             for index in 0..self.x.count() {
-                with_panel!(self.x.panel, M => if I::STRIPS_OF_CODES == 2 && strips == 2 {
-                    self.panel::<I, 2, M>(index, 0);
-                } else {
-                    for strip in 0..strips {
-                        self.panel::<I, 1, M>(index, strip);
+                with_panel!(self.x.panel, M => {
+                    // Of a lone strip too: nobody reads what its neighbour of before would give.
+                    let apart = outliers.products::<I, TOGETHER, M>(index, weights);
+                    if I::STRIPS_OF_CODES == 2 && strips == 2 {
+                        self.panel::<I, 2, M>(index, 0, apart);
+                    } else {
+                        for (strip, apart) in apart.into_iter().enumerate().take(strips) {
+                            self.panel::<I, 1, M>(index, strip, [apart]);
+                        }
                     }
                 });
             }
@@ -282,9 +287,14 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
 }
 
 impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Shape<GROUPS, MINIMUMS>, RUN> {
-    /// A panel of `M` tokens times `S` strips from `first`.
+    /// A panel of `M` tokens times `S` strips from `first`; what outliers give is added.
     #[inline(always)]
-    unsafe fn panel<I: Isa, const S: usize, const M: usize>(&self, index: usize, first: usize) {
+    unsafe fn panel<I: Isa, const S: usize, const M: usize>(
+        &self,
+        index: usize,
+        first: usize,
+        apart: [[I::F; M]; S],
+    ) {
         let (x, steps) = (self.x.at(index), I::STEPS / GROUPS);
         // SAFETY: the room holds the strips, the panel `M` tokens; `out` has room for the panel's tokens.
         unsafe {
@@ -297,8 +307,6 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Sha
             for (s, codes) in codes.iter_mut().enumerate() {
                 *codes = (*strips.add(s)).codes.as_ptr();
             }
-            let weights = self.room.weights.as_ptr().add(first * LANES);
-            let apart = self.room.outliers.products::<I, S, M>(index, weights);
             let mut sums = [[I::splat(0.0); M]; S];
             for block in 0..x.columns / BLOCK {
                 for group in 0..GROUPS {

@@ -11,22 +11,24 @@ use drophammer_sdk::profile::{Arithmetic, MachineLimits, Operation, Profile};
 use drophammer_sdk::{BackendError, ErrorCode, Result};
 
 use crate::kernels::{Path, limits};
-use crate::model::cost::{Cost, kind};
+use crate::model::cost::{Cost, name};
 use crate::model::execute::{Engine, Program};
 use crate::model::record::MatrixRef;
 
 /// The profile of one session.
 pub(crate) struct Profiler {
-    /// What each step is.
-    kinds: Vec<(String, Arithmetic)>,
+    /// What each step computes.
+    names: Vec<String>,
     threads: usize,
     /// Whether the next forward pass has to look at the clock: one that has not takes no lock.
     asked: AtomicBool,
     clock: Mutex<Option<Arc<Clock>>>,
 }
 
-/// Sums for each step.
-pub(crate) struct Clock(Vec<Sums>);
+/// Sums for each step, by what it multiplied with: [`KINDS`].
+pub(crate) struct Clock(Vec<[Sums; 2]>);
+
+const KINDS: [Arithmetic; 2] = [Arithmetic::Float, Arithmetic::Integer];
 
 #[derive(Default)]
 struct Sums {
@@ -38,8 +40,9 @@ struct Sums {
 
 impl Clock {
     /// Counts a step that began at `since`; gives the moment when it ended.
-    pub(crate) fn count(&self, step: usize, since: Instant, cost: Cost) -> Instant {
-        let (sums, now) = (&self.0[step], Instant::now());
+    pub(crate) fn count(&self, step: usize, since: Instant, arithmetic: Arithmetic, cost: Cost) -> Instant {
+        let kind = usize::from(arithmetic == Arithmetic::Integer);
+        let (sums, now) = (&self.0[step][kind], Instant::now());
         let add = |sum: &AtomicU64, amount: u64| sum.fetch_add(amount, Ordering::Relaxed);
         add(&sums.calls, 1);
         add(&sums.nanoseconds, (now - since).as_nanos() as u64);
@@ -53,8 +56,8 @@ impl Clock {
 impl Profiler {
     /// For a program on so many threads.
     pub(crate) fn new(program: &Program, references: &[MatrixRef], threads: usize) -> Self {
-        let kinds = program.steps.iter().map(|step| kind(step, program, references)).collect();
-        Self { kinds, threads, asked: AtomicBool::new(false), clock: Mutex::default() }
+        let names = program.steps.iter().map(|step| name(step, references)).collect();
+        Self { names, threads, asked: AtomicBool::new(false), clock: Mutex::default() }
     }
 
     /// Takes up what was asked for since the last forward pass.
@@ -70,7 +73,8 @@ pub(crate) struct Asked(pub(crate) Arc<Profiler>);
 
 impl Profile for Asked {
     fn record(&self, on: bool) -> Result<()> {
-        let clock = on.then(|| Arc::new(Clock(self.0.kinds.iter().map(|_| Sums::default()).collect())));
+        let clock =
+            on.then(|| Arc::new(Clock(self.0.names.iter().map(|_| <[Sums; 2]>::default()).collect())));
         *self.0.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         self.0.asked.store(true, Ordering::Release);
         Ok(())
@@ -80,11 +84,15 @@ impl Profile for Asked {
         let clock = self.0.clock.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(clock) = clock else { return Ok(Vec::new()) };
         let mut operations: Vec<Operation> = Vec::new();
-        for ((name, arithmetic), sums) in self.0.kinds.iter().zip(&clock.0) {
-            let same = |o: &Operation| o.name == *name && o.arithmetic == *arithmetic;
+        let sums = clock.0.iter().flat_map(|sums| KINDS.into_iter().zip(sums));
+        let names = self.0.names.iter().flat_map(|name| [name; KINDS.len()]);
+        for (name, (arithmetic, sums)) in names.zip(sums) {
+            if sums.calls.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let same = |o: &Operation| o.name == *name && o.arithmetic == arithmetic;
             let at = operations.iter().position(same).unwrap_or_else(|| {
-                let (name, arithmetic) = (name.clone(), *arithmetic);
-                operations.push(Operation { name, arithmetic, ..Operation::default() });
+                operations.push(Operation { name: name.clone(), arithmetic, ..Operation::default() });
                 operations.len() - 1
             });
             let of = |sum: &AtomicU64| sum.load(Ordering::Relaxed);

@@ -5,10 +5,9 @@
 use drophammer_sdk::profile::Arithmetic;
 
 use super::attend::sees;
-use super::execute::{Frame, Program};
+use super::execute::Frame;
 use super::record::MatrixRef;
 use super::step::{Experts, Step};
-use crate::kernels::Path;
 use crate::kernels::attention::PAGE;
 use crate::kernels::tile::Takes;
 
@@ -21,35 +20,26 @@ pub(crate) struct Cost {
     pub(crate) operations: u64,
 }
 
-/// What a step computes, and what it multiplies with.
-pub(crate) fn kind(step: &Step, program: &Program, references: &[MatrixRef]) -> (String, Arithmetic) {
-    let plain = |name: &str| (name.to_owned(), Arithmetic::Float);
-    let arithmetic = |matrices: &[usize]| {
-        let integer = matrices
-            .iter()
-            .any(|&number| program.matrices[number].takes(Path::chosen(), false) != Takes::Floats);
-        if integer { Arithmetic::Integer } else { Arithmetic::Float }
-    };
-    match step {
+/// What a step computes.
+pub(crate) fn name(step: &Step, references: &[MatrixRef]) -> String {
+    let plain = match step {
         Step::Linear { products, .. } => {
             let mut names: Vec<String> =
                 products.iter().map(|p| words(&format!("{:?}", references[p.matrix].weight.role))).collect();
             names.dedup();
-            (names.join(", "), arithmetic(&products.iter().map(|p| p.matrix).collect::<Vec<_>>()))
+            return names.join(", ");
         }
-        Step::Experts(experts) => {
-            let stacks = [&experts.gate, &experts.up, &experts.down].map(Vec::as_slice);
-            ("experts".to_owned(), arithmetic(&stacks.concat()))
-        }
-        Step::Attention(_) => plain("attention"),
-        Step::Embed { .. } => plain("embedding"),
-        Step::Norm(_) => plain("norm"),
-        Step::Rope(_) => plain("rotation"),
+        Step::Experts(_) => "experts",
+        Step::Attention(_) => "attention",
+        Step::Embed { .. } => "embedding",
+        Step::Norm(_) => "norm",
+        Step::Rope(_) => "rotation",
         Step::JoinHeads { .. } | Step::Unary { .. } | Step::Binary { .. } | Step::ScaleRows { .. } => {
-            plain("element by element")
+            "element by element"
         }
-        Step::Wanted { .. } => plain("wanted rows"),
-    }
+        Step::Wanted { .. } => "wanted rows",
+    };
+    plain.to_owned()
 }
 
 /// `AttentionOutput` as `attention output`.
@@ -65,6 +55,29 @@ fn words(name: &str) -> String {
 }
 
 impl Frame<'_> {
+    /// What `step` multiplies with in this run.
+    pub(super) fn arithmetic(&self, step: &Step) -> Arithmetic {
+        let integers = |domain, mut matrices: std::slice::Iter<'_, usize>| {
+            let many = self.spans(domain).iter().any(|span| span.many);
+            matrices.any(|&number| match self.program.matrices[number].takes(self.path, many) {
+                Takes::Codes | Takes::Words => true,
+                // (Tiles multiply faster than any limit that is measured; that of integers is the nearest.)
+                Takes::Scaled => self.path.has_tiles(),
+                Takes::Floats => false,
+            })
+        };
+        let any = match step {
+            Step::Linear { x, products, .. } => {
+                products.iter().any(|p| integers(x.domain, [p.matrix].iter()))
+            }
+            Step::Experts(e) => {
+                [&e.gate, &e.up, &e.down].iter().any(|stack| integers(e.x.domain, stack.iter()))
+            }
+            _ => false,
+        };
+        if any { Arithmetic::Integer } else { Arithmetic::Float }
+    }
+
     /// What `step` costs in this run.
     pub(super) fn cost(&self, step: &Step) -> Cost {
         match step {

@@ -299,7 +299,7 @@ impl Engine {
                 frame.step(step, member, scratch);
                 member.barrier();
                 if let (Some(clock), Some(since)) = (clock, &mut since) {
-                    *since = clock.count(number, *since, frame.cost(step));
+                    *since = clock.count(number, *since, frame.arithmetic(step), frame.cost(step));
                 }
             }
         });

@@ -23,6 +23,12 @@ pub(crate) struct Output {
 }
 
 impl Output {
+    /// The same from another row on. (Where the first one would be there need be no room, if it is not written.)
+    #[inline(always)]
+    pub(crate) fn at_row(self, row: usize) -> Self {
+        Self { begin: self.begin.wrapping_add(row), ..self }
+    }
+
     /// Has the caches fetch where the outputs of some tokens go, while these are being computed: what comes before is seldom near.
     #[inline(always)]
     pub(crate) fn fetch(self, tokens: std::ops::Range<usize>) {

@@ -76,6 +76,11 @@ impl Halves {
         let few = width * tokens.min(FEW_TOKENS);
         Self(Aligned::zeroed(2 * few.max(width.min(GATED_STRIPS * LANES) * tokens)))
     }
+
+    /// Of so many strips, how many are gated together in some rows.
+    fn strips(strips: usize, rows: usize) -> usize {
+        strips.clamp(1, if rows > FEW_TOKENS { GATED_STRIPS } else { usize::MAX })
+    }
 }
 
 /// Products of the same rows, with what was joined to them before and after: [`Step::Linear`](super::step::Step::Linear).
@@ -189,7 +194,7 @@ impl Frame<'_> {
         strips: Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let group = if rows > FEW_TOKENS { GATED_STRIPS } else { strips.len().max(1) };
+        let group = Halves::strips(strips.len(), rows);
         let stride = group * LANES;
         let halves = scratch.halves.0.as_mut_ptr();
         let halves = [halves, halves.wrapping_add(rows * stride)];
@@ -260,7 +265,7 @@ impl Frame<'_> {
             for t in 0..work.tokens {
                 for r in rows.clone() {
                     // SAFETY: as above.
-                    unsafe { *work.out.add(t * work.out_stride + r) += bias[r] };
+                    unsafe { *work.out.wrapping_add(t * work.out_stride + r) += bias[r] };
                 }
             }
         }
@@ -305,6 +310,26 @@ impl Frame<'_> {
                 for (r, bias) in bias[first..first + rows].iter().enumerate() {
                     // SAFETY: as above.
                     unsafe { *out.add(t * out_stride + r) += bias };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_for_halves_holds_those_of_any_rows_up_to_its_own_and_any_strips() {
+        for width in [1, 16, 17, 64, 96, 128, 130, 1536] {
+            for tokens in [1, 2, 3, 4, 7, 512] {
+                let room = Halves::new(width, tokens);
+                for (rows, strips) in
+                    (1..=tokens).flat_map(|r| (0..=width.div_ceil(LANES)).map(move |s| (r, s)))
+                {
+                    let needed = 2 * rows * Halves::strips(strips, rows) * LANES;
+                    assert!(needed <= room.0.len(), "{width} {tokens}: {rows} {strips}");
                 }
             }
         }

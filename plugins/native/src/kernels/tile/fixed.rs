@@ -220,7 +220,7 @@ impl Fixed<'_> {
         // SAFETY: the strips hold `columns` columns, the panel `M` tokens of as many; `out` has room for the panel's tokens.
         unsafe {
             let strides = strides::<I>(STEPS, M);
-            let out = Output { begin: self.out.begin.add(first * LANES), ..self.out };
+            let out = self.out.at_row(first * LANES);
             out.fetch(index * M..index * M + x.tokens);
             let mut sums = [[I::splat(0.0); M]; S];
             let blocks = x.columns / BLOCK;
@@ -252,7 +252,7 @@ impl Fixed<'_> {
             for (s, sums) in sums.into_iter().enumerate() {
                 let scales = I::load(tiles[s].cast());
                 let rows = LANES.min(self.tiles.rows() - (first + s) * LANES);
-                let out = Output { begin: out.begin.add(s * LANES), ..out };
+                let out = out.at_row(s * LANES);
                 for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
                     out.put::<I>(index * M + m, rows, I::mul(sum, scales));
                 }

@@ -111,11 +111,8 @@ impl Product<'_> {
         let tokens = M.min(self.x.tokens - token);
         // SAFETY: the panel holds the tokens, or zeros in their places; `out` has their rows.
         unsafe {
-            let out = Output {
-                begin: self.out.begin.add(first * LANES),
-                stride: self.out.stride,
-                accumulate: self.out.accumulate || columns.start > 0,
-            };
+            let accumulate = self.out.accumulate || columns.start > 0;
+            let out = Output { accumulate, ..self.out }.at_row(first * LANES);
             out.fetch(token..token + tokens);
             let panel = self.x.at(token / FLOAT_PANEL).codes.cast::<f32>().cast_const();
             let mut x = panel.add(columns.start * FLOAT_PANEL + token % FLOAT_PANEL * BLOCK);
@@ -139,7 +136,7 @@ impl Product<'_> {
             }
             for (s, sums) in sums.into_iter().enumerate() {
                 let rows = LANES.min(self.tiles.rows() - (first + s) * LANES);
-                let out = Output { begin: out.begin.add(s * LANES), ..out };
+                let out = out.at_row(s * LANES);
                 for (m, sum) in sums.into_iter().enumerate().take(tokens) {
                     out.put::<I>(token + m, rows, sum);
                 }

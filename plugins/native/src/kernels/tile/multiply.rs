@@ -126,7 +126,7 @@ unsafe fn multiply_as<F: Format>(
                 isa::run(path, Unpack::<F> { tiles, strip, room, format: std::marker::PhantomData });
             }
             let rows = (count * LANES).min(tiles.rows() - first * LANES);
-            let out = Output { begin: out.begin.add(first * LANES), ..out };
+            let out = out.at_row(first * LANES);
             match (F::GROUPS, F::MINIMUMS, F::RUN) {
                 (1, false, 1) => unpacked::<Shape<1, false>, 1>(path, room, x, zero, rows, out),
                 (1, false, 4) => unpacked::<Shape<1, false>, 4>(path, room, x, zero, rows, out),
@@ -301,7 +301,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Sha
             let strips = self.room.strips.as_ptr().add(first);
             let offsets = self.room.offsets.as_ptr().add(index * M * x.columns / BLOCK * GROUPS);
             let strides = strides::<I>(I::STEPS, M);
-            let out = Output { begin: self.out.begin.add(first * LANES), ..self.out };
+            let out = self.out.at_row(first * LANES);
             out.fetch(index * M..index * M + x.tokens);
             let mut codes = [std::ptr::null(); S];
             for (s, codes) in codes.iter_mut().enumerate() {
@@ -343,7 +343,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Sha
             }
             for (s, sums) in sums.into_iter().enumerate() {
                 let rows = LANES.min(self.rows - (first + s) * LANES);
-                let out = Output { begin: out.begin.add(s * LANES), ..out };
+                let out = out.at_row(s * LANES);
                 for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
                     out.put::<I>(index * M + m, rows, I::add(sum, apart[s][m]));
                 }

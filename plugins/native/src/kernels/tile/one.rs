@@ -32,7 +32,7 @@ impl<F: Format> Kernel for One<'_, F> {
             offsets::<F>(self.x, self.zero, self.room);
             for strip in self.strips.clone() {
                 let rows = LANES.min(self.tiles.rows() - strip * LANES);
-                let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
+                let out = self.out.at_row(strip * LANES);
                 self.strip::<I>(strip, rows, out);
             }
         }

@@ -125,7 +125,7 @@ impl<const STORED: u8> Plain<'_, STORED> {
                 }
             }
             let rows = LANES.min(self.tiles.rows() - strip * LANES);
-            let out = Output { begin: self.out.begin.add(strip * LANES), ..self.out };
+            let out = self.out.at_row(strip * LANES);
             for (m, sum) in acc.into_iter().enumerate() {
                 out.put::<I>(token + m, rows, sum);
             }

@@ -113,20 +113,17 @@ impl<M: Multiply> Product<'_, M> {
         // SAFETY: the room holds the strips' tiles; panels hold theirs, `out` their tokens' rows.
         unsafe {
             let at = |x: &Panels| x.codes.cast::<u8>().cast_const().add(columns.start / BLOCK * TILE);
-            let begin = self.out.begin.add(first * LANES);
+            let accumulate = self.out.accumulate || columns.start > 0;
+            let out = Output { accumulate, ..self.out };
             for strip in 0..count {
-                let out = Output { begin: begin.add(strip * LANES), ..self.out };
+                let out = out.at_row((first + strip) * LANES);
                 out.fetch(panel * TILED_PANEL..last * TILED_PANEL + panels[1].tokens);
             }
             by.products::<I>([at(&panels[0]), at(&panels[1])], w, columns.len() / BLOCK, sums);
             for (of_two, (index, x)) in (panel..=last).zip(&panels).enumerate() {
                 for strip in 0..count {
                     let rows = LANES.min(self.tiles.rows() - (first + strip) * LANES);
-                    let out = Output {
-                        begin: begin.add(strip * LANES),
-                        stride: self.out.stride,
-                        accumulate: self.out.accumulate || columns.start > 0,
-                    };
+                    let out = out.at_row((first + strip) * LANES);
                     let sums = sums.add((of_two * TOGETHER + strip) * TILED_PANEL * LANES);
                     for m in 0..x.tokens {
                         out.put::<I>(index * TILED_PANEL + m, rows, I::load(sums.add(m * LANES)));

@@ -8,7 +8,7 @@
 //! Weights stay in the mapped file. *Reference mode* multiplies by them in float32, row by row. *Fast mode* lays weights out in
 //! tiles, which may be kept for the next load, and multiplies in integers: quantized ones by activations in sixteen bits, or where
 //! bytes are multiplied (AVX2, `dotprod`) in eight, those that stand out of their row by themselves; halves, as fixed-point numbers
-//! of sixteen bits, by activations in thirteen. Where there is AMX, rows of a sequence that has 64 of them and more in a batch are
+//! of fourteen bits, by activations in thirteen. Where there is AMX, rows of a sequence that has 64 of them and more in a batch are
 //! multiplied as bfloat16 instead, both sides. Only float32 stays float32. Keys and values are fixed-point numbers too.
 //!
 //! Besides logits a session tells how its weights are used ([`calibration`]) and where its time goes ([`profile`]).

@@ -48,7 +48,7 @@ impl Matrix {
         Self { rows, columns, form: Form::Decoded { checkpoint, id, first_row }, tiles: None }
     }
 
-    /// How the matrix would be laid out in tiles, where there are such. Those of what only the checkpoint can decode have sixteen bits:
+    /// How the matrix would be laid out in tiles, where there are such. Those of what only the checkpoint can decode have fourteen bits:
     /// decoding it anew for every token would take far longer than reading so much.
     pub(crate) fn cut(&self) -> Option<Cut> {
         match &self.form {

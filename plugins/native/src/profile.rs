@@ -84,23 +84,23 @@ impl Profile for Asked {
         let clock = self.0.clock.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(clock) = clock else { return Ok(Vec::new()) };
         let mut operations: Vec<Operation> = Vec::new();
-        let sums = clock.0.iter().flat_map(|sums| KINDS.into_iter().zip(sums));
-        let names = self.0.names.iter().flat_map(|name| [name; KINDS.len()]);
-        for (name, (arithmetic, sums)) in names.zip(sums) {
-            if sums.calls.load(Ordering::Relaxed) == 0 {
-                continue;
+        for (name, by_kind) in self.0.names.iter().zip(&clock.0) {
+            for (arithmetic, sums) in KINDS.into_iter().zip(by_kind) {
+                let of = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
+                if of(&sums.calls) == 0 {
+                    continue;
+                }
+                let same = |o: &Operation| o.name == *name && o.arithmetic == arithmetic;
+                let at = operations.iter().position(same).unwrap_or_else(|| {
+                    operations.push(Operation { name: name.clone(), arithmetic, ..Operation::default() });
+                    operations.len() - 1
+                });
+                let operation = &mut operations[at];
+                operation.calls += of(&sums.calls);
+                operation.seconds += of(&sums.nanoseconds) as f64 * 1e-9;
+                operation.bytes += of(&sums.bytes);
+                operation.operations += of(&sums.operations);
             }
-            let same = |o: &Operation| o.name == *name && o.arithmetic == arithmetic;
-            let at = operations.iter().position(same).unwrap_or_else(|| {
-                operations.push(Operation { name: name.clone(), arithmetic, ..Operation::default() });
-                operations.len() - 1
-            });
-            let of = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
-            let operation = &mut operations[at];
-            operation.calls += of(&sums.calls);
-            operation.seconds += of(&sums.nanoseconds) as f64 * 1e-9;
-            operation.bytes += of(&sums.bytes);
-            operation.operations += of(&sums.operations);
         }
         Ok(operations)
     }

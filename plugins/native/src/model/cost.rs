@@ -57,21 +57,21 @@ fn words(name: &str) -> String {
 impl Frame<'_> {
     /// What `step` multiplies with in this run.
     pub(super) fn arithmetic(&self, step: &Step) -> Arithmetic {
-        let integers = |domain, mut matrices: std::slice::Iter<'_, usize>| {
-            let many = self.spans(domain).iter().any(|span| span.many);
-            matrices.any(|&number| match self.program.matrices[number].takes(self.path, many) {
-                Takes::Codes | Takes::Words => true,
-                // (Tiles multiply faster than any limit that is measured; that of integers is the nearest.)
-                Takes::Scaled => self.path.has_tiles(),
-                Takes::Floats => false,
-            })
+        let many = |domain| self.spans(domain).iter().any(|span| span.many);
+        let integers = |number: usize, many| match self.program.matrices[number].takes(self.path, many) {
+            Takes::Codes | Takes::Words => true,
+            // (Tiles multiply faster than any limit that is measured; that of integers is the nearest.)
+            Takes::Scaled => self.path.has_tiles(),
+            Takes::Floats => false,
         };
         let any = match step {
             Step::Linear { x, products, .. } => {
-                products.iter().any(|p| integers(x.domain, [p.matrix].iter()))
+                let many = many(x.domain);
+                products.iter().any(|product| integers(product.matrix, many))
             }
             Step::Experts(e) => {
-                [&e.gate, &e.up, &e.down].iter().any(|stack| integers(e.x.domain, stack.iter()))
+                let many = many(e.x.domain);
+                [&e.gate, &e.up, &e.down].into_iter().flatten().any(|&matrix| integers(matrix, many))
             }
             _ => false,
         };

@@ -8,7 +8,7 @@ use drophammer_models::graph::Index;
 use drophammer_models::rope::{Rope, RopeTable};
 
 use super::experts::ExpertRoom;
-use super::forms::{Forms, Rooms};
+use super::forms::{Forms, Rooms, widest};
 use super::matrix::Matrix;
 use super::products::{Halves, Linear};
 use super::runs::{Run, Span, find_runs, find_spans};
@@ -149,10 +149,7 @@ impl Engine {
     /// Room for `chunk` tokens at once.
     pub(crate) fn new(program: Program, cache: Cache, pool: Pool, path: Path, chunk: usize) -> Self {
         let columns = program.matrices.iter().map(|matrix| matrix.columns).max().unwrap_or(0);
-        let taking = |form| {
-            let matrices = program.matrices.iter().filter(move |matrix| matrix.takes(path, false) == form);
-            matrices.map(|matrix| matrix.columns).max().unwrap_or(0)
-        };
+        let taking = |form| widest(path, program.matrices.iter(), form, false);
         let forms = |rows: usize| Forms::new(path, rows, program.matrices.iter());
         let layers = || (0..cache.layers()).map(|layer| cache.layer(layer));
         let keys = layers().map(|layer| layer.key_width).max().unwrap_or(0);

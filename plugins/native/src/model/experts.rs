@@ -11,7 +11,7 @@ use drophammer_models::graph::{Routing, Scoring};
 
 use super::execute::{Frame, Program, Scratch};
 use super::forms::{Form, Forms, Rooms};
-use super::products::{Gates, Work};
+use super::products::Work;
 use super::runs::Span;
 use super::step::{Experts, Step};
 use crate::kernels::activation::TILED_PANEL;
@@ -231,20 +231,18 @@ impl Frame<'_> {
         let strips = width.div_ceil(LANES);
         for (strips, Use { expert, slots, form }) in member.share_of_each(uses.map(|one| (strips, one))) {
             let at = |begin: *mut f32, width: usize| begin.wrapping_add(slots.start * width);
-            let out = at(room.gated.begin(), width);
             let halves = [(&step.gate, &step.gate_bias), (&step.up, &step.up_bias)];
-            let work = halves.iter().map(|(matrices, biases)| Work {
+            let halves = halves.map(|(matrices, biases)| Work {
                 matrix: &self.program.matrices[matrices[expert]],
                 bias: self.vector(biases.get(expert).copied()),
                 x: Rows { begin: at(room.x.begin(), hidden), stride: hidden },
                 form,
                 tokens: slots.len(),
-                out,
+                out: at(room.gated.begin(), width),
                 out_stride: width,
                 accumulate: false,
             });
-            let gates = Gates { gating: step.gating, out, width, rows: slots.len() };
-            self.gated(work, gates, strips, scratch);
+            self.gated(step.gating, &halves, strips, scratch);
         }
         member.barrier();
         self.observe(&step.down, plan, (room.gated.begin(), width), member, scratch);

@@ -25,6 +25,17 @@ pub(super) struct Rooms {
     scaled: Room,
 }
 
+/// Most columns of the matrices that take a form of many rows, or of few; 0 without any.
+pub(super) fn widest<'m>(
+    path: Path,
+    matrices: impl Iterator<Item = &'m Matrix>,
+    form: Takes,
+    many: bool,
+) -> usize {
+    let taking = matrices.filter(|matrix| matrix.takes(path, many) == form);
+    taking.map(|matrix| matrix.columns).max().unwrap_or(0)
+}
+
 impl Forms {
     /// For so many rows at once.
     pub(super) fn new<'m>(
@@ -32,10 +43,7 @@ impl Forms {
         rows: usize,
         matrices: impl Iterator<Item = &'m Matrix> + Clone,
     ) -> Self {
-        let widest = |form: Takes, many: bool| {
-            let taking = matrices.clone().filter(|matrix| matrix.takes(path, many) == form);
-            taking.map(|matrix| matrix.columns).max().unwrap_or(0)
-        };
+        let widest = |form, many| widest(path, matrices.clone(), form, many);
         let scaled = if rows < MANY_TOKENS { 0 } else { widest(Takes::Scaled, true) };
         Self {
             codes: Quantized::new(rows, widest(Takes::Codes, false)),

@@ -57,15 +57,6 @@ impl Work<'_> {
     }
 }
 
-/// Where two products of some rows, `width` wide, become one.
-#[derive(Clone, Copy)]
-pub(super) struct Gates {
-    pub(super) gating: Gating,
-    pub(super) out: *mut f32,
-    pub(super) width: usize,
-    pub(super) rows: usize,
-}
-
 /// One thread's room for both halves of what is gated.
 pub(crate) struct Halves(Aligned<f32>);
 
@@ -150,34 +141,31 @@ impl Frame<'_> {
             let rows = unsafe { std::slice::from_raw_parts(input.begin, tokens * columns) };
             observer.count(self.path, products[0].matrix, rows, member, &mut scratch.counted);
         }
-        let work = products.iter().map(|product| {
-            let matrix = &self.program.matrices[product.matrix];
-            Work {
-                matrix,
-                bias: self.vector(product.bias),
-                x: input,
-                form,
-                tokens,
-                // (Both halves of what is gated become the first.)
-                out: self
-                    .begin(if gating.is_some() { products[0].out } else { product.out })
-                    .wrapping_add(first * product.out.width),
-                out_stride: product.out.width,
-                accumulate: product.accumulate,
-            }
-        });
+        let to = |out: Value| self.begin(out).wrapping_add(first * out.width);
+        let of = |product: &Product, out: *mut f32| Work {
+            matrix: &self.program.matrices[product.matrix],
+            bias: self.vector(product.bias),
+            x: input,
+            form,
+            tokens,
+            out,
+            out_stride: product.out.width,
+            accumulate: product.accumulate,
+        };
         scratch.unpacked.forget();
         let my_tokens = if share_tokens { member.share(tokens, panel) } else { 0..tokens };
-        let my_work = work.clone().map(|work| work.of_tokens(&my_tokens));
         if let Some(gating) = gating {
-            // Both halves' same rows are one thread's, which then gates them.
-            let all = products[0].out.width.div_ceil(LANES);
+            // Both halves' same rows are one thread's, which then gates them, in the place of the first.
+            let (gate, up) = (&products[0], &products[1]);
+            let halves = [gate, up].map(|half| of(half, to(gate.out)).of_tokens(&my_tokens));
+            let all = gate.out.width.div_ceil(LANES);
             let strips = if share_tokens { 0..all } else { member.share(all, 1) };
-            let (width, row) = (products[0].out.width, first + my_tokens.start);
-            let out = self.begin(products[0].out).wrapping_add(row * width);
-            self.gated(my_work, Gates { gating, out, width, rows: my_tokens.len() }, strips, scratch);
-        } else if share_tokens {
-            for work in my_work {
+            self.gated(gating, &halves, strips, scratch);
+            return;
+        }
+        let work = products.iter().map(|product| of(product, to(product.out)));
+        if share_tokens {
+            for work in work.map(|work| work.of_tokens(&my_tokens)) {
                 let strips = 0..work.matrix.rows.div_ceil(LANES);
                 self.strips(&work, strips, scratch);
             }
@@ -186,14 +174,15 @@ impl Frame<'_> {
         }
     }
 
-    /// Two products of some strips, gated.
-    pub(super) fn gated<'w>(
+    /// Two products of the same rows, some strips of them, which become one in the place of both.
+    pub(super) fn gated(
         &self,
-        work: impl Iterator<Item = Work<'w>> + Clone,
-        Gates { gating, out, width, rows }: Gates,
+        gating: Gating,
+        work: &[Work<'_>; 2],
         strips: Range<usize>,
         scratch: &mut Scratch,
     ) {
+        let Work { out, out_stride: width, tokens: rows, .. } = work[0];
         let group = Halves::strips(strips.len(), rows);
         let stride = group * LANES;
         let halves = scratch.halves.0.as_mut_ptr();
@@ -202,8 +191,8 @@ impl Frame<'_> {
         for first in strips.clone().step_by(group) {
             let group = first..(first + group).min(strips.end);
             let (begin, end) = (group.start * LANES, (group.end * LANES).min(width));
-            for (work, half) in work.clone().zip(halves) {
-                let work = Work { out: half.wrapping_sub(begin), out_stride: stride, ..work };
+            for (work, half) in work.iter().zip(halves) {
+                let work = Work { out: half.wrapping_sub(begin), out_stride: stride, ..*work };
                 self.strips(&work, group.clone(), scratch);
             }
             for row in 0..rows {

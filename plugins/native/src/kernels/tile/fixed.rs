@@ -97,24 +97,15 @@ pub(crate) fn lay_floats<R>(
     }
 }
 
-/// Brings a block into the form that products take.
+/// Brings a block into the form that products take. (By memory: so many vectors would take the registers of sums.)
 ///
 /// # Safety
 /// The block is there, and room for [`UNPACKED_BYTES`]; the processor has the instructions.
 #[inline(always)]
 pub(super) unsafe fn unpack<I: Isa>(block: *const u8, to: *mut u8) {
-    const LOW: [u8; VECTOR] = {
-        let mut low = [0; VECTOR];
-        let mut at = 0;
-        while at < VECTOR {
-            low[at] = 3;
-            at += 2;
-        }
-        low
-    };
     // SAFETY: the caller's promise.
     unsafe {
-        let low = I::load_b(LOW.as_ptr());
+        let low = I::shift_right::<8>(I::splat_b(3));
         for group in 0..STEPS / TOGETHER {
             let (from, to) = (block.add(group * STORED * VECTOR), to.add(group * TOGETHER * VECTOR));
             let mut last = I::splat_b(0);
@@ -176,25 +167,22 @@ impl Kernel for Fixed<'_> {
             // (Loops: of closures only small ones are inlined, and compiled for the instruction set.)
             if self.x.panel == 1 {
                 for strip in self.strips.clone() {
-                    self.panel::<I, 1, 1>(strip, 0, 0);
+                    self.panel::<I, 1, 1>(strip, 0);
                 }
                 return;
             }
             if I::STRIPS == 2 && self.x.panel == WIDE_PANEL {
                 for strip in self.strips.clone() {
-                    self.panel::<I, 1, WIDE_PANEL>(strip, 0, 0);
+                    self.panel::<I, 1, WIDE_PANEL>(strip, 0);
                 }
                 return;
             }
             for first in self.strips.clone().step_by(I::STRIPS) {
-                let strips = first..(first + I::STRIPS).min(self.strips.end);
                 for index in 0..self.x.count() {
-                    with_panel!(self.x.panel, M => if I::STRIPS == 2 && strips.len() == 2 {
-                        self.panel::<I, 2, M>(first, index, 0);
+                    with_panel!(self.x.panel, M => if I::STRIPS == 2 && first + 1 < self.strips.end {
+                        self.panel::<I, 2, M>(first, index);
                     } else {
-                        for strip in strips.clone() {
-                            self.panel::<I, 1, M>(strip, index, strip - first);
-                        }
+                        self.panel::<I, 1, M>(first, index);
                     });
                 }
             }
@@ -203,15 +191,9 @@ impl Kernel for Fixed<'_> {
 }
 
 impl Fixed<'_> {
-    /// Where the `s`th of the strips that are multiplied together is unpacked.
-    fn room_of(&self, s: usize) -> *mut u8 {
-        self.room.wrapping_add(s * self.x.columns / BLOCK * UNPACKED_BYTES)
-    }
-
-    /// `S` strips from `first`, the `at`th and following of those that the room holds, times a panel of `M` tokens. The first panel unpacks
-    /// them.
+    /// `S` strips from `first` times a panel of `M` tokens. The first panel unpacks them.
     #[inline(always)]
-    unsafe fn panel<I: Isa, const S: usize, const M: usize>(&self, first: usize, index: usize, at: usize) {
+    unsafe fn panel<I: Isa, const S: usize, const M: usize>(&self, first: usize, index: usize) {
         let (x, only) = (self.x.at(index), self.x.count() == 1);
         let mut tiles = [std::ptr::null(); S];
         for (s, tile) in tiles.iter_mut().enumerate() {
@@ -232,7 +214,7 @@ impl Fixed<'_> {
                     for (s, words) in words.iter_mut().enumerate() {
                         // For the panels that follow, or in one place for the only one.
                         let place = if only { 0 } else { block };
-                        let room = self.room_of(at + s).wrapping_add(place * UNPACKED_BYTES);
+                        let room = self.room.add((s * blocks + place) * UNPACKED_BYTES);
                         if index == 0 {
                             let stored = tiles[s].wrapping_add(SCALES + block * BLOCK_BYTES);
                             fetch_ahead(stored, BLOCK_BYTES);

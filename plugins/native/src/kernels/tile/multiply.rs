@@ -272,7 +272,7 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
             for index in 0..self.x.count() {
                 with_panel!(self.x.panel, M => {
                     // Of a lone strip too: nobody reads what its neighbour of before would give.
-                    let apart = outliers.products::<I, TOGETHER, M>(index, weights);
+                    let apart = outliers.products::<I, M>(index, weights);
                     if I::STRIPS_OF_CODES == 2 && strips == 2 {
                         self.panel::<I, 2, M>(index, 0, apart);
                     } else {

@@ -111,19 +111,19 @@ impl Outliers {
         }
     }
 
-    /// Products of `M` tokens' outliers, those of the `index`th panel, with the weights of `S` strips.
+    /// Products of `M` tokens' outliers, those of the `index`th panel, with the weights of [`TOGETHER`] strips.
     ///
     /// # Safety
-    /// The weights, from the first of the strips on, are those of these outliers' columns, and panels have `M` tokens.
+    /// The weights are those of these outliers' columns, and panels have `M` tokens.
     #[inline(always)]
-    pub(super) unsafe fn products<I: Isa, const S: usize, const M: usize>(
+    pub(super) unsafe fn products<I: Isa, const M: usize>(
         &self,
         index: usize,
         weights: *const f32,
-    ) -> [[I::F; M]; S] {
+    ) -> [[I::F; M]; TOGETHER] {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut sums = [[I::splat(0.0); M]; S];
+            let mut sums = [[I::splat(0.0); M]; TOGETHER];
             for row in (begin(&self.ends, index)..*self.ends.get_unchecked(index)).step_by(M) {
                 for m in 0..M {
                     let entry = *self.entries.get_unchecked(row + m);

@@ -37,6 +37,43 @@ pub(super) unsafe fn pairs(x: __m256i) -> __m256i {
     }
 }
 
+/// Integers up to 127 as bytes.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn signed_bytes([low, high]: [(__m256, __m256); 2]) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm256_packs_epi32(_mm256_cvtps_epi32(low.0), _mm256_cvtps_epi32(low.1));
+        let high = _mm256_packs_epi32(_mm256_cvtps_epi32(high.0), _mm256_cvtps_epi32(high.1));
+        // Packing works in 128-bit halves: fours go back in order.
+        let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order)
+    }
+}
+
+/// The lower word of each lane of 32 bits, twice.
+pub(super) const TWICE: [i8; 16] = [0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13];
+
+/// 32 signed bytes as [`Isa::sums`] gives their sums; with `VNNI` as one number.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+pub(super) unsafe fn sums_of_bytes<const VNNI: bool>(bytes: __m256i) -> [i32; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        let x = if VNNI { _mm256_madd_epi16(x, _mm256_set1_epi16(1)) } else { x };
+        // Sums of words: eight of up to 254 need no more room.
+        let add = |x, y| if VNNI { _mm256_add_epi32(x, y) } else { _mm256_add_epi16(x, y) };
+        let x = add(x, _mm256_shuffle_epi32::<0b01_00_11_10>(x));
+        let x = add(x, _mm256_shuffle_epi32::<0b10_11_00_01>(x));
+        [_mm256_extract_epi32::<0>(x), _mm256_extract_epi32::<4>(x)]
+    }
+}
+
 macro_rules! both {
     ($f:ident, $($a:expr),*) => {
         // SAFETY: see the head of the implementation.
@@ -52,6 +89,7 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     type Codes = [Self::B; 8];
 
     const BYTES: bool = true;
+    const SUMS_WORDS: bool = !VNNI;
 
     const FLOAT_ROWS: usize = 6;
 
@@ -233,26 +271,13 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn sums(x: [Self::F; 2]) -> [i32; 2] {
         // SAFETY: see the head of this block.
-        unsafe {
-            let both = |x: Self::F| _mm256_add_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
-            let x = _mm256_hadd_epi32(both(x[0]), both(x[1]));
-            let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
-            let x = _mm_hadd_epi32(x, x);
-            [_mm_cvtsi128_si32(x), _mm_extract_epi32::<1>(x)]
-        }
+        unsafe { sums_of_bytes::<VNNI>(signed_bytes(x)) }
     }
     #[inline(always)]
     unsafe fn activations(x: [Self::F; 2]) -> [u32; 16] {
         let mut words = [0; 16];
         // SAFETY: see the head of this block; 32 bytes are 8 words.
-        unsafe {
-            let pack = |x: Self::F| _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
-            let bytes = _mm256_packs_epi16(pack(x[0]), pack(x[1]));
-            // Packing works in 128-bit halves: fours go back in order.
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            let bytes = _mm256_permutevar8x32_epi32(bytes, order);
-            _mm256_storeu_si256(words.as_mut_ptr().cast(), bytes);
-        }
+        unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), signed_bytes(x)) };
         words
     }
     #[inline(always)]
@@ -415,7 +440,8 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
             if VNNI || run == 1 {
                 dots_step_by_step::<Self>(acc, w, x)
             } else {
-                dots_of_one_in_runs::<Self>(acc, w, x, run)
+                let ones = _mm256_set1_epi16(1);
+                dots_of_one_in_runs::<Self>(acc, w, x, run, (ones, ones))
             }
         }
     }
@@ -433,7 +459,8 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
             if VNNI || run == 1 {
                 dots_one_by_one::<Self, false, 1, M>(std::array::from_mut(acc), [w], steps, x, strides);
             } else {
-                dots_in_runs::<Self, M>(acc, w, steps, x, strides, run);
+                let ones = _mm256_set1_epi16(1);
+                dots_in_runs::<Self, M>(acc, w, steps, x, strides, run, (ones, ones));
             }
         }
     }
@@ -451,14 +478,21 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn widened(sums: Self::I) -> Self::I {
+    unsafe fn widened(sums: Self::I, by: Self::B) -> Self::I {
         if VNNI {
             return sums;
         }
         // SAFETY: see the head of this block.
+        unsafe { (_mm256_madd_epi16(sums.0, by.0), _mm256_madd_epi16(sums.1, by.1)) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const i8) -> Self::B {
+        // SAFETY: see the head of this block.
         unsafe {
-            let ones = _mm256_set1_epi16(1);
-            (_mm256_madd_epi16(sums.0, ones), _mm256_madd_epi16(sums.1, ones))
+            let bytes = _mm_loadu_si128(p.cast());
+            let order = _mm256_broadcastsi128_si256(_mm_loadu_si128(TWICE.as_ptr().cast()));
+            let twice = |x| _mm256_shuffle_epi8(_mm256_cvtepi8_epi32(x), order);
+            (twice(bytes), twice(_mm_srli_si128::<8>(bytes)))
         }
     }
 }

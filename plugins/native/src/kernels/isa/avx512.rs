@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::amx::Tiled;
-use super::avx2::pairs;
+use super::avx2::{TWICE, pairs, sums_of_bytes};
 use super::{Isa, LANES, dots_in_runs, dots_of_one_in_runs, dots_one_by_one, dots_step_by_step};
 
 /// AVX-512 F, BW, DQ, VL, and whether VNNI.
@@ -88,6 +88,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     const FLOAT_ROWS: usize = 12;
     const STRIPS: usize = 2;
     const STRIPS_OF_CODES: usize = if VNNI { 2 } else { 1 };
+    const SUMS_WORDS: bool = !VNNI;
     // Measured on processors without VNNI: a fortieth to a twenty-fifth.
     const ASKS_AHEAD: usize = if VNNI { 0 } else { 1024 };
 
@@ -237,14 +238,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     #[inline(always)]
     unsafe fn sums(x: [Self::F; 2]) -> [i32; 2] {
         // SAFETY: see the head of this block.
-        unsafe {
-            // Bytes are summed by eights as unsigned ones: 128 too much each.
-            let unsigned = _mm256_xor_si256(signed_bytes(x), _mm256_set1_epi8(i8::MIN));
-            let eights = _mm256_sad_epu8(unsigned, _mm256_setzero_si256());
-            let sums = _mm256_add_epi64(eights, _mm256_shuffle_epi32::<0b01_00_11_10>(eights));
-            let too_much = 128 * LANES as i32;
-            [_mm256_extract_epi32::<0>(sums) - too_much, _mm256_extract_epi32::<4>(sums) - too_much]
-        }
+        unsafe { sums_of_bytes::<VNNI>(signed_bytes(x)) }
     }
     #[inline(always)]
     unsafe fn activations(x: [Self::F; 2]) -> [u32; 16] {
@@ -373,7 +367,8 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
             }
             // At most 2 · 128 · 127, which sixteen bits hold.
             let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
-            _mm512_add_epi32(acc, Self::widened(_mm512_maddubs_epi16(_mm512_abs_epi8(w), x)))
+            let sums = _mm512_maddubs_epi16(_mm512_abs_epi8(w), x);
+            _mm512_add_epi32(acc, Self::widened(sums, _mm512_set1_epi16(1)))
         }
     }
     #[inline(always)]
@@ -394,7 +389,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
             if VNNI || run == 1 {
                 dots_step_by_step::<Self>(acc, w, x)
             } else {
-                dots_of_one_in_runs::<Self>(acc, w, x, run)
+                dots_of_one_in_runs::<Self>(acc, w, x, run, _mm512_set1_epi16(1))
             }
         }
     }
@@ -413,7 +408,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
                 return dots_one_by_one::<Self, false, S, M>(acc, w, steps, x, strides);
             }
             for (acc, w) in acc.iter_mut().zip(w) {
-                dots_in_runs::<Self, M>(acc, w, steps, x, strides, run);
+                dots_in_runs::<Self, M>(acc, w, steps, x, strides, run, _mm512_set1_epi16(1));
             }
         }
     }
@@ -429,12 +424,20 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn widened(sums: Self::I) -> Self::I {
+    unsafe fn widened(sums: Self::I, by: Self::B) -> Self::I {
         if VNNI {
             return sums;
         }
         // SAFETY: see the head of this block.
-        unsafe { _mm512_madd_epi16(sums, _mm512_set1_epi16(1)) }
+        unsafe { _mm512_madd_epi16(sums, by) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const i8) -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let words = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()));
+            _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(_mm_loadu_si128(TWICE.as_ptr().cast())))
+        }
     }
     #[inline(always)]
     unsafe fn columns(bytes: Self::B) -> [Self::F; 4] {

@@ -57,6 +57,9 @@ pub(crate) trait Isa: Copy + 'static {
     const STRIPS: usize = 1;
     /// The same of codes, whose sums of sixteen bits take registers besides on some paths: see [`Isa::dots_of_one`].
     const STRIPS_OF_CODES: usize = Self::STRIPS;
+    /// Whether products of codes are summed in sixteen bits first, two sums to a lane (of the first two of every four columns, and of the
+    /// others), in *runs* of as many steps as sixteen bits hold the sum of.
+    const SUMS_WORDS: bool = false;
     /// How many bytes ahead weights are asked for where they are multiplied by panel after panel, 0 for not at all: the nearest cache
     /// holds no two strips of words, and not every processor fetches them from the next one by itself in time.
     const ASKS_AHEAD: usize = 0;
@@ -127,7 +130,7 @@ pub(crate) trait Isa: Copy + 'static {
             Self::load(lanes.as_ptr())
         }
     }
-    /// Sums of the lanes of each, which are integers up to [`Isa::LIMIT`].
+    /// Sums of the lanes of each, which are integers up to [`Isa::LIMIT`]; in two words where [`Isa::SUMS_WORDS`]: [`halves`] tells.
     #[inline(always)]
     unsafe fn sums(x: [Self::F; 2]) -> [i32; 2] {
         // SAFETY: the caller's promise. (Sixteen numbers of sixteen bits: floats hold their sum exactly.)
@@ -204,6 +207,19 @@ pub(crate) trait Isa: Copy + 'static {
             unsafe { Self::store_b(p.add(step * 64), *w) }
         }
     }
+    /// Sixteen signed bytes as words, each twice in its lane.
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const i8) -> Self::B {
+        let mut words = [[0; 4]; LANES];
+        // SAFETY: the caller's promise.
+        unsafe {
+            for (i, words) in words.iter_mut().enumerate() {
+                let [low, high] = i16::from(*p.add(i)).to_le_bytes();
+                *words = [low, high, low, high];
+            }
+            Self::load_b(words.as_ptr().cast())
+        }
+    }
     /// One vector of those, as [`Isa::dot`] takes it.
     #[inline(always)]
     unsafe fn load_codes(p: *const u8, step: usize) -> Self::B {
@@ -211,7 +227,7 @@ pub(crate) trait Isa: Copy + 'static {
         unsafe { Self::load_b(p.add(step * 64)) }
     }
     /// Adds to each lane the products of vectors of codes with as many words of activations. Sixteen bits hold the sums of `run`
-    /// steps; 1 says that codes may reach 128.
+    /// steps; 1 says that codes may reach 128. Where [`Isa::SUMS_WORDS`] and `run` is more, `acc` begins in sixteen bits.
     #[inline(always)]
     unsafe fn dots_of_one(acc: Self::I, w: &[Self::B], x: *const i32, run: usize) -> Self::I {
         let _ = run;
@@ -254,10 +270,10 @@ pub(crate) trait Isa: Copy + 'static {
         // SAFETY: the caller's promise.
         unsafe { Self::dot(acc, w, x) }
     }
-    /// Of every lane what [`Isa::densest`] left there as one sum, where it sums in sixteen bits.
-    #[cfg(target_arch = "x86_64")]
+    /// Of every lane the two sums that [`Isa::densest`] left there as one, each times a word of `by`, where [`Isa::SUMS_WORDS`].
     #[inline(always)]
-    unsafe fn widened(sums: Self::I) -> Self::I {
+    unsafe fn widened(sums: Self::I, by: Self::B) -> Self::I {
+        let _ = by;
         sums
     }
 
@@ -340,45 +356,58 @@ unsafe fn dots_step_by_step<I: Isa>(acc: I::I, w: &[I::B], x: *const i32) -> I::
     }
 }
 
-/// [`Isa::dots_of_one`] where sixteen bits hold the sums of `run` steps.
+/// The two sums that a sum of [`Isa::sums`] is of: of the first two of every four columns and of the others, where [`Isa::SUMS_WORDS`];
+/// elsewhere of all and of none.
+#[inline(always)]
+pub(crate) fn halves<I: Isa>(sum: i32) -> [i32; 2] {
+    if I::SUMS_WORDS { [i32::from(sum as i16), sum >> 16] } else { [sum, 0] }
+}
+
+/// [`Isa::dots_of_one`] where [`Isa::SUMS_WORDS`]; `acc` begins in sixteen bits, and sums are multiplied by the words of `by`.
 ///
 /// # Safety
 /// As for that.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn dots_of_one_in_runs<I: Isa>(mut acc: I::I, w: &[I::B], x: *const i32, run: usize) -> I::I {
+pub(crate) unsafe fn dots_of_one_in_runs<I: Isa>(
+    acc: I::I,
+    w: &[I::B],
+    x: *const i32,
+    run: usize,
+    by: I::B,
+) -> I::I {
     // SAFETY: the caller's promise.
     unsafe {
+        let mut all = I::zero_i();
         for (few, w) in w.chunks(run).enumerate() {
             let x = x.add(few * run);
-            let mut sums = I::zero_i();
+            let mut sums = if few == 0 { acc } else { I::zero_i() };
             for (step, w) in w.iter().enumerate() {
                 sums = I::densest(sums, *w, *x.add(step));
             }
-            acc = I::add_i(acc, I::widened(sums));
+            all = I::add_i(all, I::widened(sums, by));
         }
-        acc
+        all
     }
 }
 
-/// [`Isa::dots`] where sixteen bits hold the sums of `run` steps.
+/// [`Isa::dots`] where [`Isa::SUMS_WORDS`]; `acc` begins in sixteen bits, and sums are multiplied by the words of `by`.
 ///
 /// # Safety
 /// As for that.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn dots_in_runs<I: Isa, const M: usize>(
+pub(crate) unsafe fn dots_in_runs<I: Isa, const M: usize>(
     acc: &mut [I::I; M],
     w: *const u8,
     steps: usize,
     x: *const i32,
     (to_token, to_step): (usize, usize),
     run: usize,
+    by: I::B,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         for first in (0..steps).step_by(run) {
-            let mut sums = [I::zero_i(); M];
+            let mut sums = if first == 0 { *acc } else { [I::zero_i(); M] };
             for step in first..first + run {
                 let w = I::load_codes(w, step);
                 for (m, sums) in sums.iter_mut().enumerate() {
@@ -386,7 +415,8 @@ unsafe fn dots_in_runs<I: Isa, const M: usize>(
                 }
             }
             for (acc, sums) in acc.iter_mut().zip(sums) {
-                *acc = I::add_i(*acc, I::widened(sums));
+                let sum = I::widened(sums, by);
+                *acc = if first == 0 { sum } else { I::add_i(*acc, sum) };
             }
         }
     }

@@ -33,18 +33,28 @@ pub(crate) trait Format {
     /// How codes are packed.
     type Bits: Bits;
     /// Of how many steps sixteen bits hold the sum of two columns' products with activations of eight bits. A power of two, so
-    /// that it divides a scale's steps; 1 if codes reach 128: products that take them as signed have room for that.
+    /// that it divides a scale's steps; all of them where codes have a zero, which these sums begin with, or 1 where that does not do:
+    /// products that take codes as signed have room for every step.
     const RUN: usize = if Self::ZERO == 128 {
         1
     } else {
-        let most = match &Self::TABLE {
+        let largest = match &Self::TABLE {
             Some(table) => largest(table),
             None => (1 << Self::Bits::VECTORS) - 1,
         };
+        let (zero, all) = (Self::ZERO as usize, 8 / Self::GROUPS);
+        let most = if zero > largest - zero { zero } else { largest - zero };
         let steps = i16::MAX as usize / (2 * 127 * most);
-        let all = 8 / Self::GROUPS;
-        if steps >= all { all } else { 1 << steps.ilog2() }
+        if steps >= all {
+            all
+        } else if zero > 0 {
+            1
+        } else {
+            1 << steps.ilog2()
+        }
     };
+    /// Whether scales are integers of seven bits and a sign, times what a unit's have in common.
+    const WHOLE: bool = false;
 
     /// Bytes of a block of packed codes.
     fn code_bytes() -> usize {
@@ -121,7 +131,30 @@ pub(crate) trait Format {
     ///
     /// # Safety
     /// `unit` holds a unit; `part` and `group` are inside a stored block.
-    unsafe fn scale<I: Isa>(unit: *const u8, part: usize, group: usize) -> I::F;
+    #[inline(always)]
+    unsafe fn scale<I: Isa>(unit: *const u8, part: usize, group: usize) -> I::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let whole = I::load_signed_bytes(unit.add(Self::whole(part, group)).cast());
+            I::mul(Self::common::<I>(unit), whole)
+        }
+    }
+
+    /// Where the sixteen bytes of a group's [`Format::WHOLE`] scales begin in a unit.
+    #[inline(always)]
+    fn whole(part: usize, group: usize) -> usize {
+        unreachable!("scales that are no integers: {part}, {group}")
+    }
+
+    /// What a unit's [`Format::WHOLE`] scales have in common.
+    ///
+    /// # Safety
+    /// As for [`Format::scale`].
+    #[inline(always)]
+    unsafe fn common<I: Isa>(unit: *const u8) -> I::F {
+        // SAFETY: the caller's promise.
+        unsafe { I::load_half(unit.cast()) }
+    }
 
     /// Minimums of a group of columns.
     ///
@@ -289,6 +322,7 @@ macro_rules! super_block_with_minimum {
             const SCALE_BYTES: usize = 4 * LANES + 8 * 2 * LANES;
             const ZERO: i32 = 0;
             const MINIMUMS: bool = true;
+            const WHOLE: bool = true;
             type Bits = $bits;
 
             #[inline(always)]
@@ -307,9 +341,8 @@ macro_rules! super_block_with_minimum {
             }
 
             #[inline(always)]
-            unsafe fn scale<I: Isa>(unit: *const u8, part: usize, _group: usize) -> I::F {
-                // SAFETY: the caller's promise.
-                unsafe { I::mul(I::load_half(unit.cast()), I::load_bytes(unit.add((4 + 2 * part) * LANES))) }
+            fn whole(part: usize, _group: usize) -> usize {
+                (4 + 2 * part) * LANES
             }
 
             #[inline(always)]
@@ -346,6 +379,7 @@ macro_rules! super_block_signed {
             const GROUPS: usize = $groups;
             const ZERO: i32 = $zero;
             const TABLE: Option<[u8; 16]> = $table;
+            const WHOLE: bool = true;
             type Bits = $bits;
 
             #[inline(always)]
@@ -362,12 +396,8 @@ macro_rules! super_block_signed {
             }
 
             #[inline(always)]
-            unsafe fn scale<I: Isa>(unit: *const u8, part: usize, group: usize) -> I::F {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let scale = I::load_signed_bytes(unit.add((2 + part * $groups + group) * LANES).cast());
-                    I::mul(I::load_half(unit.cast()), scale)
-                }
+            fn whole(part: usize, group: usize) -> usize {
+                (2 + part * $groups + group) * LANES
             }
         }
     };
@@ -414,6 +444,7 @@ impl Format for Q2K {
     const GROUPS: usize = 2;
     const ZERO: i32 = 0;
     const MINIMUMS: bool = true;
+    const WHOLE: bool = true;
     type Bits = Two;
 
     #[inline(always)]
@@ -432,11 +463,8 @@ impl Format for Q2K {
     }
 
     #[inline(always)]
-    unsafe fn scale<I: Isa>(unit: *const u8, part: usize, group: usize) -> I::F {
-        // SAFETY: the caller's promise.
-        unsafe {
-            I::mul(I::load_half(unit.cast()), I::load_bytes(unit.add((4 + 2 * (2 * part + group)) * LANES)))
-        }
+    fn whole(part: usize, group: usize) -> usize {
+        (4 + 2 * (2 * part + group)) * LANES
     }
 
     #[inline(always)]

@@ -115,6 +115,7 @@ macro_rules! points {
             const GROUPS: usize = $groups;
             const ZERO: i32 = $zero;
             const TABLE: Option<[u8; 16]> = Some($table);
+            const WHOLE: bool = true;
             type Bits = $bits;
 
             #[inline(always)]
@@ -131,12 +132,14 @@ macro_rules! points {
             }
 
             #[inline(always)]
-            unsafe fn scale<I: Isa>(unit: *const u8, part: usize, group: usize) -> I::F {
+            fn whole(part: usize, group: usize) -> usize {
+                (4 + part * $groups + group) * LANES
+            }
+
+            #[inline(always)]
+            unsafe fn common<I: Isa>(unit: *const u8) -> I::F {
                 // SAFETY: the caller's promise.
-                unsafe {
-                    let scale = I::load_bytes(unit.add((4 + part * $groups + group) * LANES));
-                    I::mul(I::load(unit.cast()), scale)
-                }
+                unsafe { I::load(unit.cast()) }
             }
         }
     };
@@ -264,6 +267,7 @@ impl Format for Iq1S {
     const SCALE_BYTES: usize = 4 * LANES + 8 * 2 * LANES;
     const ZERO: i32 = 0;
     const MINIMUMS: bool = true;
+    const WHOLE: bool = true;
     type Bits = Two;
 
     #[inline(always)]
@@ -287,9 +291,14 @@ impl Format for Iq1S {
     }
 
     #[inline(always)]
-    unsafe fn scale<I: Isa>(unit: *const u8, part: usize, _group: usize) -> I::F {
+    fn whole(part: usize, _group: usize) -> usize {
+        (4 + 2 * part) * LANES
+    }
+
+    #[inline(always)]
+    unsafe fn common<I: Isa>(unit: *const u8) -> I::F {
         // SAFETY: the caller's promise.
-        unsafe { I::mul(I::load(unit.cast()), I::load_bytes(unit.add((4 + 2 * part) * LANES))) }
+        unsafe { I::load(unit.cast()) }
     }
 
     #[inline(always)]

@@ -31,6 +31,7 @@ pub(crate) mod plain;
 pub(crate) mod scaled;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tiled;
+mod whole;
 
 #[cfg(test)]
 use std::sync::Arc;

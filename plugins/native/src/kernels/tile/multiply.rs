@@ -4,12 +4,14 @@
 //! multiplied panel by panel, by outliers and by codes. Integers are summed over a scale's columns, floats over all, and those of
 //! outliers by themselves, in the same order in both forms: a batch gives bit for bit what its tokens give one by one.
 
+use std::marker::PhantomData;
+
 use drophammer_formats::DType;
 
 use super::formats::{Format, with_format};
 use super::one::One;
 use super::outliers::{Outliers, Weights};
-use super::{BLOCK, Place, Tiles, fetch_scales};
+use super::{BLOCK, Place, Tiles, fetch_scales, whole};
 use crate::kernels::LANES;
 use crate::kernels::activation::{Panels, WIDEST_PANEL, strides, with_panel};
 use crate::kernels::float::Output;
@@ -35,8 +37,11 @@ pub(crate) struct Unpacked {
 /// A strip, unpacked.
 pub(super) struct UnpackedStrip {
     pub(super) codes: Aligned<u8>,
+    /// Floats; words of [`whole`](super::whole) scales.
     pub(super) scales: Aligned<f32>,
     pub(super) minimums: Aligned<f32>,
+    /// What whole scales have in common.
+    pub(super) common: Aligned<f32>,
 }
 
 impl Unpacked {
@@ -47,6 +52,7 @@ impl Unpacked {
             codes: Aligned::zeroed(blocks * BLOCK * LANES * 2),
             scales: Aligned::zeroed(blocks * 2 * LANES),
             minimums: Aligned::zeroed(blocks * 2 * LANES),
+            common: Aligned::zeroed(blocks.div_ceil(whole::BLOCKS) * LANES),
         };
         Self {
             strips: std::array::from_fn(|_| strip()),
@@ -66,7 +72,7 @@ impl Unpacked {
     ///
     /// # Safety
     /// `x` was quantized.
-    unsafe fn prepare<F: Format>(&mut self, dtype: DType, x: Panels, zero: i32) {
+    unsafe fn prepare<F: Format>(&mut self, path: Path, dtype: DType, x: Panels, zero: i32) {
         let place = x.codes.addr();
         if self.ready == Some((dtype, place)) {
             return;
@@ -75,7 +81,10 @@ impl Unpacked {
             self.outliers.find(x);
         }
         // SAFETY: the caller's promise.
-        unsafe { offsets::<F>(x, zero, self) };
+        unsafe {
+            let to = &mut self.offsets;
+            isa::run(path, Offsets::<F> { x, zero, to, format: PhantomData });
+        }
         self.ready = Some((dtype, place));
     }
 }
@@ -116,28 +125,38 @@ unsafe fn multiply_as<F: Format>(
         let zero = F::zero(path);
         if x.panel == 1 {
             room.forget();
-            let format = std::marker::PhantomData;
-            return isa::run(path, One::<F> { tiles, x, strips, out, room, zero, format });
+            return isa::run(path, One::<F> { tiles, x, strips, out, room, zero, format: PhantomData });
         }
-        room.prepare::<F>(tiles.dtype(), x, zero);
+        room.prepare::<F>(path, tiles.dtype(), x, zero);
         for first in strips.clone().step_by(TOGETHER) {
             let count = TOGETHER.min(strips.end - first);
             for (strip, room) in (first..first + count).zip(&mut room.strips) {
-                isa::run(path, Unpack::<F> { tiles, strip, room, format: std::marker::PhantomData });
+                isa::run(path, Unpack::<F> { tiles, strip, room, format: PhantomData });
             }
             let rows = (count * LANES).min(tiles.rows() - first * LANES);
             let out = out.at_row(first * LANES);
-            match (F::GROUPS, F::MINIMUMS, F::RUN) {
-                (1, false, 1) => unpacked::<Shape<1, false>, 1>(path, room, x, zero, rows, out),
-                (1, false, 4) => unpacked::<Shape<1, false>, 4>(path, room, x, zero, rows, out),
-                (1, false, 8) => unpacked::<Shape<1, false>, 8>(path, room, x, zero, rows, out),
-                (1, true, 4) => unpacked::<Shape<1, true>, 4>(path, room, x, zero, rows, out),
-                (1, true, 8) => unpacked::<Shape<1, true>, 8>(path, room, x, zero, rows, out),
-                (2, false, 1) => unpacked::<Shape<2, false>, 1>(path, room, x, zero, rows, out),
-                (2, false, 2) => unpacked::<Shape<2, false>, 2>(path, room, x, zero, rows, out),
-                (2, false, 4) => unpacked::<Shape<2, false>, 4>(path, room, x, zero, rows, out),
-                (2, true, 4) => unpacked::<Shape<2, true>, 4>(path, room, x, zero, rows, out),
-                _ => unreachable!("no format has this shape"),
+            macro_rules! shapes {
+                ($($groups:literal $minimums:literal $whole:literal $run:literal)*) => {
+                    match (F::GROUPS, F::MINIMUMS, whole::of::<F>(), F::RUN) {
+                        $(($groups, $minimums, $whole, $run) => {
+                            unpacked::<Shape<$groups, $minimums, $whole>, $run>(path, room, x, zero, rows, out);
+                        })*
+                        _ => unreachable!("no format has this shape"),
+                    }
+                };
+            }
+            shapes! {
+                1 false false 1
+                1 false false 8
+                1 false true 8
+                1 true false 4
+                1 true false 8
+                1 true true 4
+                1 true true 8
+                2 false false 1
+                2 false false 4
+                2 false true 4
+                2 true true 4
             }
         }
     }
@@ -155,7 +174,7 @@ unsafe fn unpacked<S, const RUN: usize>(
     for<'a> Strips<'a, S, RUN>: Kernel<Output = ()>,
     for<'a> Weights<'a, S>: Kernel<Output = ()>,
 {
-    let shape = std::marker::PhantomData;
+    let shape = PhantomData;
     // SAFETY: the caller's promise.
     unsafe {
         for (number, strip) in room.strips[..rows.div_ceil(LANES)].iter().enumerate() {
@@ -166,40 +185,46 @@ unsafe fn unpacked<S, const RUN: usize>(
     }
 }
 
-/// Sum of the codes that a scale is for, the `at`th of `groups` for 32 columns, from the sums of one token.
-///
-/// # Safety
-/// There are as many sums, `panel` apart.
-#[inline(always)]
-pub(super) unsafe fn sum(sums: *const i32, panel: usize, at: usize, groups: usize) -> i32 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if groups == 2 {
-            *sums.add(at * panel)
-        } else {
-            *sums.add(2 * at * panel) + *sums.add((2 * at + 1) * panel)
-        }
-    }
+/// Prepares the offset for every scale's columns of every token: where their products' sum begins (−zero · sum, in the form that
+/// [`Isa::dots`] takes) or, as a float's bits, what the minimum is multiplied by (−scale · sum).
+pub(super) struct Offsets<'a, F> {
+    pub(super) x: Panels,
+    /// The code that means nothing.
+    pub(super) zero: i32,
+    pub(super) to: &'a mut [i32],
+    pub(super) format: PhantomData<F>,
 }
 
-/// Where an integer sum begins (−zero · sum) or, as a float's bits, what the minimum is multiplied by (−scale · sum).
-#[inline(always)]
-pub(super) fn offset(minimums: bool, zero: i32, sum: i32, scale: f32) -> i32 {
-    if minimums { (-(sum as f32) * scale).to_bits() as i32 } else { -zero * sum }
-}
+impl<F: Format> Kernel for Offsets<'_, F> {
+    type Output = ();
 
-/// Prepares the offset for every scale's columns of every token.
-pub(super) unsafe fn offsets<F: Format>(x: Panels, zero: i32, room: &mut Unpacked) {
-    let groups = x.columns / BLOCK * F::GROUPS;
-    for index in 0..x.count() {
-        let one = x.at(index);
-        let out = &mut room.offsets[index * x.panel * groups..][..x.panel * groups];
-        for (group, out) in out.chunks_exact_mut(x.panel).enumerate() {
-            for (m, out) in out.iter_mut().enumerate() {
-                // SAFETY: the panel holds a sum for every 16 columns and a scale for every 32.
-                unsafe {
-                    let sum = sum(one.sums.add(m), x.panel, group, F::GROUPS);
-                    *out = offset(F::MINIMUMS, zero, sum, *one.scales.add(group / F::GROUPS * x.panel + m));
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        let Self { x, zero, to, .. } = self;
+        let groups = x.columns / BLOCK * F::GROUPS;
+        for index in 0..x.count() {
+            let one = x.at(index);
+            let out = &mut to[index * x.panel * groups..][..x.panel * groups];
+            for (group, out) in out.chunks_exact_mut(x.panel).enumerate() {
+                for (m, out) in out.iter_mut().enumerate() {
+                    // SAFETY: the panel holds a sum for every 16 columns and a scale for every 32.
+                    let (mut sums, scale) = unsafe {
+                        let sums = one.sums.add(2 / F::GROUPS * group * x.panel + m);
+                        (isa::halves::<I>(*sums), *one.scales.add(group / F::GROUPS * x.panel + m))
+                    };
+                    if F::GROUPS == 1 {
+                        // SAFETY: as above.
+                        let more = isa::halves::<I>(unsafe { *one.sums.add((2 * group + 1) * x.panel + m) });
+                        sums = [sums[0] + more[0], sums[1] + more[1]];
+                    }
+                    let sum = sums[0] + sums[1];
+                    *out = if F::MINIMUMS {
+                        (-(sum as f32) * scale).to_bits() as i32
+                    } else if I::SUMS_WORDS && F::RUN > 1 {
+                        ((-zero * sums[0]) & 0xffff) | (-zero * sums[1]) << 16
+                    } else {
+                        -zero * sum
+                    };
                 }
             }
         }
@@ -211,7 +236,7 @@ struct Unpack<'a, F> {
     tiles: &'a Tiles,
     strip: usize,
     room: &'a mut UnpackedStrip,
-    format: std::marker::PhantomData<F>,
+    format: PhantomData<F>,
 }
 
 impl<F: Format> Kernel for Unpack<'_, F> {
@@ -221,19 +246,28 @@ impl<F: Format> Kernel for Unpack<'_, F> {
     unsafe fn run<I: Isa>(self) {
         let tile = self.tiles.strip(self.strip).as_ptr();
         let parts = F::COLUMNS / BLOCK;
+        let whole = I::SUMS_WORDS && whole::of::<F>();
         // SAFETY: the strip holds `columns` columns; the room is for as many.
         unsafe {
             for unit in 0..self.tiles.columns() / F::COLUMNS {
                 let place = Place::of::<F>(unit);
                 let scales = tile.add(place.scales);
                 fetch_scales::<F>(unit, scales);
+                if whole {
+                    I::store(self.room.common.as_mut_ptr().add(unit * LANES), F::common::<I>(scales));
+                }
                 for part in 0..parts {
                     let block = unit * parts + part;
                     let w = F::unpack::<I>(tile.add(place.codes + part * F::code_bytes()));
                     I::store_codes(self.room.codes.as_mut_ptr().add(block * I::STEPS * 64), w);
                     for group in 0..F::GROUPS {
                         let at = (block * F::GROUPS + group) * LANES;
-                        I::store(self.room.scales.as_mut_ptr().add(at), F::scale::<I>(scales, part, group));
+                        let to = self.room.scales.as_mut_ptr().add(at);
+                        if whole {
+                            I::store_b(to.cast(), whole::words::<I, F>(scales, part, group));
+                        } else {
+                            I::store(to, F::scale::<I>(scales, part, group));
+                        }
                         if F::MINIMUMS {
                             let minimum = F::minimum::<I>(scales, part, group);
                             I::store(self.room.minimums.as_mut_ptr().add(at), minimum);
@@ -246,20 +280,20 @@ impl<F: Format> Kernel for Unpack<'_, F> {
 }
 
 /// What a product needs to know of a format: formats that agree in it share their code.
-pub(super) struct Shape<const GROUPS: usize, const MINIMUMS: bool>;
+pub(super) struct Shape<const GROUPS: usize, const MINIMUMS: bool, const WHOLE: bool>;
 
 /// Unpacked strips times all panels. `RUN` is [`Format::RUN`], which products with outliers need not know.
-struct Strips<'a, S, const RUN: usize> {
-    room: &'a Unpacked,
-    x: Panels,
+pub(super) struct Strips<'a, S, const RUN: usize> {
+    pub(super) room: &'a Unpacked,
+    pub(super) x: Panels,
     /// Of all strips.
     rows: usize,
     out: Output,
-    shape: std::marker::PhantomData<S>,
+    shape: PhantomData<S>,
 }
 
-impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
-    for Strips<'_, Shape<GROUPS, MINIMUMS>, RUN>
+impl<const GROUPS: usize, const MINIMUMS: bool, const WHOLE: bool, const RUN: usize> Kernel
+    for Strips<'_, Shape<GROUPS, MINIMUMS, WHOLE>, RUN>
 {
     type Output = ();
 
@@ -270,14 +304,23 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
             let strips = self.rows.div_ceil(LANES);
             let (outliers, weights) = (&self.room.outliers, self.room.weights.as_ptr());
             for index in 0..self.x.count() {
+                let tokens = self.x.at(index).tokens;
                 with_panel!(self.x.panel, M => {
                     // Of a lone strip too: nobody reads what its neighbour of before would give.
                     let apart = outliers.products::<I, M>(index, weights);
                     if I::STRIPS_OF_CODES == 2 && strips == 2 {
-                        self.panel::<I, 2, M>(index, 0, apart);
+                        self.out.fetch(index * M..index * M + tokens);
+                        let sums = self.sums::<I, 2, M>(index, 0);
+                        self.put::<I, 2, M>(index, 0, sums, apart);
                     } else {
                         for (strip, apart) in apart.into_iter().enumerate().take(strips) {
-                            self.panel::<I, 1, M>(index, strip, [apart]);
+                            self.out.at_row(strip * LANES).fetch(index * M..index * M + tokens);
+                            let sums = if WHOLE && I::SUMS_WORDS {
+                                self.whole_sums::<I, M>(index, strip)
+                            } else {
+                                self.sums::<I, 1, M>(index, strip)
+                            };
+                            self.put::<I, 1, M>(index, strip, sums, [apart]);
                         }
                     }
                 });
@@ -286,23 +329,22 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Kernel
     }
 }
 
-impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Shape<GROUPS, MINIMUMS>, RUN> {
-    /// A panel of `M` tokens times `S` strips from `first`; what outliers give is added.
+impl<const GROUPS: usize, const MINIMUMS: bool, const WHOLE: bool, const RUN: usize>
+    Strips<'_, Shape<GROUPS, MINIMUMS, WHOLE>, RUN>
+{
+    /// The codes of a panel of `M` tokens times those of `S` strips from `first`.
     #[inline(always)]
-    unsafe fn panel<I: Isa, const S: usize, const M: usize>(
+    unsafe fn sums<I: Isa, const S: usize, const M: usize>(
         &self,
         index: usize,
         first: usize,
-        apart: [[I::F; M]; S],
-    ) {
+    ) -> [[I::F; M]; S] {
         let (x, steps) = (self.x.at(index), I::STEPS / GROUPS);
-        // SAFETY: the room holds the strips, the panel `M` tokens; `out` has room for the panel's tokens.
+        // SAFETY: the room holds the strips, the panel `M` tokens.
         unsafe {
             let strips = self.room.strips.as_ptr().add(first);
             let offsets = self.room.offsets.as_ptr().add(index * M * x.columns / BLOCK * GROUPS);
             let strides = strides::<I>(I::STEPS, M);
-            let out = self.out.at_row(first * LANES);
-            out.fetch(index * M..index * M + x.tokens);
             let mut codes = [std::ptr::null(); S];
             for (s, codes) in codes.iter_mut().enumerate() {
                 *codes = (*strips.add(s)).codes.as_ptr();
@@ -341,10 +383,26 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const RUN: usize> Strips<'_, Sha
                     }
                 }
             }
+            sums
+        }
+    }
+
+    /// Writes what a panel of `M` tokens times `S` strips from `first` gives: by codes, and by outliers.
+    #[inline(always)]
+    unsafe fn put<I: Isa, const S: usize, const M: usize>(
+        &self,
+        index: usize,
+        first: usize,
+        sums: [[I::F; M]; S],
+        apart: [[I::F; M]; S],
+    ) {
+        let tokens = self.x.at(index).tokens;
+        // SAFETY: `out` has room for the panel's tokens.
+        unsafe {
             for (s, sums) in sums.into_iter().enumerate() {
                 let rows = LANES.min(self.rows - (first + s) * LANES);
-                let out = out.at_row(s * LANES);
-                for (m, sum) in sums.into_iter().enumerate().take(x.tokens) {
+                let out = self.out.at_row((first + s) * LANES);
+                for (m, sum) in sums.into_iter().enumerate().take(tokens) {
                     out.put::<I>(index * M + m, rows, I::add(sum, apart[s][m]));
                 }
             }

@@ -2,12 +2,12 @@
 //! work.
 
 use super::formats::Format;
-use super::multiply::{Unpacked, offsets};
+use super::multiply::{Offsets, Unpacked};
 use super::outliers::weight;
-use super::{BLOCK, Place, Tiles, fetch_scales};
+use super::{BLOCK, Place, Tiles, fetch_scales, whole};
 use crate::kernels::activation::{Outlier, Panels};
 use crate::kernels::float::Output;
-use crate::kernels::isa::{Isa, Kernel};
+use crate::kernels::isa::{self, Isa, Kernel};
 use crate::kernels::{LANES, fetch_ahead};
 
 /// Some strips times one token.
@@ -29,7 +29,8 @@ impl<F: Format> Kernel for One<'_, F> {
     unsafe fn run<I: Isa>(self) {
         // SAFETY: the caller's promise.
         unsafe {
-            offsets::<F>(self.x, self.zero, self.room);
+            let to = &mut self.room.offsets;
+            Offsets::<F> { x: self.x, zero: self.zero, to, format: self.format }.run::<I>();
             for strip in self.strips.clone() {
                 let rows = LANES.min(self.tiles.rows() - strip * LANES);
                 let out = self.out.at_row(strip * LANES);
@@ -45,6 +46,7 @@ impl<F: Format> One<'_, F> {
         let tile = self.tiles.strip(strip).as_ptr();
         let parts = F::COLUMNS / BLOCK;
         let steps = I::STEPS / F::GROUPS;
+        let whole = I::SUMS_WORDS && whole::of::<F>();
         // SAFETY: the strip holds `columns` columns of codes and scales, the panel as many of activations.
         unsafe {
             let (mut sum, mut apart) = (I::splat(0.0), I::splat(0.0));
@@ -54,20 +56,35 @@ impl<F: Format> One<'_, F> {
                 let place = Place::of::<F>(unit);
                 let scales = tile.add(place.scales);
                 fetch_scales::<F>(unit, scales);
+                let mut of_unit = I::splat(0.0);
                 for part in 0..parts {
                     let block = unit * parts + part;
                     let bytes = F::SCALE_BYTES / parts + F::code_bytes();
                     fetch_ahead(tile.wrapping_add(block * bytes), bytes);
                     let w = F::unpack::<I>(tile.add(place.codes + part * F::code_bytes()));
-                    let factor = *self.x.scales.add(block);
+                    let factor = I::splat(*self.x.scales.add(block));
+                    let mut of_block = I::zero_i();
                     for group in 0..F::GROUPS {
                         let at = block * F::GROUPS + group;
                         let w = w.as_ref().get_unchecked(group * steps..(group + 1) * steps);
-                        let (scale, minimum) =
-                            (F::scale::<I>(scales, part, group), F::minimum::<I>(scales, part, group));
                         let offset = *self.room.offsets.as_ptr().add(at);
                         let x = x.add(at * steps);
-                        sum = Self::add::<I>(sum, w, x, offset, I::mul(scale, I::splat(factor)), minimum);
+                        let begin = if F::MINIMUMS { I::zero_i() } else { I::splat_i(offset) };
+                        if whole {
+                            let by = whole::words::<I, F>(scales, part, group);
+                            let dots = isa::dots_of_one_in_runs::<I>(begin, w, x, F::RUN, by);
+                            of_block = I::add_i(of_block, dots);
+                        } else {
+                            let scale = I::mul(F::scale::<I>(scales, part, group), factor);
+                            sum = I::fma(I::to_float(I::dots_of_one(begin, w, x, F::RUN)), scale, sum);
+                        }
+                        if F::MINIMUMS {
+                            let minimum = F::minimum::<I>(scales, part, group);
+                            sum = I::fma(minimum, I::splat(f32::from_bits(offset as u32)), sum);
+                        }
+                    }
+                    if whole {
+                        of_unit = I::fma(I::to_float(of_block), factor, of_unit);
                     }
                     if I::BYTES {
                         while (*outlier).block() == block {
@@ -79,6 +96,9 @@ impl<F: Format> One<'_, F> {
                             outlier = outlier.add(1);
                         }
                     }
+                }
+                if whole {
+                    sum = I::fma(F::common::<I>(scales), of_unit, sum);
                 }
             }
             out.put::<I>(0, rows, I::add(sum, apart));
@@ -93,24 +113,6 @@ impl<F: Format> One<'_, F> {
         unsafe {
             let minimum = F::MINIMUMS.then(|| F::minimum::<I>(scales, part, group));
             weight::<I>(codes, outlier, self.zero, F::scale::<I>(scales, part, group), minimum)
-        }
-    }
-
-    /// `sum` and the products of one scale's columns.
-    #[inline(always)]
-    unsafe fn add<I: Isa>(
-        sum: I::F,
-        w: &[I::B],
-        x: *const i32,
-        offset: i32,
-        scale: I::F,
-        minimum: I::F,
-    ) -> I::F {
-        // SAFETY: the caller promises as many words of activations as vectors of codes.
-        unsafe {
-            let begin = if F::MINIMUMS { I::zero_i() } else { I::splat_i(offset) };
-            let sum = I::fma(I::to_float(I::dots_of_one(begin, w, x, F::RUN)), scale, sum);
-            if F::MINIMUMS { I::fma(minimum, I::splat(f32::from_bits(offset as u32)), sum) } else { sum }
         }
     }
 }

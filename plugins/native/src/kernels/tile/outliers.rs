@@ -1,7 +1,7 @@
 //! Products with the activations that were set apart: see [`activation`](crate::kernels::activation).
 
-use super::BLOCK;
 use super::multiply::{Shape, TOGETHER, UnpackedStrip};
+use super::{BLOCK, whole};
 use crate::kernels::LANES;
 use crate::kernels::activation::{Outlier, Panels, most_outliers};
 use crate::kernels::isa::{Isa, Kernel};
@@ -173,12 +173,14 @@ pub(super) struct Weights<'a, S> {
     pub(super) shape: std::marker::PhantomData<S>,
 }
 
-impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Weights<'_, Shape<GROUPS, MINIMUMS>> {
+impl<const GROUPS: usize, const MINIMUMS: bool, const WHOLE: bool> Kernel
+    for Weights<'_, Shape<GROUPS, MINIMUMS, WHOLE>>
+{
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let UnpackedStrip { codes, scales, minimums } = self.strip;
+        let UnpackedStrip { codes, scales, minimums, common } = self.strip;
         // SAFETY: the strip has all columns of the list, and room for their weights.
         unsafe {
             let mut to = self.to.as_mut_ptr();
@@ -189,7 +191,13 @@ impl<const GROUPS: usize, const MINIMUMS: bool> Kernel for Weights<'_, Shape<GRO
                 let at = (block * GROUPS + outlier.group(GROUPS)) * LANES;
                 let codes = I::load_codes(codes.as_ptr().add(block * I::STEPS * 64), outlier.step());
                 let minimum = MINIMUMS.then(|| I::load(minimums.as_ptr().add(at)));
-                let w = weight::<I>(codes, outlier, self.zero, I::load(scales.as_ptr().add(at)), minimum);
+                let scale = if WHOLE && I::SUMS_WORDS {
+                    let common = I::load(common.as_ptr().add(block / whole::BLOCKS * LANES));
+                    whole::scale::<I>(common, I::load_b(scales.as_ptr().add(at).cast()))
+                } else {
+                    I::load(scales.as_ptr().add(at))
+                };
+                let w = weight::<I>(codes, outlier, self.zero, scale, minimum);
                 to = to.add(TOGETHER * LANES);
                 I::store(to, w);
             }

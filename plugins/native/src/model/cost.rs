@@ -8,7 +8,7 @@ use super::attend::sees;
 use super::execute::Frame;
 use super::record::MatrixRef;
 use super::step::{Experts, Step};
-use crate::kernels::attention::PAGE;
+use crate::kernels::attention::{PAGE, Stored};
 use crate::kernels::tile::Takes;
 
 /// Least cost of a step.
@@ -73,6 +73,7 @@ impl Frame<'_> {
                 let many = many(e.x.domain);
                 [&e.gate, &e.up, &e.down].into_iter().flatten().any(|&matrix| integers(matrix, many))
             }
+            Step::Attention(_) => self.cache.stored() == Stored::Word,
             _ => false,
         };
         if any { Arithmetic::Integer } else { Arithmetic::Float }

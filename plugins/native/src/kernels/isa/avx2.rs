@@ -90,6 +90,7 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
 
     const BYTES: bool = true;
     const SUMS_WORDS: bool = !VNNI;
+    const BEGINS_WORDS: bool = !VNNI;
 
     const FLOAT_ROWS: usize = 6;
 
@@ -440,8 +441,7 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
             if VNNI || run == 1 {
                 dots_step_by_step::<Self>(acc, w, x)
             } else {
-                let ones = _mm256_set1_epi16(1);
-                dots_of_one_in_runs::<Self>(acc, w, x, run, (ones, ones))
+                dots_of_one_in_runs::<Self>(acc, Self::zero_i(), w, x, run, Self::ones())
             }
         }
     }
@@ -459,8 +459,8 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
             if VNNI || run == 1 {
                 dots_one_by_one::<Self, false, 1, M>(std::array::from_mut(acc), [w], steps, x, strides);
             } else {
-                let ones = _mm256_set1_epi16(1);
-                dots_in_runs::<Self, M>(acc, w, steps, x, strides, run, (ones, ones));
+                let begin = [Self::zero_i(); M];
+                dots_in_runs::<Self, M>(acc, begin, w, (steps, run), x, strides, Self::ones());
             }
         }
     }
@@ -484,6 +484,11 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
         }
         // SAFETY: see the head of this block.
         unsafe { (_mm256_madd_epi16(sums.0, by.0), _mm256_madd_epi16(sums.1, by.1)) }
+    }
+    #[inline(always)]
+    unsafe fn ones() -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_set1_epi16(1), _mm256_set1_epi16(1)) }
     }
     #[inline(always)]
     unsafe fn load_pairs(p: *const i8) -> Self::B {

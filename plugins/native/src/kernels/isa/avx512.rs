@@ -368,7 +368,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
             // At most 2 · 128 · 127, which sixteen bits hold.
             let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
             let sums = _mm512_maddubs_epi16(_mm512_abs_epi8(w), x);
-            _mm512_add_epi32(acc, Self::widened(sums, _mm512_set1_epi16(1)))
+            _mm512_add_epi32(acc, Self::widened(sums, Self::ones()))
         }
     }
     #[inline(always)]
@@ -389,7 +389,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
             if VNNI || run == 1 {
                 dots_step_by_step::<Self>(acc, w, x)
             } else {
-                dots_of_one_in_runs::<Self>(acc, w, x, run, _mm512_set1_epi16(1))
+                dots_of_one_in_runs::<Self>(acc, Self::zero_i(), w, x, run, Self::ones())
             }
         }
     }
@@ -408,7 +408,8 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
                 return dots_one_by_one::<Self, false, S, M>(acc, w, steps, x, strides);
             }
             for (acc, w) in acc.iter_mut().zip(w) {
-                dots_in_runs::<Self, M>(acc, w, steps, x, strides, run, _mm512_set1_epi16(1));
+                let begin = [Self::zero_i(); M];
+                dots_in_runs::<Self, M>(acc, begin, w, (steps, run), x, strides, Self::ones());
             }
         }
     }
@@ -430,6 +431,11 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
         }
         // SAFETY: see the head of this block.
         unsafe { _mm512_madd_epi16(sums, by) }
+    }
+    #[inline(always)]
+    unsafe fn ones() -> Self::B {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_set1_epi16(1) }
     }
     #[inline(always)]
     unsafe fn load_pairs(p: *const i8) -> Self::B {

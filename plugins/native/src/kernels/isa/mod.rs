@@ -60,6 +60,9 @@ pub(crate) trait Isa: Copy + 'static {
     /// Whether products of codes are summed in sixteen bits first, two sums to a lane (of the first two of every four columns, and of the
     /// others), in *runs* of as many steps as sixteen bits hold the sum of.
     const SUMS_WORDS: bool = false;
+    /// Whether these sums had better begin with what is to be added to them than have it added when they are widened: where an addition
+    /// does not read a number for all lanes from memory.
+    const BEGINS_WORDS: bool = false;
     /// How many bytes ahead weights are asked for where they are multiplied by panel after panel, 0 for not at all: the nearest cache
     /// holds no two strips of words, and not every processor fetches them from the next one by itself in time.
     const ASKS_AHEAD: usize = 0;
@@ -207,6 +210,12 @@ pub(crate) trait Isa: Copy + 'static {
             unsafe { Self::store_b(p.add(step * 64), *w) }
         }
     }
+    /// Words of one.
+    #[inline(always)]
+    unsafe fn ones() -> Self::B {
+        // SAFETY: the caller's promise.
+        unsafe { Self::load_pairs([1; LANES].as_ptr()) }
+    }
     /// Sixteen signed bytes as words, each twice in its lane.
     #[inline(always)]
     unsafe fn load_pairs(p: *const i8) -> Self::B {
@@ -227,7 +236,7 @@ pub(crate) trait Isa: Copy + 'static {
         unsafe { Self::load_b(p.add(step * 64)) }
     }
     /// Adds to each lane the products of vectors of codes with as many words of activations. Sixteen bits hold the sums of `run`
-    /// steps; 1 says that codes may reach 128. Where [`Isa::SUMS_WORDS`] and `run` is more, `acc` begins in sixteen bits.
+    /// steps; 1 says that codes may reach 128.
     #[inline(always)]
     unsafe fn dots_of_one(acc: Self::I, w: &[Self::B], x: *const i32, run: usize) -> Self::I {
         let _ = run;
@@ -363,13 +372,14 @@ pub(crate) fn halves<I: Isa>(sum: i32) -> [i32; 2] {
     if I::SUMS_WORDS { [i32::from(sum as i16), sum >> 16] } else { [sum, 0] }
 }
 
-/// [`Isa::dots_of_one`] where [`Isa::SUMS_WORDS`]; `acc` begins in sixteen bits, and sums are multiplied by the words of `by`.
+/// [`Isa::dots_of_one`] where [`Isa::SUMS_WORDS`]; sums begin with `sums`, in sixteen bits, and are multiplied by the words of `by`.
 ///
 /// # Safety
 /// As for that.
 #[inline(always)]
 pub(crate) unsafe fn dots_of_one_in_runs<I: Isa>(
-    acc: I::I,
+    mut acc: I::I,
+    mut sums: I::I,
     w: &[I::B],
     x: *const i32,
     run: usize,
@@ -377,37 +387,35 @@ pub(crate) unsafe fn dots_of_one_in_runs<I: Isa>(
 ) -> I::I {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut all = I::zero_i();
         for (few, w) in w.chunks(run).enumerate() {
             let x = x.add(few * run);
-            let mut sums = if few == 0 { acc } else { I::zero_i() };
             for (step, w) in w.iter().enumerate() {
                 sums = I::densest(sums, *w, *x.add(step));
             }
-            all = I::add_i(all, I::widened(sums, by));
+            acc = I::add_i(acc, I::widened(sums, by));
+            sums = I::zero_i();
         }
-        all
+        acc
     }
 }
 
-/// [`Isa::dots`] where [`Isa::SUMS_WORDS`]; `acc` begins in sixteen bits, and sums are multiplied by the words of `by`.
+/// [`Isa::dots`] where [`Isa::SUMS_WORDS`]; sums begin with `sums`, in sixteen bits, and are multiplied by the words of `by`.
 ///
 /// # Safety
 /// As for that.
 #[inline(always)]
 pub(crate) unsafe fn dots_in_runs<I: Isa, const M: usize>(
     acc: &mut [I::I; M],
+    mut sums: [I::I; M],
     w: *const u8,
-    steps: usize,
+    (steps, run): (usize, usize),
     x: *const i32,
     (to_token, to_step): (usize, usize),
-    run: usize,
     by: I::B,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         for first in (0..steps).step_by(run) {
-            let mut sums = if first == 0 { *acc } else { [I::zero_i(); M] };
             for step in first..first + run {
                 let w = I::load_codes(w, step);
                 for (m, sums) in sums.iter_mut().enumerate() {
@@ -415,9 +423,9 @@ pub(crate) unsafe fn dots_in_runs<I: Isa, const M: usize>(
                 }
             }
             for (acc, sums) in acc.iter_mut().zip(sums) {
-                let sum = I::widened(sums, by);
-                *acc = if first == 0 { sum } else { I::add_i(*acc, sum) };
+                *acc = I::add_i(*acc, I::widened(sums, by));
             }
+            sums = [I::zero_i(); M];
         }
     }
 }

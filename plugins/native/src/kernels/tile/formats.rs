@@ -33,25 +33,18 @@ pub(crate) trait Format {
     /// How codes are packed.
     type Bits: Bits;
     /// Of how many steps sixteen bits hold the sum of two columns' products with activations of eight bits. A power of two, so
-    /// that it divides a scale's steps; all of them where codes have a zero, which these sums begin with, or 1 where that does not do:
-    /// products that take codes as signed have room for every step.
+    /// that it divides a scale's steps; 1 if codes reach 128: products that take them as signed have room for that.
     const RUN: usize = if Self::ZERO == 128 {
         1
     } else {
-        let largest = match &Self::TABLE {
-            Some(table) => largest(table),
-            None => (1 << Self::Bits::VECTORS) - 1,
-        };
-        let (zero, all) = (Self::ZERO as usize, 8 / Self::GROUPS);
-        let most = if zero > largest - zero { zero } else { largest - zero };
-        let steps = i16::MAX as usize / (2 * 127 * most);
-        if steps >= all {
-            all
-        } else if zero > 0 {
-            1
-        } else {
-            1 << steps.ilog2()
-        }
+        let steps = i16::MAX as usize / (2 * 127 * Self::LARGEST);
+        let all = 8 / Self::GROUPS;
+        if steps >= all { all } else { 1 << steps.ilog2() }
+    };
+    /// The largest code.
+    const LARGEST: usize = match &Self::TABLE {
+        Some(table) => largest(table),
+        None => (1 << Self::Bits::VECTORS) - 1,
     };
     /// Whether scales are integers of seven bits and a sign, times what a unit's have in common.
     const WHOLE: bool = false;

@@ -147,14 +147,16 @@ unsafe fn multiply_as<F: Format>(
             }
             shapes! {
                 1 false false 1
+                1 false false 4
                 1 false false 8
-                1 false true 8
+                1 false true 4
                 1 true false 4
                 1 true false 8
                 1 true true 4
                 1 true true 8
                 2 false false 1
                 2 false false 4
+                2 false true 2
                 2 false true 4
                 2 true true 4
             }
@@ -185,8 +187,8 @@ unsafe fn unpacked<S, const RUN: usize>(
     }
 }
 
-/// Prepares the offset for every scale's columns of every token: where their products' sum begins (−zero · sum, in the form that
-/// [`Isa::dots`] takes) or, as a float's bits, what the minimum is multiplied by (−scale · sum).
+/// Prepares the offset for every scale's columns of every token: where their products' sum begins (−zero · sum; in two words where
+/// [`whole::begins_in_words`]) or, as a float's bits, what the minimum is multiplied by (−scale · sum).
 pub(super) struct Offsets<'a, F> {
     pub(super) x: Panels,
     /// The code that means nothing.
@@ -220,7 +222,7 @@ impl<F: Format> Kernel for Offsets<'_, F> {
                     let sum = sums[0] + sums[1];
                     *out = if F::MINIMUMS {
                         (-(sum as f32) * scale).to_bits() as i32
-                    } else if I::SUMS_WORDS && F::RUN > 1 {
+                    } else if whole::begins_in_words::<I>(F::GROUPS, F::MINIMUMS, whole::of::<F>(), F::RUN) {
                         ((-zero * sums[0]) & 0xffff) | (-zero * sums[1]) << 16
                     } else {
                         -zero * sum
@@ -363,7 +365,22 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const WHOLE: bool, const RUN: us
                         }
                     }
                     let x_codes = x.codes.cast::<i32>().add(block * M * I::STEPS + group * steps * strides.1);
-                    I::dots_of_strips(&mut acc, codes, steps, x_codes, strides, RUN);
+                    if whole::begins_in_words::<I>(GROUPS, MINIMUMS, WHOLE, RUN) {
+                        for (acc, codes) in acc.iter_mut().zip(codes) {
+                            let begin = std::mem::replace(acc, [I::zero_i(); M]);
+                            isa::dots_in_runs::<I, M>(
+                                acc,
+                                begin,
+                                codes,
+                                (steps, steps),
+                                x_codes,
+                                strides,
+                                I::ones(),
+                            );
+                        }
+                    } else {
+                        I::dots_of_strips(&mut acc, codes, steps, x_codes, strides, RUN);
+                    }
                     for codes in &mut codes {
                         *codes = codes.add(steps * 64);
                     }

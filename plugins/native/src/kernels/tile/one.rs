@@ -47,6 +47,7 @@ impl<F: Format> One<'_, F> {
         let parts = F::COLUMNS / BLOCK;
         let steps = I::STEPS / F::GROUPS;
         let whole = I::SUMS_WORDS && whole::of::<F>();
+        let in_words = whole::begins_in_words::<I>(F::GROUPS, F::MINIMUMS, whole::of::<F>(), F::RUN);
         // SAFETY: the strip holds `columns` columns of codes and scales, the panel as many of activations.
         unsafe {
             let (mut sum, mut apart) = (I::splat(0.0), I::splat(0.0));
@@ -70,13 +71,18 @@ impl<F: Format> One<'_, F> {
                         let offset = *self.room.offsets.as_ptr().add(at);
                         let x = x.add(at * steps);
                         let begin = if F::MINIMUMS { I::zero_i() } else { I::splat_i(offset) };
+                        let run = if in_words { steps } else { F::RUN };
                         if whole {
                             let by = whole::words::<I, F>(scales, part, group);
-                            let dots = isa::dots_of_one_in_runs::<I>(begin, w, x, F::RUN, by);
-                            of_block = I::add_i(of_block, dots);
+                            of_block = isa::dots_of_one_in_runs::<I>(of_block, begin, w, x, run, by);
                         } else {
+                            let dots = if in_words {
+                                isa::dots_of_one_in_runs::<I>(I::zero_i(), begin, w, x, run, I::ones())
+                            } else {
+                                I::dots_of_one(begin, w, x, run)
+                            };
                             let scale = I::mul(F::scale::<I>(scales, part, group), factor);
-                            sum = I::fma(I::to_float(I::dots_of_one(begin, w, x, F::RUN)), scale, sum);
+                            sum = I::fma(I::to_float(dots), scale, sum);
                         }
                         if F::MINIMUMS {
                             let minimum = F::minimum::<I>(scales, part, group);

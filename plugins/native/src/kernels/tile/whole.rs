@@ -17,7 +17,17 @@ pub(super) const BLOCKS: usize = 8;
 /// Whether a format has such scales, and products that are summed in sixteen bits where the path does.
 pub(super) const fn of<F: Format>() -> bool {
     assert!(!F::WHOLE || F::COLUMNS == BLOCKS * BLOCK);
+    let zero = F::ZERO as usize;
+    let largest = if F::LARGEST > 2 * zero { F::LARGEST - zero } else { zero };
+    // What `begins_in_words` needs.
+    assert!(F::MINIMUMS || F::RUN == 1 || 2 * 127 * largest * 8 / F::GROUPS <= i16::MAX as usize);
     F::WHOLE && F::RUN > 1
+}
+
+/// Whether the sums of codes that have a zero begin with it, in sixteen bits. These hold the sum of all steps then, whatever
+/// [`Format::RUN`] says of codes without a zero, since what wraps around comes back.
+pub(super) const fn begins_in_words<I: Isa>(groups: usize, minimums: bool, whole: bool, run: usize) -> bool {
+    I::SUMS_WORDS && !minimums && run > 1 && (whole || run < I::STEPS / groups || I::BEGINS_WORDS)
 }
 
 /// The integers that the scales of a group are, each twice in its lane.
@@ -64,17 +74,16 @@ impl<const GROUPS: usize, const MINIMUMS: bool, const WHOLE: bool, const RUN: us
                 for block in unit * BLOCKS..(unit + 1) * BLOCKS {
                     let mut whole = [I::zero_i(); M];
                     for group in 0..GROUPS {
-                        let mut acc = [I::zero_i(); M];
+                        let mut begin = [I::zero_i(); M];
                         if !MINIMUMS {
-                            for (m, acc) in acc.iter_mut().enumerate() {
-                                *acc = I::splat_i(*offsets.add(m));
+                            for (m, begin) in begin.iter_mut().enumerate() {
+                                *begin = I::splat_i(*offsets.add(m));
                             }
                         }
+                        let run = if MINIMUMS { RUN } else { steps };
                         let x = x.codes.cast::<i32>().add(block * M * I::STEPS + group * steps * strides.1);
-                        isa::dots_in_runs::<I, M>(&mut acc, codes, steps, x, strides, RUN, I::load_b(scales));
-                        for (whole, acc) in whole.iter_mut().zip(acc) {
-                            *whole = if group == 0 { acc } else { I::add_i(*whole, acc) };
-                        }
+                        let by = I::load_b(scales);
+                        isa::dots_in_runs::<I, M>(&mut whole, begin, codes, (steps, run), x, strides, by);
                         if MINIMUMS {
                             let minimum = I::load(minimums);
                             for (m, sum) in sums.iter_mut().enumerate() {

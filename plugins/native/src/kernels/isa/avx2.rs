@@ -501,3 +501,36 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_bytes_are_of_sixteen_in_one_number_or_in_two_words() {
+        if !is_x86_feature_detected!("avx2") {
+            return;
+        }
+        for bytes in [[127; 32], [-127; 32], std::array::from_fn(|i| (i as i32 * 37 % 255 - 127) as i8)] {
+            let sums = |two: usize| -> [i32; 2] {
+                let of = |half: usize| {
+                    let fours = bytes[half * 16..][..16].chunks(4);
+                    fours.flat_map(|four| &four[two..two + 2]).map(|x| i32::from(*x)).sum()
+                };
+                [of(0), of(1)]
+            };
+            // SAFETY: the processor has AVX2.
+            let (whole, words) = unsafe {
+                let bytes = _mm256_loadu_si256(bytes.as_ptr().cast());
+                (sums_of_bytes::<true>(bytes), sums_of_bytes::<false>(bytes))
+            };
+            for half in 0..2 {
+                assert_eq!(whole[half], sums(0)[half] + sums(2)[half]);
+                assert_eq!(
+                    (i32::from(words[half] as i16), words[half] >> 16),
+                    (sums(0)[half], sums(2)[half])
+                );
+            }
+        }
+    }
+}

@@ -74,6 +74,19 @@ pub(crate) fn scatter(canvas: &mut Canvas<'_>, area: Rect, points: &[Point], axe
     }
 }
 
+/// Rows of the vertical axis with what they say; one that would say what another does, as where all points are one, is left out.
+fn ticks(plot: Rect, (low, high): (f64, f64), say: fn(f64) -> String) -> Vec<(u16, String)> {
+    let middle = plot.y + plot.height / 2;
+    let mut ticks = vec![(plot.top(), say(high)), (plot.bottom() - 1, say(low))];
+    if plot.height >= 7 {
+        let part = f64::from(plot.bottom() - 1 - middle) / f64::from(plot.height - 1);
+        ticks.push((middle, say((low.ln() + part * (high.ln() - low.ln())).exp())));
+    }
+    let mut told = std::collections::HashSet::new();
+    ticks.retain(|(_, label)| told.insert(label.clone()));
+    ticks
+}
+
 fn draw_axes(
     canvas: &mut Canvas<'_>,
     area: Rect,
@@ -87,14 +100,8 @@ fn draw_axes(
     for y in plot.top()..plot.bottom() {
         canvas.text(plot.x - 1, y, 1, "│", line);
     }
-    let middle = plot.y + plot.height / 2;
-    let mut marks = vec![(plot.top(), high), (plot.bottom() - 1, low)];
-    if plot.height >= 7 {
-        let part = f64::from(plot.bottom() - 1 - middle) / f64::from(plot.height - 1);
-        marks.push((middle, (low.ln() + part * (high.ln() - low.ln())).exp()));
-    }
-    for (y, value) in marks {
-        canvas.right(plot.x - 1, y, MARGIN - 1, &(axes.y)(value), text);
+    for (y, label) in ticks(plot, (low, high), axes.y) {
+        canvas.right(plot.x - 1, y, MARGIN - 1, &label, text);
         canvas.text(plot.x - 1, y, 1, "┤", line);
     }
     let bottom = plot.bottom();
@@ -114,4 +121,23 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
         high = high.max(value);
     }
     if high / low < 1.5 { (low / 1.3, high * 1.3) } else { (low / 1.1, high * 1.1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_ticks_say_the_same() {
+        let say = |value: f64| format!("{value:.0e}");
+        for (height, range, expected) in [
+            (9, (1e-4, 1e-2), vec![(0, "1e-2"), (8, "1e-4"), (4, "1e-3")]),
+            (9, (8e-7, 1.2e-6), vec![(0, "1e-6"), (8, "8e-7")]),
+            (5, (1e-4, 1e-2), vec![(0, "1e-2"), (4, "1e-4")]),
+        ] {
+            let ticks = ticks(Rect::new(0, 0, 30, height), range, say);
+            let ticks: Vec<_> = ticks.iter().map(|(y, label)| (*y, label.as_str())).collect();
+            assert_eq!(ticks, expected, "{height} high, {range:?}");
+        }
+    }
 }

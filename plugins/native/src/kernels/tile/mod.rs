@@ -14,8 +14,8 @@
 //! as the file, give or take a few percent; but for those of codebooks, which take 1.3 to 2 times as many.
 //!
 //! [`formats`], [`lattices`] and [`e2m1`] say how each quantized type becomes tiles, [`multiply`] multiplies activations of many tokens by
-//! them, [`one`] those of one token and [`outliers`] those that are set apart; [`fixed`] does both for halves, and [`plain`] for plain
-//! floats, whose strips have numbers where quantized ones have codes. Where that is faster, many tokens are multiplied by weights that
+//! them, [`one`] those of one token and [`outliers`] those that are set apart; scales that are integers have [`whole`]. [`fixed`] does
+//! both for halves, and [`plain`] for plain floats, whose strips have numbers where quantized ones have codes. Where that is faster, many tokens are multiplied by weights that
 //! have their scales ([`scaled`]): with AMX by [`tiled`], without VNNI by [`floats`].
 
 pub(crate) mod bits;

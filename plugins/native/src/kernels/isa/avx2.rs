@@ -2,8 +2,9 @@
 //!
 //! AVX-VNNI multiplies bytes and sums in 32 bits, as AVX-512's VNNI does. AVX2's own instruction for bytes, `vpmaddubsw`, sums
 //! two products in sixteen bits. Codes of up to six bits leave room there for those of more steps, and one instruction widens all
-//! of them, or multiplies them by a scale: twice as many products as by words, since integers are what these processors do fewest of. Codes that reach 128 are
-//! taken as signed, by their magnitudes and by activations with their signs; each step's sums are widened.
+//! of them, or multiplies them by a scale: twice as many products as by words, since integers are what these processors do fewest
+//! of. Codes that reach 128 are taken as signed, by their magnitudes and by activations with their signs; each step's sums are
+//! widened.
 
 #[allow(clippy::wildcard_imports)] // intrinsics carry their own prefix
 use std::arch::x86_64::*;

@@ -15,8 +15,8 @@
 //!
 //! [`formats`], [`lattices`] and [`e2m1`] say how each quantized type becomes tiles, [`multiply`] multiplies activations of many tokens by
 //! them, [`one`] those of one token and [`outliers`] those that are set apart; scales that are integers have [`whole`]. [`fixed`] does
-//! both for halves, and [`plain`] for plain floats, whose strips have numbers where quantized ones have codes. Where that is faster, many tokens are multiplied by weights that
-//! have their scales ([`scaled`]): with AMX by [`tiled`], without VNNI by [`floats`].
+//! both for halves, and [`plain`] for plain floats, whose strips have numbers where quantized ones have codes. Where that is faster,
+//! many tokens are multiplied by weights that have their scales ([`scaled`]): with AMX by [`tiled`], without VNNI by [`floats`].
 
 pub(crate) mod bits;
 mod e2m1;
